@@ -1,0 +1,37 @@
+"""clada: decode a causal language model faster by computing only the neurons a token needs.
+
+The engine of Yang et al., "Sparse Brains are Also Adaptive Brains: Cognitive-Load-Aware Dynamic Activation for LLMs"
+(arXiv 2502.19078). Names are imported on first use, so `import clada` costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clada.coefficients import Coefficients
+    from clada.engine import Engine, Step
+    from clada.errors import CladaError
+    from clada.models import load_model
+    from clada.plan import Plan
+
+__version__ = "0.1.0"
+__all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model"]
+
+_HOME = {
+    "CladaError": "clada.errors",
+    "Coefficients": "clada.coefficients",
+    "Engine": "clada.engine",
+    "Plan": "clada.plan",
+    "Step": "clada.engine",
+    "load_model": "clada.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clada' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

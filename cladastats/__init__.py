@@ -1,0 +1,27 @@
+"""cladastats: do MLP activations follow the prefix of a sequence, and does cognitive load disturb that?
+
+Controlled corpora from real text, activations at the target token, similarity, and panel regressions, after Yang et
+al. (arXiv 2502.19078, section 2). Names are imported on first use, so `import cladastats` costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cladastats.regress import Fit
+    from cladastats.study import Study
+
+__version__ = "0.1.0"
+__all__ = ["Fit", "Study"]
+
+_HOME = {"Fit": "cladastats.regress", "Study": "cladastats.study"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cladastats' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
