@@ -1,0 +1,230 @@
+"""The study folder: what every stage reads and writes (one folder, one corpus, one model).
+
+study.json              what the study is: model, source, seed, lengths, versions
+corpus.parquet          the sequences
+activations/            neuron activations at the target token, with index.parquet
+panel-<metric>.parquet  similarities and responses, a row per group, pair and ratio
+fits/<metric>.json      the regressions
+coefficients.json       what the engine reads
+figures/                what was drawn
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clada.coefficients import newest_studies
+from clada.errors import StudyError
+from clada.jsonfile import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    from cladastats.regress import Fit
+
+__all__ = ["STUDIES", "Study", "StudyConfig", "newest_studies", "study_folder", "write_study", "write_table"]
+
+SCHEMA = "cladastats/study/1"
+STUDIES = Path("studies")
+RECORDED_PACKAGES = (
+    "clada",
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "pandas",
+    "linearmodels",
+    "ftfy",
+    "HanTa",
+    "syntok",
+)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a study is. Everything here belongs to its identity, but for the package versions.
+
+    Attributes:
+        model: the name given to `clada.load_model`.
+        revision: content of the model, as `clada.models.model_revision` says it.
+        dtype: of the forward passes.
+        storage_dtype: of the activations on disk.
+        threads: of torch during extraction; with it and `batch` fixed, results are bit-identical.
+        batch: sequences in one forward pass.
+        tokenizer_sha256: of the tokenizer's full definition.
+        vocab_size: of the model; log2 of it scales surprisal and entropy to the `_norm` columns.
+        source: corpus source as the user named it.
+        source_sha256: of the source's bytes.
+        seed: of every draw in the corpus.
+        pairs: pairs in each group.
+        length: tokens before the target; a sequence has length + 1.
+        ratios: prefix shares.
+        windows: `stream` (windows cut from the joined documents) or `document` (each within one document).
+        separator: the token that joins documents.
+        equivalence_margin: difference of the prefix coefficients of NLS and RTS (response points per 1,000 tokens)
+            that counts as none; fixed here, before anything is measured.
+        corpus: what building the corpus reported (encoding repair, tagger, distances).
+        corpus_sha256: of all token ids, in order.
+        versions: of the packages that computed it.
+    """
+
+    model: str
+    revision: str
+    dtype: str
+    storage_dtype: str
+    threads: int
+    batch: int
+    tokenizer_sha256: str
+    vocab_size: int
+    source: str
+    source_sha256: str
+    seed: int
+    pairs: int
+    length: int
+    ratios: tuple[float, ...]
+    windows: str
+    separator: str
+    equivalence_margin: float
+    corpus: dict[str, Any]
+    corpus_sha256: str
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in RECORDED_PACKAGES})
+
+    def identity(self) -> str:
+        """A short hash of what activations depend on; every part carries it, so a foreign one is noticed."""
+        depends = (self.revision, self.dtype, self.storage_dtype, self.threads, self.batch, self.corpus_sha256)
+        return hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
+
+
+class Study:
+    """A study folder, opened for reading.
+
+    Args:
+        folder: the study's folder; None opens the newest one below `studies/`.
+
+    Raises:
+        StudyError: there is no such study, or its `study.json` is damaged.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = study_folder(folder)
+        value = read_json(self.folder / "study.json", SCHEMA, StudyError)
+        value.pop("schema")
+        try:
+            self.config = StudyConfig(**{**value, "ratios": tuple(value["ratios"])})
+        except (KeyError, TypeError) as problem:
+            raise StudyError(
+                f"{self.folder / 'study.json'} is damaged ({problem}); build the study again elsewhere"
+            ) from None
+
+    @property
+    def corpus(self) -> pd.DataFrame:
+        """The sequences: one row each, columns as in the README's section on files."""
+        return self._table("corpus.parquet", "corpus")
+
+    @property
+    def index(self) -> pd.DataFrame:
+        """Where each sequence's activations are, with surprisal and entropy of its target in bits."""
+        return self._table("activations/index.parquet", "extract")
+
+    def panel(self, metric: str = "cka") -> pd.DataFrame:
+        """Similarities and responses, one row per group, pair and ratio.
+
+        Args:
+            metric: `cka`, `cosine`, `cosine_centred`, `jaccard`, ...; `layers-<metric>` for one row per layer too.
+        """
+        return self._table(f"panel-{metric}.parquet", f"similarity --metric {metric.removeprefix('layers-')}")
+
+    def fit(self, metric: str = "cka", response: str = "toward") -> Fit:
+        """The six regressions of a metric and response; shows itself as a table in JupyterLab."""
+        from cladastats.regress import Fit
+
+        path = self.fit_path(metric, response)
+        if not path.exists():
+            raise StudyError(
+                f"{self.folder} has no {path.relative_to(self.folder)}; run 'cladastats regress --study {self.folder} "
+                f"--metric {metric} --response {response}'"
+            )
+        return Fit.from_dict(read_json(path, Fit.SCHEMA, StudyError))
+
+    def fit_path(self, metric: str, response: str) -> Path:
+        """Where a fit is kept."""
+        return self.folder / "fits" / (f"{metric}.json" if response == "toward" else f"{metric}-{response}.json")
+
+    def _table(self, name: str, stage: str) -> pd.DataFrame:
+        path = self.folder / name
+        if not path.exists():
+            raise StudyError(f"{self.folder} has no {name}; run 'cladastats {stage} --study {self.folder}'")
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as problem:
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise StudyError(
+                f"{path} cannot be read ({reason}); delete it and run 'cladastats {stage} --study {self.folder}'"
+            ) from None
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Study({str(self.folder)!r}: {c.model}, {c.source}, {c.pairs} pairs, length {c.length}, ratios {c.ratios})"
+        )
+
+    def _repr_html_(self) -> str:
+        shown = {key: value for key, value in asdict(self.config).items() if key not in ("versions", "corpus")}
+        rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items())
+        return f"<table><caption>{html.escape(str(self.folder))}</caption>{rows}</table>"
+
+
+def study_folder(folder: str | Path | None) -> Path:
+    """The folder a user means: the one given, else the newest study below `studies/`.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if folder is not None:
+        path = Path(folder)
+        if not (path / "study.json").is_file():
+            raise StudyError(
+                f"{path} is not a study (no study.json); make one with 'cladastats corpus --study {path} ...'"
+            )
+        return path
+    newest = newest_studies(STUDIES)
+    if not newest:
+        raise StudyError(f"no study below {STUDIES}/; make one with 'cladastats run' or name one with --study")
+    return newest[0]
+
+
+def write_study(folder: Path, config: StudyConfig) -> None:
+    """Write `study.json`, the last file of the corpus stage: with it the study exists."""
+    write_json(folder / "study.json", {"schema": SCHEMA, **asdict(config)})
+
+
+def write_table(path: Path, table: pd.DataFrame | pa.Table, inputs: str = "") -> None:
+    """Write a parquet file atomically, with a digest of what it was computed from in its metadata.
+
+    Args:
+        path: the file.
+        table: its rows.
+        inputs: digest of the inputs, compared by `is_current`.
+    """
+    arrow = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"inputs": inputs.encode()})
+    with replacing(path) as temporary:
+        pq.write_table(arrow, temporary)
+
+
+def is_current(path: Path, inputs: str) -> bool:
+    """Whether a table written by `write_table` is there, readable and made from these inputs."""
+    if not path.exists():
+        return False
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, ValueError):
+        return False
+    return metadata.get(b"inputs", b"").decode() == inputs
