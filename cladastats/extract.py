@@ -1,0 +1,346 @@
+"""Neuron activations, surprisal and entropy at the target token, on disk, resumable (sections 2.1.2 and 2.2.1).
+
+A *block* is one pair of one group; a *shard* is a few blocks and becomes one `activations/part-*.safetensors`. A shard
+is a pure function of the corpus and its number, and appears by an atomic rename with its checksum, so a killed run
+loses at most the shard in flight.
+
+Within a block, work that sequences share is done once: B runs in segments that end at each prefix length, its keys and
+values are copied there as the start of the hybrid, and once more at the end as the context of B*.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for the libraries
+    from cladastats.cli import main as cli
+
+    raise SystemExit(cli(["extract", *sys.argv[1:]]))
+
+import argparse
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from clada.errors import StudyError
+from clada.families import capture_last_activations, check_length, down_norms
+from clada.jsonfile import replacing
+from clada.load import surprisal_and_entropy_bits
+from clada.models import load_model, model_revision
+from cladastats.corpus import tokens_sha256
+from cladastats.study import Study, is_current, write_table
+
+# A shard is redone whole when a run is killed in it: 4 blocks are about a minute and a half at length 2,048 on two
+# cores, and about 3 MB (SmolLM2-135M) to 40 MB (7 B) of activations, neither too many files nor too much to lose.
+BLOCKS_PER_SHARD = 4
+
+TENSORS = ("activations", "surprisal_bits", "entropy_bits", "target_id")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is known of one sequence at its target.
+
+    Attributes:
+        activations: float [layers, neurons], input of each layer's down-projection at the target token.
+        surprisal_bits: of the target.
+        entropy_bits: of the distribution that predicts it.
+        target_id: the target token.
+    """
+
+    activations: np.ndarray
+    surprisal_bits: float
+    entropy_bits: float
+    target_id: int
+
+
+class PrefixSharingRunner:
+    """Runs the sequences of a block through a model, sharing prefixes.
+
+    Attributes:
+        token_forwards: tokens that went through the model so far.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.token_forwards = 0
+
+    @torch.inference_mode()
+    def measure_pair(self, a: np.ndarray, b: np.ndarray, prefixes: list[int]) -> dict[str | int, Measurement]:
+        """Measure A, B, B* and the hybrids of a pair.
+
+        Args:
+            a: token ids of A, [length + 1].
+            b: token ids of B, [length + 1].
+            prefixes: prefix lengths, each within (0, length).
+
+        Returns:
+            measurements under "A", "B", "matched", and each prefix length.
+        """
+        length = len(a) - 1
+        found: dict[str | int, Measurement] = {}
+        with capture_last_activations(self.model) as captured:
+            cache = DynamicCache(config=self.model.config)
+            begin = 0
+            for p in sorted(prefixes):
+                self._forward(b[begin:p], cache)
+                found[p] = self._finish(a[p:], copy.deepcopy(cache), captured)
+                begin = p
+            predicting = self._forward(b[begin:length], cache)
+            for role, target, own in (("matched", a[-1:], copy.deepcopy(cache)), ("B", b[-1:], cache)):
+                self._forward(target, own)
+                found[role] = _measurement(captured, predicting, target)
+            found["A"] = self._finish(a, DynamicCache(config=self.model.config), captured)
+        return found
+
+    def measure(self, token_ids: np.ndarray) -> Measurement:
+        """Measure one sequence by itself: the plain way, which the shared one must equal."""
+        with torch.inference_mode(), capture_last_activations(self.model) as captured:
+            return self._finish(token_ids, DynamicCache(config=self.model.config), captured)
+
+    def _finish(self, token_ids: np.ndarray, cache: DynamicCache, captured: list[torch.Tensor]) -> Measurement:
+        predicting = self._forward(token_ids, cache, keep=2)
+        return _measurement(captured, predicting, token_ids[-1:])
+
+    def _forward(self, token_ids: np.ndarray, cache: DynamicCache, keep: int = 1) -> torch.Tensor:
+        """Run tokens after a cache; logits [vocabulary] of the first of the last `keep` positions."""
+        ids = torch.tensor(token_ids, dtype=torch.long, device=self.model.device)[None]
+        self.token_forwards += len(token_ids)
+        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0, -keep]
+
+
+def _measurement(captured: list[torch.Tensor], predicting: torch.Tensor, target: np.ndarray) -> Measurement:
+    surprisal, entropy = surprisal_and_entropy_bits(predicting, torch.tensor(int(target[0]), device=predicting.device))
+    activations = torch.stack(captured).float().cpu().numpy()
+    return Measurement(activations, float(surprisal), float(entropy), int(target[0]))
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One finished shard.
+
+    Attributes:
+        sequence_ids: of its rows.
+        tensors: `TENSORS` by name; activations are [rows, layers, neurons] in the storage dtype.
+    """
+
+    sequence_ids: list[str]
+    tensors: dict[str, np.ndarray]
+
+    def checksum(self, identity: str) -> str:
+        """SHA-256 over everything the part says, the identity of its study included."""
+        digest = hashlib.sha256(json.dumps([identity, self.sequence_ids]).encode())
+        for name in TENSORS:
+            array = np.ascontiguousarray(self.tensors[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def part_path(study: Study, shard: int) -> Path:
+    """Where the activations of a shard are."""
+    return study.folder / "activations" / f"part-{shard:05d}.safetensors"
+
+
+def write_part(path: Path, part: Part, identity: str) -> None:
+    """Write a part atomically, with its identity and checksum in its metadata."""
+    metadata = {
+        "schema": "cladastats/activations/1",
+        "identity": identity,
+        "sequence_ids": json.dumps(part.sequence_ids),
+        "sha256": part.checksum(identity),
+    }
+    content = safetensors.numpy.save(part.tensors, metadata)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_part(path: Path, identity: str) -> Part:
+    """Read a part and check it.
+
+    Raises:
+        StudyError: it is truncated or altered (`DamagedPartError`), or of another study.
+    """
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in TENSORS}
+        part = Part(list(json.loads(metadata["sequence_ids"])), tensors)
+        whole = part.checksum(metadata["identity"]) == metadata["sha256"]
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        whole = False
+    if not whole:
+        raise DamagedPartError(
+            f"{path} is truncated or altered; run 'cladastats extract --study {path.parent.parent}' to redo it"
+        )
+    if metadata["identity"] != identity:
+        raise StudyError(
+            f"{path} belongs to a study of another model or corpus; move it away, or use another --study folder"
+        )
+    return part
+
+
+class DamagedPartError(StudyError):
+    """A part whose content is not what its checksum says."""
+
+
+def read_parts(study: Study) -> Iterator[Part]:
+    """All parts of a study in order, checked, one in memory at a time.
+
+    Raises:
+        StudyError: one is missing, damaged or foreign.
+    """
+    for shard in range(n_shards(study.corpus)):
+        path = part_path(study, shard)
+        if not path.exists():
+            raise StudyError(f"{path} is missing; run 'cladastats extract --study {study.folder}'")
+        yield read_part(path, study.config.identity())
+
+
+def n_shards(corpus: pd.DataFrame) -> int:
+    """Shards that a corpus is cut into."""
+    return -(-corpus.groupby(["group", "pair"]).ngroups // BLOCKS_PER_SHARD)
+
+
+# -- the stage ----------------------------------------------------------------------------------------------------
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: a mistake of the user.
+    """
+    extract(Study(args.study))
+
+
+def extract(study: Study) -> None:
+    """Extract what is missing of a study, and write `activations/index.parquet`.
+
+    Parts that are whole are kept, damaged ones redone (and said so on stderr).
+
+    Raises:
+        StudyError: the model is not the one the study was made for, or a part is of another study.
+        ModelError: the model cannot be opened, or its positions do not reach the study's length.
+    """
+    config = study.config
+    identity = config.identity()
+    corpus = study.corpus
+    if tokens_sha256(corpus) != config.corpus_sha256:
+        raise StudyError(
+            f"{study.folder}/corpus.parquet was altered since it was built; delete the folder and build it again"
+        )
+    blocks = [block for _, block in corpus.groupby(["group", "pair"], sort=True)]
+    shards = [blocks[i : i + BLOCKS_PER_SHARD] for i in range(0, len(blocks), BLOCKS_PER_SHARD)]
+    todo = [number for number in range(len(shards)) if not _finished(part_path(study, number), identity)]
+    index_path = study.folder / "activations" / "index.parquet"
+    norms_path = study.folder / "activations" / "down_norms.safetensors"
+    if not todo and norms_path.exists() and is_current(index_path, identity):
+        return
+
+    if model_revision(config.model) != config.revision:
+        raise StudyError(
+            f"{study.folder} is a study of {config.model} at {config.revision[:20]}, which is not what that name opens "
+            "now; use another --study folder"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        model, _ = load_model(config.model, dtype=config.dtype)
+        check_length(model.config, config.length + 1, "make a study with a shorter --length")
+        with replacing(norms_path) as temporary:
+            temporary.write_bytes(safetensors.numpy.save({"down_norms": down_norms(model).numpy()}))
+        runner = PrefixSharingRunner(model)
+        n_blocks = sum(len(shards[number]) for number in todo)
+        with tqdm(total=n_blocks, unit="pair", desc="extract", file=sys.stderr, disable=not todo) as progress:
+            for number in todo:
+                part = run_shard(runner, shards[number], config.storage_dtype, progress)
+                write_part(part_path(study, number), part, identity)
+    finally:
+        torch.set_num_threads(threads)
+    write_table(index_path, _index(study, len(shards)), identity)
+    if todo:
+        _report_cost(runner.token_forwards, n_blocks, config.length, len(config.ratios))
+
+
+def run_shard(runner: PrefixSharingRunner, blocks: list[pd.DataFrame], storage_dtype: str, progress: Any) -> Part:
+    """Measure the blocks of one shard.
+
+    Raises:
+        StudyError: an activation is not finite, or too large for the storage dtype.
+    """
+    measured: dict[str, Measurement] = {}
+    for block in blocks:
+        sequences = {row.role: row for row in block.itertuples() if row.role != "hybrid"}
+        hybrids = {int(row.prefix_len): row for row in block.itertuples() if row.role == "hybrid"}
+        found = runner.measure_pair(sequences["A"].token_ids, sequences["B"].token_ids, list(hybrids))
+        for key, row in {**sequences, **hybrids}.items():
+            measured[row.sequence_id] = found[key]
+        progress.update()
+    activations = np.stack([m.activations for m in measured.values()])
+    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
+        stored = activations.astype(storage_dtype)
+    if not np.isfinite(stored).all():
+        largest = np.abs(activations).max()
+        raise StudyError(
+            f"an activation of {largest:.3g} does not fit {storage_dtype}; make the study with --storage-dtype float32"
+            if np.isfinite(largest)
+            else "the model gives activations that are not numbers; try another dtype or model"
+        )
+    return Part(
+        list(measured),
+        {
+            "activations": stored,
+            "surprisal_bits": np.array([m.surprisal_bits for m in measured.values()]),
+            "entropy_bits": np.array([m.entropy_bits for m in measured.values()]),
+            "target_id": np.array([m.target_id for m in measured.values()]),
+        },
+    )
+
+
+def _finished(path: Path, identity: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        read_part(path, identity)
+    except DamagedPartError:
+        print(f"cladastats: {path} is truncated or altered; it is done again", file=sys.stderr)
+        path.unlink()
+        return False
+    return True
+
+
+def _index(study: Study, shards: int) -> pd.DataFrame:
+    tables = []
+    for number in range(shards):
+        path = part_path(study, number)
+        with safe_open(path, framework="numpy") as handle:
+            ids = json.loads(handle.metadata()["sequence_ids"])
+            columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
+        tables.append(pd.DataFrame({"sequence_id": ids, "part": path.name, "row": range(len(ids)), **columns}))
+    return pd.concat(tables).drop_duplicates("sequence_id", ignore_index=True)
+
+
+def _report_cost(forwards: int, blocks: int, length: int, ratios: int) -> None:
+    """Say what sharing saved, against three roles at every ratio run whole, and against the distinct sequences."""
+    whole = blocks * (length + 1)
+    print(
+        f"cladastats: {forwards:,} token forwards for {blocks} pairs: {forwards / (whole * 3 * ratios):.3f} of "
+        f"{3 * ratios} whole runs a pair, {forwards / (whole * (2 + ratios)):.3f} of its {2 + ratios} distinct ones (B* included)",
+        file=sys.stderr,
+    )

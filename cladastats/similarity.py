@@ -1,0 +1,217 @@
+"""`cladastats similarity`: compare the activations of every pair and write the panels."""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for the libraries
+    from cladastats.cli import main as cli
+
+    raise SystemExit(cli(["similarity", *sys.argv[1:]]))
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+from tqdm import tqdm
+
+from clada.errors import InputError
+from cladastats.extract import Part, read_parts
+from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
+from cladastats.study import Study, is_current, write_table
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: a mistake of the user.
+    """
+    similarity(Study(args.study), args.metric, args.estimator)
+
+
+def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
+    """Write `panel-<metric>.parquet` and `panel-layers-<metric>.parquet` of a study; nothing if they are current.
+
+    The estimator `population` writes `population-cka.parquet` instead: it compares sets of pairs, not pairs.
+
+    Raises:
+        InputError: unknown metric, or too few pairs for it.
+        StudyError: activations are missing or damaged.
+    """
+    name = metric_name(metric, estimator)
+    index = study.index
+    inputs = hashlib.sha256(
+        pd.util.hash_pandas_object(index).to_numpy().tobytes() + study.config.identity().encode()
+    ).hexdigest()
+    if name == "cka_population":
+        path = study.folder / "population-cka.parquet"
+        if not is_current(path, inputs):
+            write_table(path, population_cka(study), inputs)
+        return
+    pooled_path = study.folder / f"panel-{name}.parquet"
+    if is_current(pooled_path, inputs):
+        return
+    layered = _compare(study, METRICS[name], name)
+    facts = _row_facts(study, index)
+    keys = ["group", "pair", "ratio"]
+    sims = [column for column in layered.columns if column.startswith("sim_")]
+    # skipna=False: a layer that cannot be compared makes the row NaN, which the regression counts, instead of
+    # silently averaging other layers than in the next row.
+    pooled = layered.groupby(keys, sort=True)[sims].agg(lambda values: values.mean(skipna=False)).reset_index()
+    pooled = pd.concat([pooled, shifts(pooled)], axis=1).merge(facts, on=keys)
+    missing = int(pooled[["shift_toward", "shift_matched"]].isna().any(axis=1).sum())
+    if missing:
+        print(
+            f"cladastats: {name}: {missing} of {len(pooled)} rows have no shift (1 - sim(A, B) < {SMALLEST_DISTANCE})",
+            file=sys.stderr,
+        )
+    if METRICS[name].per_layer:
+        layered = pd.concat([layered, shifts(layered)], axis=1).merge(facts, on=keys)
+        write_table(study.folder / f"panel-layers-{name}.parquet", layered, inputs)
+    write_table(pooled_path, pooled, inputs)
+
+
+def _compare(study: Study, metric: Metric, name: str) -> pd.DataFrame:
+    """Similarities of every row, and of every layer where the metric is per layer (column `layer`)."""
+    prepare = _Preparation(study, metric.prepare)
+    records: list[dict[str, Any]] = []
+    blocks = study.corpus.groupby(["group", "pair"], sort=True)
+    with tqdm(total=blocks.ngroups, unit="pair", desc=f"similarity {name}", file=sys.stderr, leave=False) as progress:
+        for part, members in _parts_with_blocks(study):
+            for (group, pair), block in members:
+                matrices = _block_matrices(part, block)
+                get = {key: prepare(matrix, group, matrices) for key, matrix in matrices.items()}
+                fixed = {
+                    "sim_ab": metric.compare(get["A"], get["B"]),
+                    "sim_ab_matched": metric.compare(get["A"], get["matched"]),
+                }
+                for ratio in sorted(key for key in get if isinstance(key, float)):
+                    hybrid = get[ratio]
+                    sims = {
+                        **fixed,
+                        "sim_hb": metric.compare(hybrid, get["B"]),
+                        "sim_ha": metric.compare(hybrid, get["A"]),
+                        "sim_hb_matched": metric.compare(hybrid, get["matched"]),
+                    }
+                    row = {"group": group, "pair": pair, "ratio": ratio}
+                    if metric.per_layer:
+                        layers = range(len(get["A"]))
+                        records += [{**row, "layer": i, **{k: v[i] for k, v in sims.items()}} for i in layers]
+                    else:
+                        records.append({**row, **sims})
+                progress.update()
+    return pd.DataFrame.from_records(records)
+
+
+def _parts_with_blocks(study: Study) -> Any:
+    """Each part with the (group, pair) blocks it holds: [((group, pair), rows of the corpus), ...]."""
+    corpus = study.corpus
+    for part in read_parts(study):
+        inside = corpus[corpus["sequence_id"].isin(set(part.sequence_ids))]
+        yield part, list(inside.groupby(["group", "pair"], sort=True))
+
+
+def _block_matrices(part: Part, block: pd.DataFrame) -> dict[str | float, np.ndarray]:
+    """Activations of one block in float64: under "A", "B", "matched", and the ratio of each hybrid."""
+    row_of = {sequence_id: row for row, sequence_id in enumerate(part.sequence_ids)}
+    return {
+        (float(row.ratio) if row.role == "hybrid" else row.role): part.tensors["activations"][
+            row_of[row.sequence_id]
+        ].astype(float)
+        for row in block.itertuples()
+    }
+
+
+class _Preparation:
+    """What a metric wants done to activations before it compares them."""
+
+    def __init__(self, study: Study, kind: str) -> None:
+        self.kind = kind
+        if kind == "magnitude":
+            self.norms = safetensors.numpy.load_file(study.folder / "activations" / "down_norms.safetensors")[
+                "down_norms"
+            ].astype(float)
+        if kind == "centre":
+            if study.config.pairs < 2:
+                raise InputError(
+                    "cosine_centred needs at least 2 pairs, as the mean comes from other pairs; use more --pairs"
+                )
+            self.total: dict[str, np.ndarray | float] = {}
+            for part, members in _parts_with_blocks(study):
+                for (group, _), block in members:
+                    self.total[group] = self.total.get(group, 0.0) + _own_sum(_block_matrices(part, block))
+            self.others = 2 * (study.config.pairs - 1)
+
+    def __call__(self, matrix: np.ndarray, group: str, block: dict[str | float, np.ndarray]) -> np.ndarray:
+        if self.kind == "magnitude":
+            return matrix * self.norms
+        if self.kind == "centre":
+            return matrix - (self.total[group] - _own_sum(block)) / self.others
+        return matrix
+
+
+def _own_sum(block: dict[str | float, np.ndarray]) -> np.ndarray:
+    """What a block gives to its group's mean: A and B. B* and the hybrids are made of them."""
+    return block["A"] + block["B"]
+
+
+def _row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
+    """Load of the hybrids and lengths, a row per group, pair and ratio."""
+    corpus = study.corpus
+    hybrids = corpus.loc[corpus["role"] == "hybrid", ["group", "pair", "ratio", "prefix_len", "sequence_id"]]
+    facts = hybrids.merge(index[["sequence_id", "surprisal_bits", "entropy_bits"]], on="sequence_id").drop(
+        columns="sequence_id"
+    )
+    bits = np.log2(study.config.vocab_size)
+    return facts.assign(
+        surprisal_norm=facts["surprisal_bits"] / bits,
+        entropy_norm=facts["entropy_bits"] / bits,
+        prefix_len=facts["prefix_len"].astype("int64"),
+        token_len=study.config.length,
+    )
+
+
+def population_cka(study: Study) -> pd.DataFrame:
+    """Debiased linear CKA of each layer with pairs as observations (for figures).
+
+    Returns:
+        columns group, ratio, layer, comparison (ab, hb, ha, hb_matched), cka, se (jackknife over pairs), n_pairs.
+    """
+    records: list[dict[str, Any]] = []
+    for group, members in study.corpus.groupby("group"):
+        roles: dict[str | float, list[str]] = {}
+        for row in members.sort_values("pair").itertuples():
+            roles.setdefault(float(row.ratio) if row.role == "hybrid" else row.role, []).append(row.sequence_id)
+        wanted = {sequence_id: None for ids in roles.values() for sequence_id in ids}
+        stacked = _load_rows(study, list(wanted))
+        place = {sequence_id: i for i, sequence_id in enumerate(wanted)}
+        by_role = {role: stacked[[place[i] for i in ids]] for role, ids in roles.items()}
+        for layer in tqdm(range(stacked.shape[1]), desc=f"population cka {group}", file=sys.stderr, leave=False):
+            layer_of = {role: matrix[:, layer].astype(float) for role, matrix in by_role.items()}
+            for ratio in sorted(role for role in layer_of if isinstance(role, float)):
+                for comparison, x, y in (
+                    ("ab", "A", "B"),
+                    ("hb", ratio, "B"),
+                    ("ha", ratio, "A"),
+                    ("hb_matched", ratio, "matched"),
+                ):
+                    cka, se = cka_debiased_jackknife(layer_of[x], layer_of[y])
+                    records.append(
+                        {"group": group, "ratio": ratio, "layer": layer, "comparison": comparison}
+                        | {"cka": cka, "se": se, "n_pairs": len(layer_of[x])}
+                    )
+    return pd.DataFrame.from_records(records)
+
+
+def _load_rows(study: Study, sequence_ids: Sequence[str]) -> np.ndarray:
+    """Activations [sequences, layers, neurons] of the sequences, in their order and the storage dtype."""
+    rows: dict[str, np.ndarray] = {}
+    wanted = set(sequence_ids)
+    for part in read_parts(study):
+        rows.update((i, part.tensors["activations"][r]) for r, i in enumerate(part.sequence_ids) if i in wanted)
+    return np.stack([rows[i] for i in sequence_ids])
