@@ -1,0 +1,559 @@
+"""Does the response follow the prefix, and does cognitive load disturb that: the six-column panel regression.
+
+    response = const + b * prefix_len + c * surprisal_norm + d * entropy_norm + pair effect + error
+
+Every pair is observed at several prefix lengths, so the pair effects leave only what differs within a pair. The six
+columns are those of Yang et al. (arXiv 2502.19078, Table 2). Nothing here depends on a sign or on significance.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for the libraries
+    from cladastats.cli import main as cli
+
+    raise SystemExit(cli(["regress", *sys.argv[1:]]))
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from linearmodels.panel import PanelOLS
+from scipy import stats
+
+from clada.coefficients import SCHEMA as COEFFICIENTS_SCHEMA
+from clada.errors import InputError, NotIdentifiedError
+from clada.jsonfile import write_json
+from cladastats.metrics import metric_name
+from cladastats.study import Study
+from cladastats.tables import render
+
+RESPONSES = {"toward": "shift_toward", "matched": "shift_matched", "away": "shift_away", "raw": "sim_hb"}
+"""Panel column of each response."""
+
+RESPONSE_SCALES = {
+    "toward": "0: the prefix changes nothing, 1: the hybrid acts like the text its prefix is from",
+    "matched": "0: the prefix changes nothing, 1: the hybrid acts like the prefix's text before the same last word",
+    "away": "0: the hybrid acts like the text it ends with, growing as it departs from that",
+    "raw": "the similarity of the hybrid to the text its prefix is from",
+}
+
+COLUMNS = {
+    1: ("rts", ("prefix_len",)),
+    2: ("nls", ("prefix_len",)),
+    3: ("rts", ("prefix_len", "surprisal_norm")),
+    4: ("nls", ("prefix_len", "surprisal_norm")),
+    5: ("rts", ("prefix_len", "surprisal_norm", "entropy_norm")),
+    6: ("nls", ("prefix_len", "surprisal_norm", "entropy_norm")),
+}
+"""Group and regressors of the paper's six columns."""
+
+LOADS = {"surprisal_norm": "surprisal", "entropy_norm": "entropy"}
+
+# Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
+# more. A spread below 1e-6 of a variable's own root mean square is that rounding, whatever the variable's unit.
+ROUNDING = 1e-6
+
+# Below this within-pair share of its variance, a load regressor is nearly a property of the pair.
+LITTLE_WITHIN = 0.01
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: one group, one set of regressors.
+
+    Attributes:
+        column: 1 to 6, as in the paper.
+        group: "rts" or "nls".
+        regressors: Names in order, controls last, without the constant.
+        coef: Coefficient of each regressor and of "const"; `prefix_len` per 1,000 tokens.
+        se: Standard errors, clustered by pair.
+        t: `coef / se`.
+        p: Two-sided, from Student's t with `n_pairs - 1` degrees of freedom.
+        ci: 95 % interval from the same distribution.
+        standardised: Coefficient in within-pair standard deviations of the response per within-pair standard
+            deviation of the regressor.
+        vif: Variance inflation factors after the within transformation.
+        within: For each regressor `sd_within`, its standard deviation around the pair means (n_obs - n_pairs degrees
+            of freedom), and `share_within`, the share of its sum of squares that lies within pairs.
+        r2: `within`, `between` and `overall` for the regressors alone; `inclusive` with the pair effects; `adjusted`
+            = 1 - (1 - inclusive) (n - 1) / (n - G - k) for n rows, G pairs and k regressors, so that every pair effect
+            counts as a parameter.
+        n_obs: Rows used.
+        n_pairs: Pairs used.
+        cov: How the standard errors were made.
+        notes: What the reader must know about this column.
+    """
+
+    column: int
+    group: str
+    regressors: tuple[str, ...]
+    coef: dict[str, float]
+    se: dict[str, float]
+    t: dict[str, float]
+    p: dict[str, float]
+    ci: dict[str, tuple[float, float]]
+    standardised: dict[str, float]
+    vif: dict[str, float]
+    within: dict[str, dict[str, float]]
+    r2: dict[str, float]
+    n_obs: int
+    n_pairs: int
+    cov: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The table for one metric and response; it shows itself as a table in JupyterLab.
+
+    Attributes:
+        metric: Name of the similarity the panel was made with.
+        response: A key of `RESPONSES`.
+        columns: In the paper's order; those of an absent group are left out.
+        robustness: Results of robustness checks by name, ready for JSON.
+    """
+
+    SCHEMA: ClassVar[str] = "cladastats/fit/1"
+
+    metric: str
+    response: str
+    columns: tuple[Column, ...]
+    robustness: dict[str, Any] = field(default_factory=dict)
+
+    def column(self, number: int) -> Column:
+        """The column of that number.
+
+        Raises:
+            InputError: The fit has no such column.
+        """
+        for column in self.columns:
+            if column.column == number:
+                return column
+        group, _ = COLUMNS[number]
+        raise InputError(
+            f"the fit has no column {number}: its panel had no {group.upper()} rows; build the study with that group"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `fits/<metric>.json`; undefined numbers are None, so that the JSON is strict."""
+        return {"schema": self.SCHEMA, **_undefined_to_none(asdict(self))}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Fit:
+        """The fit that `to_dict` wrote, its None read as NaN."""
+        columns = tuple(_column_from_dict(column) for column in data["columns"])
+        return cls(data["metric"], data["response"], columns, data["robustness"])
+
+    def table(self, fmt: str = "text") -> str:
+        """The fit as text, markdown, latex, csv, html or json (see `cladastats.tables.render`)."""
+        return render(self, fmt)
+
+    def _repr_html_(self) -> str:
+        return self.table("html")
+
+
+TAU_QUANTILE = 0.7
+"""Corpus quantile above which a token counts as under load (the paper's)."""
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: A mistake of the user.
+    """
+    study = Study(args.study)
+    fit = regress(study, metric_name(args.metric, args.estimator), args.response, args.controls)
+    print(fit.table(args.format))
+    print(
+        f"cladastats: {study.folder / 'coefficients.json'} now holds lambda and gamma of metric {fit.metric}, response "
+        f"{fit.response}",
+        file=sys.stderr,
+    )
+
+
+def regress(study: Study, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:
+    """Fit the six columns of a study's panel; write `fits/<metric>[-<response>].json` and `coefficients.json`.
+
+    Args:
+        study: A study with that panel.
+        metric: Name of the panel.
+        response: One of `RESPONSES`.
+        controls: Further panel columns.
+
+    Returns:
+        The fit.
+
+    Raises:
+        StudyError: The panel is not there.
+        NotIdentifiedError: A regressor does not vary within pairs.
+        InputError: Too few pairs, or no such control.
+    """
+    fit = fit_columns(study.panel(metric), metric, response, controls)
+    config = study.config
+    natural = study.corpus.query("group == 'nls' and role in ('A', 'B')")
+    load = study.index.merge(natural[["sequence_id"]], on="sequence_id")
+    content = coefficients_from_fit(
+        fit,
+        tau_surprisal_bits=float(load["surprisal_bits"].quantile(TAU_QUANTILE)),
+        tau_entropy_bits=float(load["entropy_bits"].quantile(TAU_QUANTILE)),
+        tau_quantile=TAU_QUANTILE,
+        vocab_size=config.vocab_size,
+        model=config.model,
+        study={
+            "folder": study.folder.name,
+            "identity": config.identity(),
+            "revision": config.revision,
+            "source": config.source,
+            "pairs": config.pairs,
+            "length": config.length,
+            "ratios": list(config.ratios),
+            "seed": config.seed,
+            "natural_targets": len(load),
+        },
+    )
+    write_json(study.fit_path(metric, response), fit.to_dict())
+    write_json(study.folder / "coefficients.json", content)
+    return fit
+
+
+def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:
+    """Fit the paper's six columns: prefix, then surprisal, then entropy, each for RTS (odd) and NLS (even).
+
+    Ordinary least squares with pair effects. Standard errors are clustered by pair, with the small-sample factor
+    G / (G - 1) * (n - 1) / (n - k - 1) for n rows, G pairs and k regressors: pair effects are nested in the clusters
+    and do not count. All columns of a group use the same rows, those with a response and every regressor.
+
+    Args:
+        panel: One row per group, pair and ratio, as in `panel-<metric>.parquet`.
+        metric: Name of the panel's similarity.
+        response: A key of `RESPONSES`.
+        controls: Further panel columns that enter every model.
+
+    Returns:
+        The fitted columns.
+
+    Raises:
+        InputError: The panel lacks a column, repeats a row, is too small, or its response does not vary within pairs.
+        NotIdentifiedError: A regressor does not vary within pairs, or follows from the others.
+
+    Source: Yang et al., arXiv 2502.19078, Section 2 and Table 2.
+    """
+    if response not in RESPONSES:
+        raise InputError(f"unknown response {response!r}; choose one of {', '.join(RESPONSES)}")
+    outcome = RESPONSES[response]
+    _, full_model = COLUMNS[6]
+    repeated = {name for name in controls if name in (*full_model, outcome) or list(controls).count(name) > 1}
+    if repeated:
+        raise InputError(f"controls are already in the model: {', '.join(sorted(repeated))}; leave them out")
+    regressors = (*full_model, *controls)
+    _require_columns(panel, outcome, regressors)
+
+    present = [group for group in ("rts", "nls") if (panel["group"] == group).any()]
+    if not present:
+        raise InputError("the panel has no rows of group nls or rts; build it again with `cladastats similarity`")
+    absent_notes = tuple(
+        f"no rows of group {group.upper()}: its columns are left out"
+        for group in ("rts", "nls")
+        if group not in present
+    )
+    rows = {group: _complete_rows(panel, group, outcome, regressors) for group in present}
+    columns = []
+    for number, (group, names) in COLUMNS.items():
+        if group in present:
+            data, row_notes = rows[group]
+            columns.append(_fit_column(number, group, data, outcome, (*names, *controls), absent_notes + row_notes))
+    return Fit(metric, response, tuple(columns))
+
+
+def coefficients_from_fit(
+    fit: Fit,
+    *,
+    tau_surprisal_bits: float,
+    tau_entropy_bits: float,
+    tau_quantile: float,
+    vocab_size: int,
+    model: str,
+    study: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of `coefficients.json`: what the engine reads from a fit.
+
+    Args:
+        fit: A fit with column 6 (NLS, all regressors).
+        tau_surprisal_bits: Surprisal above which a token counts as loaded, bits.
+        tau_entropy_bits: Entropy above which a token counts as loaded, bits.
+        tau_quantile: The corpus quantile both thresholds are.
+        vocab_size: Number of tokens the model chooses from.
+        model: Name the model was opened by.
+        study: Where the fit comes from.
+
+    Returns:
+        `lambda` is the coefficient of surprisal_norm and `gamma` that of entropy_norm; `se`, `ci` and `p` have the
+        same two keys.
+
+    Raises:
+        InputError: The fit has no column 6.
+
+    Source: Yang et al., arXiv 2502.19078, Eq. 11.
+    """
+    column = fit.column(6)
+
+    def by_symbol(values: dict[str, Any]) -> dict[str, Any]:
+        return {"lambda": values["surprisal_norm"], "gamma": values["entropy_norm"]}
+
+    content = {
+        "schema": COEFFICIENTS_SCHEMA,
+        **by_symbol(column.coef),
+        "se": by_symbol(column.se),
+        "ci": by_symbol(column.ci),
+        "p": by_symbol(column.p),
+        "metric": fit.metric,
+        "response": fit.response,
+        "group": column.group,
+        "column": column.column,
+        "tau_surprisal_bits": tau_surprisal_bits,
+        "tau_entropy_bits": tau_entropy_bits,
+        "tau_quantile": tau_quantile,
+        "vocab_size": vocab_size,
+        "model": model,
+        "study": study,
+    }
+    return _undefined_to_none(content)
+
+
+def summary_sentences(fit: Fit, *, vocab_size: int) -> list[str]:
+    """What the fit shows, in three sentences: the prefix, cognitive load, and what the design can say.
+
+    The prefix effect is the total one (columns 1 and 2); the load effects are those of the full columns (5 and 6).
+
+    Args:
+        fit: A fit with at least one group.
+        vocab_size: Number of tokens the model chooses from; log2 of it turns normalised load into bits.
+
+    Returns:
+        Three sentences with effect sizes and 95 % intervals.
+    """
+    max_bits = math.log2(vocab_size)
+    fitted = {column.column: column for column in fit.columns}
+    totals = [fitted[number] for number in (2, 1) if number in fitted]
+    fulls = [fitted[number] for number in (6, 5) if number in fitted]
+
+    standardised = " and ".join(f"{column.standardised['prefix_len']:+.2f}" for column in totals)
+    per_bit = ", and ".join(
+        f"one more bit of {load} goes with {_effects(fulls, term, 1 / max_bits)}" for term, load in LOADS.items()
+    )
+    normalised = ", ".join(f"{load} {_effects(fulls, term)}" for term, load in LOADS.items())
+    size = " and ".join(f"{column.n_pairs:,} {column.group.upper()} pairs ({column.n_obs:,} rows)" for column in fulls)
+    shares = ", ".join(
+        f"{load} "
+        + " and ".join(f"{column.within[term]['share_within']:.1%} in {column.group.upper()}" for column in fulls)
+        for term, load in LOADS.items()
+    )
+    intervals = {f"prefix in {column.group.upper()}": column.ci["prefix_len"] for column in totals}
+    intervals |= {
+        f"{load} in {column.group.upper()}": column.ci[term] for term, load in LOADS.items() for column in fulls
+    }
+    with_zero = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
+    return [
+        f"Prefix: 1,000 more prefix tokens change the response {fit.response} ({RESPONSE_SCALES[fit.response]}) by "
+        f"{_effects(totals, 'prefix_len')} (95 % intervals in brackets), that is by {standardised} within-pair "
+        f"standard deviations per standard deviation of prefix length.",
+        f"Load: at equal prefix length {per_bit}; over the whole normalised scale of {max_bits:.1f} bits the same "
+        f"effects are {normalised}.",
+        f"Reach: each pair is compared only with itself, {size}, so this says nothing about differences between texts, "
+        f"and as load is measured after the prefix was put in, its effects are associations that rest on the part of "
+        f"its variance within pairs ({shares}); the intervals that include zero are: {', '.join(with_zero) or 'none'}.",
+    ]
+
+
+def _effects(columns: Sequence[Column], term: str, step: float = 1.0) -> str:
+    """The change of the response per step of a term, with its interval, in each column's group."""
+    effects = []
+    for column in columns:
+        low, high = (bound * step for bound in column.ci[term])
+        effects.append(f"{column.coef[term] * step:+.3g} [{low:+.3g}, {high:+.3g}] points in {column.group.upper()}")
+    return " and ".join(effects)
+
+
+def _require_columns(panel: pd.DataFrame, outcome: str, regressors: Sequence[str]) -> None:
+    """Refuse a panel that lacks a needed column, or has text where a number is needed."""
+    missing = [name for name in ("group", "pair", "ratio", outcome, *regressors) if name not in panel.columns]
+    if missing:
+        raise InputError(f"the panel has no column {', '.join(missing)}; it has {', '.join(map(str, panel.columns))}")
+    not_numbers = [name for name in (outcome, *regressors) if not pd.api.types.is_numeric_dtype(panel[name])]
+    if not_numbers:
+        raise InputError(f"the panel's column {', '.join(not_numbers)} does not hold numbers; leave it out")
+
+
+def _complete_rows(
+    panel: pd.DataFrame, group: str, outcome: str, regressors: Sequence[str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The group's rows with a response and every regressor, prefix in 1,000 tokens, and notes on the rest.
+
+    Returns:
+        Rows indexed by pair and ratio; notes.
+    """
+    rows = panel[panel["group"] == group].set_index(["pair", "ratio"], drop=False)
+    if not rows.index.is_unique:
+        pair, ratio = rows.index[rows.index.duplicated()][0]
+        raise InputError(f"the panel holds {group.upper()} pair {pair} at ratio {ratio} more than once; remove copies")
+    data = rows[[outcome, *regressors]].astype(float).replace([np.inf, -np.inf], np.nan)
+    data["prefix_len"] /= 1000
+    complete = data.dropna()
+    notes = []
+    left_out = len(data) - len(complete)
+    if left_out:
+        no_response = int(data[outcome].isna().sum())
+        notes.append(
+            f"{left_out} of {len(data)} rows left out: {no_response} without a response, {left_out - no_response} "
+            f"without a regressor"
+        )
+    singletons = int((complete.groupby(level="pair").size() == 1).sum())
+    if singletons:
+        notes.append(f"pairs of one row kept: {singletons}; they count as clusters and do not inform the slopes")
+    return complete, tuple(notes)
+
+
+def _fit_column(
+    number: int, group: str, data: pd.DataFrame, outcome: str, regressors: Sequence[str], notes: tuple[str, ...]
+) -> Column:
+    """One model on complete rows indexed by pair and ratio."""
+    names = list(regressors)
+    demeaned = data - data.groupby(level="pair").transform("mean")
+    n_obs, n_pairs = len(data), data.index.get_level_values("pair").nunique()
+    try:
+        _require_estimable(data, demeaned, outcome, names)
+    except (InputError, NotIdentifiedError) as error:
+        raise type(error)(f"column {number} ({group.upper()}): {error}") from None
+
+    result = PanelOLS(data[outcome], data[names].assign(const=1.0), entity_effects=True).fit(
+        cov_type="clustered",
+        cluster_entity=True,
+        group_debias=True,
+        debiased=True,
+        auto_df=False,  # else linearmodels ignores the next choice and makes its own
+        count_effects=False,
+    )
+    coef, se = result.params, result.std_errors
+    t = coef / se
+    df = n_pairs - 1
+    half_width = stats.t.ppf(0.975, df) * se
+    inclusive = float(result.rsquared_inclusive)
+
+    sums_within = (demeaned**2).sum()
+    sd_within = np.sqrt(sums_within / (n_obs - n_pairs))
+    share_within = sums_within / ((data - data.mean()) ** 2).sum()
+    little = [name for name in names if name in LOADS and share_within[name] < LITTLE_WITHIN]
+    return Column(
+        column=number,
+        group=group,
+        regressors=tuple(names),
+        coef=coef.to_dict(),
+        se=se.to_dict(),
+        t=t.to_dict(),
+        p=dict(zip(coef.index, (2 * stats.t.sf(np.abs(t), df)).tolist(), strict=True)),
+        ci={name: (float(coef[name] - half_width[name]), float(coef[name] + half_width[name])) for name in coef.index},
+        standardised={name: float(coef[name] * sd_within[name] / sd_within[outcome]) for name in names},
+        vif=_variance_inflation(demeaned[names]),
+        within={
+            name: {"sd_within": float(sd_within[name]), "share_within": float(share_within[name])} for name in names
+        },
+        r2={
+            "within": float(result.rsquared_within),
+            "between": float(result.rsquared_between),
+            "overall": float(result.rsquared_overall),
+            "inclusive": inclusive,
+            "adjusted": 1 - (1 - inclusive) * (n_obs - 1) / (n_obs - n_pairs - len(names)),
+        },
+        n_obs=n_obs,
+        n_pairs=n_pairs,
+        cov="clustered by pair",
+        notes=notes
+        + tuple(
+            f"only {share_within[name]:.2%} of the variance of {name} lies within pairs, so "
+            f"its coefficient rests on little"
+            for name in little
+        ),
+    )
+
+
+def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str, names: list[str]) -> None:
+    """Refuse what pair effects cannot estimate, naming the regressor, the reason and the remedy."""
+    size = np.sqrt((data**2).mean())
+    spread = np.sqrt(((data - data.mean()) ** 2).mean())
+    spread_within = np.sqrt((demeaned**2).mean())
+    remedy = "leave it out of the controls, or build a panel in which it varies between the ratios of a pair"
+    for name in names:
+        if spread[name] <= ROUNDING * size[name]:
+            raise NotIdentifiedError(
+                f"{name} takes one value only ({data[name].iloc[0]:g}), so it has no coefficient next to the constant "
+                f"(the paper reports one for Token_len, whose standard deviation is 0); {remedy}"
+            )
+        if spread_within[name] <= ROUNDING * size[name]:
+            raise NotIdentifiedError(f"{name} is constant within every pair, so the pair effects absorb it; {remedy}")
+    rows_of_pair = data.groupby(level="pair").size()
+    several = int((rows_of_pair > 1).sum())
+    if several < 2:
+        # The residuals of a single pair cancel in its score, which would give standard errors of zero.
+        raise InputError(f"{several} pairs with several complete rows, and clustered errors need 2; add pairs")
+    n_parameters = len(rows_of_pair) + len(names)
+    if len(data) <= n_parameters:
+        raise InputError(
+            f"{len(data)} rows for {n_parameters} parameters, pair effects included; add pairs with several ratios"
+        )
+    if spread_within[outcome] <= ROUNDING * size[outcome]:
+        raise InputError(f"the response {outcome} is constant within every pair: nothing to explain; check the panel")
+    _require_independent(demeaned[names])
+
+
+def _require_independent(demeaned: pd.DataFrame) -> None:
+    """Refuse a regressor that follows from those before it; all are deviations from pair means and vary."""
+    unit = demeaned / np.sqrt((demeaned**2).sum())
+    for i, name in enumerate(unit.columns):
+        before = unit.iloc[:, :i]
+        weights = np.linalg.lstsq(before, unit[name])[0]
+        if np.linalg.norm(unit[name] - before @ weights) <= ROUNDING:
+            sources = [other for other, weight in zip(before, weights, strict=True) if abs(weight) > ROUNDING]
+            raise NotIdentifiedError(
+                f"{name} follows exactly from {', '.join(sources)} within pairs, so their coefficients cannot be told "
+                f"apart; leave one of them out"
+            )
+
+
+def _variance_inflation(demeaned: pd.DataFrame) -> dict[str, float]:
+    """Variance inflation factors: the diagonal of the inverse correlation matrix of the demeaned regressors."""
+    unit = demeaned / np.sqrt((demeaned**2).sum())
+    return dict(zip(unit.columns, np.diag(np.linalg.inv(unit.T @ unit)).tolist(), strict=True))
+
+
+def _undefined_to_none(value: Any) -> Any:
+    """The value with every NaN and infinity, at any depth, as None, and every tuple as a list."""
+    if isinstance(value, dict):
+        return {key: _undefined_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_undefined_to_none(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _none_to_nan(value: Any) -> Any:
+    """The value with every None, at any depth, as NaN."""
+    if isinstance(value, dict):
+        return {key: _none_to_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_none_to_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+def _column_from_dict(data: dict[str, Any]) -> Column:
+    values = _none_to_nan(data)
+    values["regressors"], values["notes"] = tuple(values["regressors"]), tuple(values["notes"])
+    values["ci"] = {name: tuple(interval) for name, interval in values["ci"].items()}
+    return Column(**values)
