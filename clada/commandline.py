@@ -1,0 +1,82 @@
+"""What the commands of both packages share: one-line errors, exit codes, imports of just the command that runs."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from clada.errors import CladaError
+
+MISTAKE = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is, and exit with code 2."""
+        self.exit(MISTAKE, f"{self.prog}: {' '.join(message.split())}; see '{self.prog} --help'\n")
+
+
+# name -> (help in a line, function that adds the command's options); the command itself is `<package>.<name>.main`.
+Commands = dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
+
+
+def run(package: str, description: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
+    """Parse a command line and run the command.
+
+    Args:
+        package: the program's and the package's name.
+        description: for `--help`.
+        commands: the subcommands; only the module of the one that runs is imported, so that help is instant.
+        argv: arguments; None: those of the process.
+
+    Returns:
+        exit code: 0, or 2 after a mistake of the user, a full disk or an interruption, each said in one line.
+    """
+    parser = Parser(prog=package, description=description)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, add_arguments) in commands.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary)
+        add_arguments(sub)
+    args = parser.parse_args(argv)
+    try:
+        import_module(f"{package}.{args.command}").main(args)
+        sys.stdout.flush()
+        return 0
+    except CladaError as mistake:
+        return _refuse(package, str(mistake))
+    except KeyboardInterrupt:
+        return _refuse(package, "interrupted; finished files are whole, the same command goes on from there")
+    except BrokenPipeError:
+        # The reader has gone (`clada generate | head`); what Python still holds for it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _refuse(
+                package, "the disk is full; make room, then the same command goes on from the finished files"
+            )
+        if problem.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            return _refuse(
+                package, f"cannot use {problem.filename}: {problem.strerror}; check the path and its permissions"
+            )
+        raise
+
+
+def _refuse(package: str, message: str) -> int:
+    print(f"{package}: {' '.join(message.split())}", file=sys.stderr)
+    return MISTAKE
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value

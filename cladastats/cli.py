@@ -1,0 +1,110 @@
+"""The `cladastats` command: only parses and calls; what a stage does is in the module of its name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from clada.commandline import Commands, positive_int, run
+
+
+def _study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", metavar="DIR", help="the study's folder; default: the newest below studies/")
+
+
+def _corpus(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    parser.add_argument("--source", metavar="S", help="news (default), xsum, jsonl:PATH[:field] or text:DIR")
+    parser.add_argument(
+        "--model", metavar="M", help="smollm2-135m (default), gemma3-270m, a folder, a GGUF file or a hub id"
+    )
+    parser.add_argument("--pairs", type=positive_int, metavar="N", help="pairs in each group; default 2000")
+    parser.add_argument("--length", type=positive_int, metavar="L", help="tokens before the target; default 2048")
+    parser.add_argument("--ratios", type=_ratios, metavar="R,...", help="prefix shares; default 0.25,0.375,0.5")
+    parser.add_argument("--seed", type=_seed, metavar="S", help="of every draw; default 0")
+    parser.add_argument(
+        "--windows",
+        choices=("stream", "document"),
+        help="cut the joined documents (default), or stay within one document",
+    )
+    parser.add_argument(
+        "--storage-dtype", choices=("float32", "float16"), help="of the activations on disk; default float32"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="of torch during extraction; default: all cores"
+    )
+    parser.add_argument(
+        "--equivalence-margin",
+        type=float,
+        metavar="X",
+        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); 0.05",
+    )
+
+
+def _similarity(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    _metric(parser)
+
+
+def _metric(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", default="cka", metavar="M", help="cka (default), cosine, cosine_centred or jaccard")
+    parser.add_argument(
+        "--estimator", choices=("within", "population", "neurons", "debiased", "biased"), help="of cka; default within"
+    )
+
+
+def _regress(parser: argparse.ArgumentParser) -> None:
+    _similarity(parser)
+    parser.add_argument(
+        "--response",
+        choices=("toward", "matched", "away", "raw"),
+        default="toward",
+        help="dependent variable; default toward",
+    )
+    parser.add_argument(
+        "--controls", type=_names, default=(), metavar="NAME,...", help="further panel columns in every regression"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--format",
+        choices=("text", "markdown", "latex", "csv", "html", "json"),
+        default="text",
+        help="of the table; default text",
+    )
+    output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+
+
+def _figures(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+COMMANDS: Commands = {
+    "run": ("all stages on one study, finished ones skipped; ends with the regression table", _corpus),
+    "corpus": ("build natural and random sequences, their hybrids and matched references", _corpus),
+    "extract": ("run the model; neuron activations, surprisal and entropy at the target", _study),
+    "similarity": ("similarity of activations, and how far each hybrid has shifted", _similarity),
+    "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
+    "figures": ("draw similarity against prefix length", _figures),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `cladastats` command; see `cladastats --help`."""
+    return run(
+        "cladastats", "Do MLP activations follow the prefix, and does cognitive load disturb that?", COMMANDS, argv
+    )

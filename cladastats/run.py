@@ -1,0 +1,38 @@
+"""`cladastats run`: every stage on one study, finished ones skipped, ending with the table and what it means."""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for the libraries
+    from cladastats.cli import main as cli
+
+    raise SystemExit(cli(["run", *sys.argv[1:]]))
+
+import argparse
+
+from cladastats.corpus import DEFAULTS, make_study
+from cladastats.extract import extract
+from cladastats.figures import draw
+from cladastats.regress import regress, summary_sentences
+from cladastats.similarity import similarity
+
+METRICS = ("cosine", "cka")  # cka last: its table is the one shown, its coefficients are the engine's
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: a mistake of the user.
+    """
+    study = make_study(args.study, {name: getattr(args, name) for name in DEFAULTS})
+    print(f"cladastats: {study!r}", file=sys.stderr)
+    extract(study)
+    for metric in METRICS:
+        similarity(study, metric)
+        fit = regress(study, metric)
+    draw(study)
+    print(fit.table("text"))
+    print()
+    print("\n".join(summary_sentences(fit, vocab_size=study.config.vocab_size)))
