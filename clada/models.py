@@ -58,6 +58,7 @@ def load_model(
         method = quantization.get("quant_method", "unknown method")
         raise ModelError(f"{name} has quantised linear layers ({method}): use the unquantised model, or a GGUF file")
     model = _from_pretrained(AutoModelForCausalLM, name, config=config, dtype=DTYPES[dtype])
+    model.name_or_path = name  # not the cache folder behind it: plans and coefficients are looked up by this name
     return model.to(device).requires_grad_(False), load_tokenizer(name)
 
 

@@ -280,7 +280,7 @@ class TaggedWords:
     """Words of the source with what they are drawn by.
 
     Attributes:
-        text: each word with the white space that stood before it.
+        text: each word with the white space that stood before it; never none before a letter or digit.
         stratum: int [words], index into `strata`.
         strata: names: the tag of a word, the mark itself for punctuation.
         ratio: float [strata], share of each in the source.
@@ -318,8 +318,12 @@ def tag_words(texts: Sequence[str], needed: int, rng: np.random.Generator) -> Ta
                 sentence = [token for token in tokens if token.value]  # bare line breaks come as empty tokens
                 tags = tagger.tag_sent([token.value for token in sentence], taglevel=1)
                 for token, (_, _, tag) in zip(sentence, tags, strict=True):
-                    # The document's first word stands after a space, as any word drawn here will.
-                    words.append((document[end : token.offset] if end else " ") + token.value)
+                    # A drawn word has other neighbours: the document's first stands after a space as any other does,
+                    # and one that stood right after a quote or a hyphen must not grow onto the word before it.
+                    space = document[end : token.offset] if end else " "
+                    if not space and token.value[0].isalnum():
+                        space = " "
+                    words.append(space + token.value)
                     end = token.offset + len(token.value)
                     is_mark = not any(c.isalnum() for c in token.value)
                     names.append(f"mark {token.value}" if is_mark else tag)
@@ -349,9 +353,9 @@ def total_variation(count: np.ndarray, ratio: np.ndarray) -> float:
 class RandomSequences:
     """Draws random sequences that keep the part-of-speech ratios and the punctuation of the source.
 
-    A stratified draw: each stratum (tag, or mark) gives its share of words, in random order. The number of words is
-    searched so that the tokens just fill the sequence and the cut leaves hardly a word out: the ratios of what is left
-    are those of the draw.
+    A stratified draw: each stratum (tag, or mark) gives its share of words, in random order. Words are then swapped for
+    others of their stratum until the tokens fill the sequence exactly, so that the cut leaves no word out and the
+    ratios are those of the draw.
 
     Attributes:
         rounding_max: the largest distance so far that whole numbers of words alone make unavoidable.
@@ -364,55 +368,75 @@ class RandomSequences:
         self.bos = bos_tokens(tokenizer)
         self.tokens = length + 1 - len(self.bos)
         self.members = [np.flatnonzero(pool.stratum == s) for s in range(len(pool.strata))]
-        sample = "".join(pool.text[: TAGGED_WORDS[0] // 5])
-        encoded = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
-        self.tokens_per_word = len(encoded) / min(len(pool.text), TAGGED_WORDS[0] // 5)
+        alone = tokenizer(pool.text, add_special_tokens=False, verbose=False)["input_ids"]
+        self.size = np.array([len(ids) for ids in alone])
         self.rounding_max = 0.0
         self.punctuation_max = 0.0
 
     def __call__(self, rng: np.random.Generator) -> Window:
-        """Draw one sequence."""
+        """Draw one sequence.
+
+        Raises:
+            InputError: the pool has too few words.
+        """
         shuffled = [rng.permutation(members) for members in self.members]
-        key = rng.random(len(self.pool.text))  # a word's place in the random order, whatever the number of words
-        n = int(self.tokens / self.tokens_per_word)
-        # Overshooting by a few tokens cuts at most a few words; twelve corrections always got there.
-        for _ in range(12):
-            chosen = self._choose(n, shuffled, key)
-            ids, ends = self._encode(chosen)
-            missing = self.tokens - len(ids)
-            if -4 <= missing <= 0:
-                break
-            n += round(missing / self.tokens_per_word) or (1 if missing > 0 else -1)
-        while len(ids) < self.tokens:
+        key = rng.random(len(self.pool.text))  # a word's place in the random order
+        n = round(self.tokens / self.size.mean())
+        chosen, ids, ends = self._fit(self._choose(n, shuffled, key), rng)
+        while len(ids) < self.tokens:  # a small pool may have no longer words left to swap in
             n += 1
-            chosen = self._choose(n, shuffled, key)
-            ids, ends = self._encode(chosen)
-        kept = chosen[
-            : int(np.searchsorted(np.cumsum([len(self.pool.text[i]) for i in chosen]), ends[self.tokens - 1])) + 1
-        ]
+            chosen, ids, ends = self._fit(self._choose(n, shuffled, key), rng)
+        characters = np.cumsum([len(self.pool.text[i]) for i in chosen])
+        kept = chosen[: int(np.searchsorted(characters, ends[self.tokens - 1])) + 1]
         count = np.bincount(self.pool.stratum[kept], minlength=len(self.pool.strata))
-        marks = self.pool.punctuation
-        self.rounding_max = max(self.rounding_max, total_variation(quotas(self.pool.ratio, n), self.pool.ratio))
+        marks, ratio = self.pool.punctuation, self.pool.ratio
+        self.rounding_max = max(self.rounding_max, total_variation(quotas(ratio, n), ratio))
         self.punctuation_max = max(
-            self.punctuation_max, abs(float(count[marks].sum() / count.sum() - self.pool.ratio[marks].sum()))
+            self.punctuation_max, abs(float(count[marks].sum() / count.sum() - ratio[marks].sum()))
         )
-        return Window(
-            np.array(self.bos + ids[: self.tokens], dtype=np.int32),
-            [0],
-            self.tokens - 1,
-            total_variation(count, self.pool.ratio),
-        )
+        ids = self.bos + ids[: self.tokens]
+        return Window(np.array(ids, dtype=np.int32), [0], self.tokens - 1, total_variation(count, ratio))
 
     def _choose(self, n: int, shuffled: list[np.ndarray], key: np.ndarray) -> np.ndarray:
         count = quotas(self.pool.ratio, n)
-        short = [s for s, c in enumerate(count) if c > len(shuffled[s])]
-        if short:
+        if any(c > len(words) for words, c in zip(shuffled, count, strict=True)):
             raise InputError(
                 f"too little text for random sequences of {self.tokens:,} tokens without repeating a word "
                 f"(the source has {len(self.pool.text):,} words); use a shorter --length or more text"
             )
         chosen = np.concatenate([words[:c] for words, c in zip(shuffled, count, strict=True)])
         return chosen[np.argsort(key[chosen])]
+
+    def _fit(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[int]]:
+        """Swap words until the tokens fill the sequence; (words, token ids, end of each token in the text).
+
+        Several rounds, as a token may span a mark and its neighbour: lengths add up only nearly.
+        """
+        ids, ends = self._encode(chosen)
+        for _ in range(20):
+            if len(ids) == self.tokens:
+                break
+            chosen = self._swap(chosen, self.tokens - len(ids), rng)
+            ids, ends = self._encode(chosen)
+        return chosen, ids, ends
+
+    def _swap(self, chosen: np.ndarray, missing: int, rng: np.random.Generator) -> np.ndarray:
+        """Swap words at random places for unused ones of their stratum that bring the length nearer."""
+        chosen, used = chosen.copy(), set(chosen.tolist())
+        for place in rng.permutation(len(chosen)):
+            if missing == 0:
+                break
+            word = chosen[place]
+            # A hundred at random: enough to find one a token longer or shorter where the stratum has any.
+            others = rng.choice(self.members[self.pool.stratum[word]], 100)
+            gain = self.size[others] - self.size[word]
+            nearer = [w for w, g in zip(others, gain, strict=True) if 0 < g * np.sign(missing) <= abs(missing)]
+            fresh = next((w for w in nearer if w not in used), None)
+            if fresh is not None:
+                chosen[place] = fresh
+                used.add(int(fresh))
+                missing -= int(self.size[fresh] - self.size[word])
+        return chosen
 
     def _encode(self, chosen: np.ndarray) -> tuple[list[int], list[int]]:
         text = "".join(self.pool.text[i] for i in chosen)

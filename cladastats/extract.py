@@ -159,13 +159,14 @@ def part_path(study: Study, shard: int) -> Path:
 
 def write_part(path: Path, part: Part, identity: str) -> None:
     """Write a part atomically, with its identity and checksum in its metadata."""
-    metadata = {
+    facts = {
         "schema": "cladastats/activations/1",
         "identity": identity,
-        "sequence_ids": json.dumps(part.sequence_ids),
+        "sequence_ids": part.sequence_ids,
         "sha256": part.checksum(identity),
     }
-    content = safetensors.numpy.save(part.tensors, metadata)
+    # One entry: safetensors writes several in an order that changes, and a shard's bytes should not.
+    content = safetensors.numpy.save(part.tensors, {"cladastats": json.dumps(facts)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -178,21 +179,25 @@ def read_part(path: Path, identity: str) -> Part:
     """
     try:
         with safe_open(path, framework="numpy") as handle:
-            metadata = handle.metadata() or {}
+            facts = _facts(handle)
             tensors = {name: handle.get_tensor(name) for name in TENSORS}
-        part = Part(list(json.loads(metadata["sequence_ids"])), tensors)
-        whole = part.checksum(metadata["identity"]) == metadata["sha256"]
+        part = Part(list(facts["sequence_ids"]), tensors)
+        whole = part.checksum(facts["identity"]) == facts["sha256"]
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):
         whole = False
     if not whole:
         raise DamagedPartError(
             f"{path} is truncated or altered; run 'cladastats extract --study {path.parent.parent}' to redo it"
         )
-    if metadata["identity"] != identity:
+    if facts["identity"] != identity:
         raise StudyError(
             f"{path} belongs to a study of another model or corpus; move it away, or use another --study folder"
         )
     return part
+
+
+def _facts(handle: Any) -> dict[str, Any]:
+    return dict(json.loads((handle.metadata() or {})["cladastats"]))
 
 
 class DamagedPartError(StudyError):
@@ -330,7 +335,7 @@ def _index(study: Study, shards: int) -> pd.DataFrame:
     for number in range(shards):
         path = part_path(study, number)
         with safe_open(path, framework="numpy") as handle:
-            ids = json.loads(handle.metadata()["sequence_ids"])
+            ids = _facts(handle)["sequence_ids"]
             columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
         tables.append(pd.DataFrame({"sequence_id": ids, "part": path.name, "row": range(len(ids)), **columns}))
     return pd.concat(tables).drop_duplicates("sequence_id", ignore_index=True)
@@ -340,7 +345,8 @@ def _report_cost(forwards: int, blocks: int, length: int, ratios: int) -> None:
     """Say what sharing saved, against three roles at every ratio run whole, and against the distinct sequences."""
     whole = blocks * (length + 1)
     print(
-        f"cladastats: {forwards:,} token forwards for {blocks} pairs: {forwards / (whole * 3 * ratios):.3f} of "
-        f"{3 * ratios} whole runs a pair, {forwards / (whole * (2 + ratios)):.3f} of its {2 + ratios} distinct ones (B* included)",
+        f"cladastats: {forwards:,} token forwards for {blocks} pairs: {forwards / (whole * 3 * ratios):.3f} of the "
+        f"{3 * ratios} whole runs a pair, {forwards / (whole * (2 + ratios)):.3f} of its {2 + ratios} distinct ones "
+        "(B* included)",
         file=sys.stderr,
     )

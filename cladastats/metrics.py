@@ -62,8 +62,13 @@ def cka_biased(x: np.ndarray, y: np.ndarray) -> float:
     """
     x = x - x.mean(0)
     y = y - y.mean(0)
-    k, m = x @ x.T, y @ y.T
-    return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+    # tr(XX'YY') = ||Y'X||^2: the smaller of observations x observations and features x features is enough.
+    if len(x) > x.shape[1]:
+        xy, xx, yy = ((a.T @ b) ** 2 for a, b in ((x, y), (x, x), (y, y)))
+    else:
+        k, m = x @ x.T, y @ y.T
+        xy, xx, yy = k * m, k * k, m * m
+    return float(xy.sum() / np.sqrt(xx.sum() * yy.sum()))
 
 
 def hsic1(k: np.ndarray, m: np.ndarray) -> float:
@@ -108,9 +113,14 @@ def cka_debiased_jackknife(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     Returns:
         (estimate, standard error).
+
+    Raises:
+        InputError: 4 observations or fewer: HSIC_1 of the rest is not defined.
     """
+    n = len(x)
+    if n <= 4:
+        raise InputError(f"the error of debiased CKA needs more than 4 observations, there are {n}; use more pairs")
     k, m = _gram(x), _gram(y)
-    n = len(k)
     whole = hsic1(k, m) / np.sqrt(hsic1(k, k) * hsic1(m, m))
     without = _hsic1_without_each(k, m) / np.sqrt(_hsic1_without_each(k, k) * _hsic1_without_each(m, m))
     return whole, float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
@@ -194,7 +204,6 @@ METRICS: dict[str, Metric] = {
     "cka_debiased": Metric(cka_debiased, per_layer=False),
     "cka_biased": Metric(cka_biased, per_layer=False),
 }
-ESTIMATORS = ("within", "population", "neurons", "debiased", "biased")
 
 
 def metric_name(metric: str, estimator: str | None = None) -> str:
@@ -203,9 +212,9 @@ def metric_name(metric: str, estimator: str | None = None) -> str:
     Raises:
         InputError: unknown metric, or an estimator with a metric other than cka.
     """
+    if estimator is not None and metric != "cka":
+        raise InputError(f"--estimator belongs to --metric cka, not to '{metric}'; leave it out")
     if estimator not in (None, "within"):
-        if metric != "cka":
-            raise InputError(f"--estimator belongs to --metric cka, not to '{metric}'; leave it out")
         metric = f"cka_{estimator}"
     if metric not in METRICS and metric != "cka_population":
         raise InputError(f"unknown metric '{metric}'; use {', '.join(METRICS)}")

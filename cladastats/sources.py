@@ -82,15 +82,17 @@ def _read_news() -> tuple[list[str], str]:
 
 def _read_xsum() -> tuple[list[str], str]:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+
+    from clada.models import HUB_TIMEOUT_S
 
     # The hub converts every public data set to parquet on this branch; it needs no loading script.
     branch = "refs/convert/parquet"
     try:
-        names = HfApi().list_repo_files(XSUM_REPOSITORY, repo_type="dataset", revision=branch)
+        found = HfApi().dataset_info(XSUM_REPOSITORY, revision=branch, timeout=HUB_TIMEOUT_S)
+        names = [file.rfilename for file in found.siblings or []]
         files = sorted(name for name in names if "/train/" in name and name.endswith(".parquet"))
         paths = [Path(hf_hub_download(XSUM_REPOSITORY, n, repo_type="dataset", revision=branch)) for n in files]
-    except (OSError, HfHubHTTPError) as problem:
+    except Exception as problem:  # the client lets any error of its transport through
         raise InputError(
             f"source 'xsum' cannot be fetched from the hub ({type(problem).__name__}); "
             "use 'news', or a copy of it with jsonl:PATH:document"
@@ -130,7 +132,7 @@ def _read_jsonl(rest: str) -> tuple[list[str], str]:
         except (ValueError, RecursionError):
             raise InputError(f"{path}, line {number:,}: not JSON; a jsonl source has one object a line") from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            fields = ", ".join(map(str, record)) if isinstance(record, dict) else "no fields"
+            fields = ", ".join(map(repr, record)) if isinstance(record, dict) else "no fields"
             raise InputError(
                 f"{path}, line {number:,}: no text in field '{field}' (there: {fields}); name one with jsonl:PATH:field"
             )
@@ -149,7 +151,7 @@ def _read_text_folder(folder: Path) -> tuple[list[str], str]:
     for path in paths:
         content = _read_bytes(path)
         # Names and lengths too, so that moving a line from one file to the next changes the hash.
-        digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
         texts.append(_decode(content, path))
     return texts, digest.hexdigest()

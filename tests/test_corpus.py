@@ -1,0 +1,525 @@
+"""Corpora: windows, pairs, hybrids, matched references and random sequences against slow recomputations."""
+
+import itertools
+import json
+import re
+import zipfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from clada.assets import fetch
+from clada.errors import InputError, StudyError
+from clada.models import load_tokenizer
+from cladastats import corpus
+from cladastats.corpus import (
+    DEFAULTS,
+    RandomSequences,
+    TaggedWords,
+    Window,
+    bos_tokens,
+    build_corpus,
+    check_ratios,
+    make_study,
+    natural_windows,
+    pair_rows,
+    prefix_length,
+    quotas,
+    separator_token,
+    tag_words,
+    tokens_sha256,
+    total_variation,
+)
+from cladastats.sources import Documents
+
+PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
+
+
+@pytest.fixture(scope="session")
+def articles() -> list[str]:
+    with zipfile.ZipFile(fetch("news")) as archive, archive.open("NewsArticles.csv") as handle:
+        return pd.read_csv(handle, usecols=["text"], nrows=60)["text"].dropna().tolist()
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer() -> Any:
+    return load_tokenizer("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer() -> Any:
+    """The same tokenizer, made to put a BOS token before every text as LLaMA's and Gemma's do."""
+    tokenizer = load_tokenizer("smollm2-135m")
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return tokenizer
+
+
+@pytest.fixture(scope="session", params=["plain", "bos"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(f"{request.param}_tokenizer")
+
+
+@pytest.fixture(scope="session")
+def news_words(articles: list[str]) -> TaggedWords:
+    return tag_words(articles, 1, np.random.default_rng(SEED))
+
+
+def documents(texts: list[str]) -> Documents:
+    return Documents(texts, "0" * 64, {"library": "none"})
+
+
+def build(texts: list[str], tokenizer: Any, **changed: Any) -> corpus.Corpus:
+    settings: dict[str, Any] = {"pairs": PAIRS, "length": LENGTH, "ratios": RATIOS, "seed": SEED} | changed
+    return build_corpus(documents(texts), tokenizer, **settings)
+
+
+@pytest.fixture(scope="session")
+def built(articles: list[str], tokenizer: Any) -> pd.DataFrame:
+    return build(articles[:6], tokenizer).table.to_pandas()
+
+
+# -- natural windows ----------------------------------------------------------------------------------------------
+
+
+def slow_stream(texts: list[str], tokenizer: Any) -> list[tuple[int, int]]:
+    """(token, its position in its document) of the joined documents; the separator ends its document."""
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    stream = []
+    for text in texts:
+        ids = [*tokenizer.encode(text, add_special_tokens=False), end]
+        stream += list(zip(ids, range(len(ids)), strict=True))
+    return stream
+
+
+# The short length has documents that are shorter than a window, the odd one windows that begin anywhere.
+@pytest.mark.parametrize("length", [7, 64, 333])
+def test_stream_windows_are_the_joined_documents_cut(articles: list[str], tokenizer: Any, length: int) -> None:
+    texts = ["Rain.", "It rained all day in the north.", *articles[:4], "Sun."]
+    bos = [tokenizer.bos_token_id] if bos_tokens(tokenizer) else []
+    stream = slow_stream(texts, tokenizer)
+    size = length + 1 - len(bos)
+    windows = natural_windows(texts, tokenizer, length, "stream")
+    assert len(windows) == len(stream) // size
+    for number, window in enumerate(windows):
+        piece = stream[number * size : (number + 1) * size]
+        assert window.token_ids.dtype == np.int32
+        assert window.token_ids.tolist() == bos + [token for token, _ in piece]
+        opening = [i + len(bos) for i, (_, position) in enumerate(piece) if position == 0 and i > 0]
+        assert window.documents == [0, *opening]
+        assert window.target_distance == piece[-1][1]
+
+
+def test_document_windows_stay_within_one_document(articles: list[str], tokenizer: Any) -> None:
+    texts = ["Too short for a window.", *articles[:4]]
+    bos = bos_tokens(tokenizer)
+    size = LENGTH + 1 - len(bos)
+    windows = iter(natural_windows(texts, tokenizer, LENGTH, "document"))
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        for number in range(len(ids) // size):
+            window = next(windows)
+            assert window.token_ids.tolist() == bos + ids[number * size : (number + 1) * size]
+            assert window.documents == [0]
+            assert window.target_distance == (number + 1) * size - 1
+    assert next(windows, None) is None
+
+
+def test_bos_is_found_only_where_the_tokenizer_puts_it(plain_tokenizer: Any, bos_tokenizer: Any) -> None:
+    assert bos_tokens(plain_tokenizer) == []  # it has a BOS token, but does not put it
+    assert bos_tokens(bos_tokenizer) == [bos_tokenizer.bos_token_id]
+
+
+def test_separator_is_the_end_of_text_not_the_end_of_a_chat_turn(plain_tokenizer: Any) -> None:
+    assert plain_tokenizer.eos_token == "<|im_end|>"
+    assert separator_token(plain_tokenizer) == "<|endoftext|>"
+
+
+def test_separator_is_else_the_end_token() -> None:
+    assert separator_token(SimpleNamespace(get_vocab=lambda: {"</s>": 2}, eos_token="</s>")) == "</s>"
+    with pytest.raises(InputError, match="use --windows document"):
+        separator_token(SimpleNamespace(get_vocab=lambda: {"a": 2}, eos_token=None))
+
+
+# -- pairs, hybrids, matched references ---------------------------------------------------------------------------
+
+
+def test_every_pair_has_its_sequences_once(built: pd.DataFrame) -> None:
+    assert len(built) == 2 * PAIRS * (3 + len(RATIOS))
+    for (_, _), rows in built.groupby(["group", "pair"]):
+        assert rows["role"].tolist() == ["A", "B", "matched", *["hybrid"] * len(RATIOS)]
+        assert rows["ratio"].dropna().tolist() == list(RATIOS)
+        assert rows["prefix_len"].dropna().tolist() == [16, 24, 32]
+    assert {"nls", "rts"} == set(built["group"])
+
+
+def test_sequences_have_the_target_as_their_last_token_and_bos_as_their_first(
+    built: pd.DataFrame, tokenizer: Any
+) -> None:
+    ids = np.stack(built["token_ids"])
+    assert ids.shape[1] == LENGTH + 1
+    bos = bos_tokens(tokenizer)
+    assert (ids[:, : len(bos)] == bos).all()
+    assert tokenizer.bos_token_id not in ids[:, len(bos) :]  # the second part of a hybrid brings none
+
+
+def test_hybrids_and_matched_references_are_made_of_their_pair(built: pd.DataFrame) -> None:
+    for (_, _), rows in built.groupby(["group", "pair"]):
+        by_role = rows[rows["role"] != "hybrid"].set_index("role")["token_ids"]
+        a, b = by_role["A"].tolist(), by_role["B"].tolist()
+        assert by_role["matched"].tolist() == b[:LENGTH] + a[LENGTH:]
+        for row in rows[rows["role"] == "hybrid"].itertuples():
+            p = round(row.ratio * LENGTH)
+            assert row.prefix_len == p
+            assert row.token_ids.tolist() == b[:p] + a[p:]
+
+
+def test_hybrids_know_where_documents_begin(built: pd.DataFrame) -> None:
+    for (_, _), rows in built.groupby(["group", "pair"]):
+        a, b, matched = (rows[rows["role"] == role].iloc[0] for role in ("A", "B", "matched"))
+        assert matched["documents"].tolist() == [d for d in b["documents"] if d != LENGTH] + [LENGTH]
+        assert matched["target_distance"] == 0
+        for row in rows[rows["role"] == "hybrid"].itertuples():
+            p = int(row.prefix_len)
+            belongs = ["b" if i < p else "a" for i in range(LENGTH + 1)]
+            parent = {"a": set(a["documents"]), "b": set(b["documents"])}
+            starts = [i for i in range(LENGTH + 1) if i == p or i in parent[belongs[i]]]
+            assert row.documents.tolist() == starts
+            # The cut at p begins a document, so the target's begins within the hybrid.
+            assert row.target_distance == LENGTH - starts[-1]
+
+
+def test_a_document_that_begins_at_the_cut_or_the_target_is_counted_once() -> None:
+    a = Window(np.arange(9, dtype=np.int32), [0, 4, 8], 0)
+    b = Window(np.arange(9, dtype=np.int32) + 10, [0, 4, 6, 8], 0)
+    *_, matched, early, late = pair_rows("nls", 0, a, b, (0.5, 0.75), 8)
+    assert matched["documents"] == [0, 4, 6, 8]
+    assert early["documents"] == [0, 4, 8]
+    assert late["documents"] == [0, 4, 6, 8]
+    assert [row["target_distance"] for row in (matched, early, late)] == [0, 0, 0]
+
+
+def test_natural_sequences_are_windows_of_the_source_used_once(
+    built: pd.DataFrame, articles: list[str], tokenizer: Any
+) -> None:
+    windows = [w.token_ids.tobytes() for w in natural_windows(articles[:6], tokenizer, LENGTH, "stream")]
+    used = [ids.tobytes() for ids in built.query("group == 'nls' and role in ('A', 'B')")["token_ids"]]
+    assert len(set(used)) == len(used) == 2 * PAIRS
+    assert set(used) <= set(windows)
+    assert used != windows[: len(used)]  # shuffled
+
+
+def test_ids_name_the_content(built: pd.DataFrame, articles: list[str], tokenizer: Any) -> None:
+    other = build(articles[:6], tokenizer, seed=SEED + 1, pairs=25).table.to_pandas()
+    content_of: dict[str, bytes] = {}
+    shared = set()
+    for name, ids in pd.concat([built, other])[["sequence_id", "token_ids"]].itertuples(index=False):
+        if name in content_of:
+            shared.add(name)
+        assert content_of.setdefault(name, ids.tobytes()) == ids.tobytes()
+    assert len(content_of) == len(set(content_of.values()))
+    assert shared  # both corpora hold some of the same windows, under other pairs
+
+
+def test_seed_decides_the_corpus(articles: list[str], plain_tokenizer: Any) -> None:
+    first, again, other = (build(articles[:3], plain_tokenizer, seed=seed) for seed in (1, 1, 2))
+    tables = [made.table.to_pandas() for made in (first, again, other)]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    assert first.sha256 == again.sha256 != other.sha256
+    for group in ("nls", "rts"):
+        ids = [table.loc[table["group"] == group, "sequence_id"].tolist() for table in tables]
+        assert ids[0] != ids[2]
+    assert tokens_sha256(tables[0]) == first.sha256
+
+
+def test_hash_is_of_all_tokens_in_order() -> None:
+    def of(*sequences: list[int]) -> str:
+        return tokens_sha256(pd.DataFrame({"token_ids": [np.array(ids, dtype=np.int32) for ids in sequences]}))
+
+    assert of([1, 2], [3, 4]) == of([1, 2], [3, 4])
+    assert len({of([1, 2], [3, 4]), of([3, 4], [1, 2]), of([1, 2], [3, 5]), of([1, 2])}) == 4
+
+
+def test_report_says_what_was_measured(articles: list[str], plain_tokenizer: Any) -> None:
+    made = build(articles[:3], plain_tokenizer)
+    distances = made.table.to_pandas().query("group == 'rts' and role in ('A', 'B')")["pos_distance"]
+    assert made.report["encoding"] == {"library": "none"}
+    assert made.report["natural_windows"] == len(natural_windows(articles[:3], plain_tokenizer, LENGTH, "stream"))
+    assert made.report["tagger"].startswith("HanTa")
+    assert made.report["pos_distance_max"] == distances.max()
+    assert made.report["pos_distance_mean"] == pytest.approx(distances.mean(), rel=1e-12)  # order of summation
+
+
+# -- what does not fit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows", ["stream", "document"])
+def test_too_little_text_says_how_many_pairs_fit(articles: list[str], plain_tokenizer: Any, windows: str) -> None:
+    with pytest.raises(InputError) as error:
+        build(articles[:2], plain_tokenizer, pairs=10_000, windows=windows)
+    message = str(error.value)
+    found = re.fullmatch(r"too little text: (\d+) pairs of 65 tokens fit, 10,000 asked; use --pairs (\d+), .*", message)
+    assert found is not None, message
+    fit = int(found[1])
+    assert found[2] == found[1]
+    table = build(articles[:2], plain_tokenizer, pairs=fit, windows=windows).table.to_pandas()
+    assert len(table) == 2 * fit * (3 + len(RATIOS))
+    # All of the text is used, so a window taken twice would be seen.
+    assert table.query("group == 'nls' and role in ('A', 'B')")["sequence_id"].nunique() == 2 * fit
+    with pytest.raises(InputError, match="too little text"):
+        build(articles[:2], plain_tokenizer, pairs=fit + 1, windows=windows)
+
+
+def test_text_for_no_pair_at_all_suggests_no_number(plain_tokenizer: Any) -> None:
+    with pytest.raises(InputError) as error:
+        build(["A short text."], plain_tokenizer)
+    assert str(error.value) == (
+        "too little text: 0 pairs of 65 tokens fit, 4 asked; use a shorter --length or more text"
+    )
+
+
+def test_the_smallest_text_that_fits_gives_random_sequences_too(articles: list[str], plain_tokenizer: Any) -> None:
+    ids = plain_tokenizer.encode(articles[0], add_special_tokens=False)[: 2 * (LENGTH + 1)]
+    made = build([plain_tokenizer.decode(ids)], plain_tokenizer, pairs=1)
+    assert set(made.table.to_pandas()["group"]) == {"nls", "rts"}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "cause"),
+    [
+        ((), "no ratio given"),
+        ((0.0,), "outside"),
+        ((1.0,), "outside"),
+        ((0.5, -0.25), "outside"),
+        ((1.5,), "outside"),
+        ((float("nan"),), "outside"),
+        ((0.001,), "leaves no token"),
+        ((0.999,), "leaves no token"),
+        ((0.25, 0.5, 0.25), "same prefix"),
+        ((0.25, 0.251), "same prefix"),
+    ],
+)
+def test_ratios_that_give_no_hybrid_are_refused(
+    articles: list[str], plain_tokenizer: Any, ratios: tuple[float, ...], cause: str
+) -> None:
+    with pytest.raises(InputError, match=cause) as error:
+        build(articles[:2], plain_tokenizer, ratios=ratios)
+    assert "\n" not in str(error.value)
+
+
+def test_prefixes_are_the_rounded_share_of_the_length() -> None:
+    check_ratios(RATIOS, 2048)
+    assert [prefix_length(ratio, 2048) for ratio in RATIOS] == [512, 768, 1024]
+    assert prefix_length(0.3, 33) == 10
+
+
+# -- quotas -------------------------------------------------------------------------------------------------------
+
+
+def test_no_other_whole_numbers_are_nearer_than_quotas() -> None:
+    rng = np.random.default_rng(SEED)
+    for n, strata, _ in itertools.product(range(1, 8), range(1, 5), range(5)):
+        ratio = rng.dirichlet(np.ones(strata))
+        count = quotas(ratio, n)
+        assert count.sum() == n
+        every = (c for c in itertools.product(range(n + 1), repeat=strata) if sum(c) == n)
+        nearest = min(sum(abs(part / n - share) for part, share in zip(c, ratio, strict=True)) / 2 for c in every)
+        # 1e-12: rounding of sums of at most four shares.
+        assert total_variation(count, ratio) == pytest.approx(nearest, abs=1e-12)
+
+
+def test_quotas_that_can_be_met_are_met() -> None:
+    # 0.29 * 100 is 28.999999999999996 in binary: rounding down must not lose a word.
+    assert quotas(np.array([0.29, 0.01, 0.7]), 100).tolist() == [29, 1, 70]
+
+
+def test_total_variation_runs_from_the_same_to_disjoint() -> None:
+    assert total_variation(np.array([1, 3]), np.array([0.25, 0.75])) == 0
+    assert total_variation(np.array([4, 0]), np.array([0.0, 1.0])) == 1
+    assert total_variation(np.array([3, 1]), np.array([0.5, 0.5])) == 0.25
+
+
+# -- tagged words -------------------------------------------------------------------------------------------------
+
+
+def test_words_are_tagged_with_their_part_of_speech() -> None:
+    text = 'The quick dog chased "the" cats, but I didn\'t see it.\n\nHe paid £5, OK?'
+    pool = tag_words([text], 1, np.random.default_rng(SEED))
+    tag = dict(zip((word.strip() for word in pool.text), (pool.strata[s] for s in pool.stratum), strict=True))
+    # Tags of the British National Corpus (CLAWS C5).
+    assert (tag["The"], tag["quick"], tag["dog"], tag["chased"]) == ("AT0", "AJ0", "NN1", "VVD")
+    assert tag["The"] == tag["the"]
+    assert {name for name, mark in zip(pool.strata, pool.punctuation, strict=True) if mark} == {
+        'mark "',
+        "mark ,",
+        "mark .",
+        "mark ?",
+        "mark £",
+    }
+
+
+def test_no_character_of_the_documents_is_lost(articles: list[str]) -> None:
+    texts = [*articles[:5], " leading space", '"Quoted" and well-known—dashed (in brackets)...\r\n- item\n\n\n- item']
+    pool = tag_words(texts, 1, np.random.default_rng(SEED))
+    # Documents come in the order of the draw, with their white space; sorted characters compare them all at once.
+    assert sorted("".join("".join(pool.text).split())) == sorted("".join("".join(texts).split()))
+    single = tag_words(articles[:1], 1, np.random.default_rng(SEED))
+    assert "".join("".join(single.text).split()) == "".join(articles[0].split())
+
+
+def test_no_word_can_grow_onto_the_one_before_it(news_words: TaggedWords) -> None:
+    assert not [word for word in news_words.text if word[0].isalnum()]
+
+
+def test_ratios_are_those_of_the_tagged_words(news_words: TaggedWords) -> None:
+    count = Counter(news_words.stratum.tolist())
+    assert news_words.ratio.tolist() == [count[s] / len(news_words.text) for s in range(len(news_words.strata))]
+
+
+def test_tagging_stops_when_there_are_enough_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "TAGGED_WORDS", (20, 60))
+    texts = [f"Ten words are in number {i} of these few texts ." for i in range(20)]
+    for needed, words in [(1, 20), (35, 44), (1_000, 66)]:  # a text is taken whole: eleven words with its full stop
+        assert len(tag_words(texts, needed, np.random.default_rng(SEED)).text) == -(-words // 11) * 11
+
+
+# -- random sequences ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def lettered_words() -> TaggedWords:
+    """500 words whose first letter is their stratum, some of them twice, so that a decoded sequence can be counted."""
+    text = [f" n{i}" for i in range(250)] + [f" v{i // 2}" for i in range(150)] + ["."] * 90 + [" rare"] * 10
+    stratum = np.repeat([0, 1, 2, 3], [250, 150, 90, 10])
+    return TaggedWords(text, stratum, ["n", "v", ".", "r"], np.bincount(stratum) / 500, np.array([0, 0, 1, 0], bool))
+
+
+def decoded_words(tokenizer: Any, window: Window) -> list[str]:
+    """The words of a sequence of `lettered_words`; the last may be cut."""
+    text = tokenizer.decode(window.token_ids[len(bos_tokens(tokenizer)) :])
+    words = re.findall(r" \w+|\.", text)
+    assert "".join(words) == text
+    return words
+
+
+def slow_distance(share_of: Counter[str], pool: TaggedWords) -> float:
+    total = share_of.total()
+    shares = zip(pool.strata, pool.ratio, strict=True)
+    return sum(abs(share_of[name] / total - ratio) for name, ratio in shares) / 2
+
+
+def test_random_sequences_keep_the_ratios_and_no_word_beyond_its_count(
+    lettered_words: TaggedWords, tokenizer: Any
+) -> None:
+    draw = RandomSequences(lettered_words, tokenizer, 300)
+    punctuation = []
+    for seed in range(20):
+        window = draw(np.random.default_rng(seed))
+        assert len(window.token_ids) == 301
+        assert window.token_ids[: len(bos_tokens(tokenizer))].tolist() == bos_tokens(tokenizer)
+        words = decoded_words(tokenizer, window)
+        assert not Counter(words[:-1]) - Counter(lettered_words.text)
+        count = Counter(word.strip()[0] for word in words)
+        # 1e-12: order of summation.
+        assert window.pos_distance == pytest.approx(slow_distance(count, lettered_words), abs=1e-12)
+        # About 100 words of 3 tokens: four strata round to within 1/100; the cut takes at most two words more.
+        assert window.pos_distance <= 0.03
+        assert window.target_distance == 300 - len(bos_tokens(tokenizer))
+        assert window.documents == [0]
+        punctuation.append(abs(count["."] / len(words) - 0.18))
+    assert draw.punctuation_max == pytest.approx(max(punctuation), abs=1e-12)
+
+
+def test_random_sequences_come_in_random_order(lettered_words: TaggedWords, plain_tokenizer: Any) -> None:
+    draw = RandomSequences(lettered_words, plain_tokenizer, 300)
+    places: dict[str, list[float]] = {name: [] for name in lettered_words.strata}
+    for seed in range(100):
+        words = decoded_words(plain_tokenizer, draw(np.random.default_rng(seed)))
+        for place, word in enumerate(words):
+            places[word.strip()[0]].append((place + 0.5) / len(words))
+    for name, found in places.items():
+        # A uniform place has mean 1/2 and standard deviation 0.289; five standard errors.
+        assert np.mean(found) == pytest.approx(0.5, abs=5 * 0.289 / len(found) ** 0.5), name
+
+
+def test_random_news_keeps_parts_of_speech_as_far_as_whole_words_allow(
+    news_words: TaggedWords, plain_tokenizer: Any
+) -> None:
+    fitted: list[list[int]] = []
+
+    class Recorded(RandomSequences):
+        def _fit(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[int]]:
+            found = super()._fit(chosen, rng)
+            fitted.append(found[0].tolist())
+            return found
+
+    draw = Recorded(news_words, plain_tokenizer, 512)
+    distances = []
+    for seed in range(20):
+        window = draw(np.random.default_rng(seed))
+        chosen = fitted[-1]
+        assert len(set(chosen)) == len(chosen)
+        # No word is cut off: the sequence is the text of all of them.
+        assert plain_tokenizer.decode(window.token_ids) == "".join(news_words.text[i] for i in chosen)
+        count = Counter(news_words.strata[news_words.stratum[i]] for i in chosen)
+        assert window.pos_distance == pytest.approx(slow_distance(count, news_words), abs=1e-12)
+        rounding = total_variation(quotas(news_words.ratio, len(chosen)), news_words.ratio)
+        assert window.pos_distance == pytest.approx(rounding, abs=1e-12)
+        distances.append(window.pos_distance)
+    # 80 strata in about 400 words: whole words alone leave 0.023 (0.006 at length 2,048).
+    assert max(distances) < 0.03
+    assert draw.rounding_max == pytest.approx(max(distances), abs=1e-12)
+    assert draw.punctuation_max < 0.02
+
+
+def test_random_sequences_of_2048_tokens_are_within_two_hundredths(
+    news_words: TaggedWords, plain_tokenizer: Any
+) -> None:
+    draw = RandomSequences(news_words, plain_tokenizer, 2048)
+    distances = [draw(np.random.default_rng(seed)).pos_distance for seed in range(10)]
+    assert max(distances) <= 0.02
+
+
+def test_too_few_words_for_a_random_sequence_are_refused(lettered_words: TaggedWords, plain_tokenizer: Any) -> None:
+    draw = RandomSequences(lettered_words, plain_tokenizer, 4096)
+    with pytest.raises(InputError) as error:
+        draw(np.random.default_rng(SEED))
+    assert str(error.value) == (
+        "too little text for random sequences of 4,097 tokens without repeating a word "
+        "(the source has 500 words); use a shorter --length or more text"
+    )
+
+
+# -- the stage ----------------------------------------------------------------------------------------------------
+
+
+def test_study_is_built_once_and_no_other_may_take_its_folder(tmp_path: Path, articles: list[str]) -> None:
+    source = tmp_path / "articles.jsonl"
+    source.write_text("".join(json.dumps({"document": text}) + "\n" for text in articles[:3]), encoding="utf-8")
+    asked = dict.fromkeys(DEFAULTS) | {
+        "source": f"jsonl:{source}:document",
+        "pairs": 2,
+        "length": LENGTH,
+        "ratios": (0.25, 0.5),
+    }
+    folder = tmp_path / "study"
+    study = make_study(str(folder), asked)
+    assert len(study.corpus) == 2 * 2 * 5
+    assert study.config.separator == "<|endoftext|>"
+    assert study.config.corpus_sha256 == tokens_sha256(study.corpus)
+    source.unlink()  # a second build would now fail
+    assert make_study(str(folder), dict.fromkeys(DEFAULTS)).config == study.config
+    with pytest.raises(StudyError, match="is a study with pairs 2, not 3"):
+        make_study(str(folder), asked | {"pairs": 3})
+
+
+def test_margin_of_equivalence_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="equivalence margin"):
+        make_study(str(tmp_path / "study"), dict.fromkeys(DEFAULTS) | {"equivalence_margin": 0.0})
+    assert not (tmp_path / "study").exists()
