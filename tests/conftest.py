@@ -1,0 +1,23 @@
+"""Tests never touch the model hub: what they need comes from the embedded assets or is made in memory."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before anything imports transformers or huggingface_hub, which read it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory):
+    """A real study, small: SmolLM2 on the news, 6 pairs a group at length 64, run through the command. Not to be
+    changed."""
+    from cladastats.cli import main
+    from cladastats.study import Study
+
+    folder = tmp_path_factory.mktemp("small") / "study"
+    assert main(["run", "--study", str(folder), "--pairs", "6", "--length", "64", "--seed", "3"]) == 0
+    return Study(folder)

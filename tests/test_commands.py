@@ -1,0 +1,356 @@
+"""The commands as a user types them: results on stdout, mistakes as one line and exit code 2."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from clada.cli import main as clada
+from clada.models import load_tokenizer
+from clada.plan import Plan, resolve_plan
+from cladastats.cli import main as cladastats
+from cladastats.study import Study
+
+
+def refused(capsys, command, *args):
+    """The one line a command that exits with code 2 says."""
+    try:
+        code = command([str(arg) for arg in args])
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.out == ""
+    lines = [line for line in said.err.splitlines() if not line.startswith(("clada: 0", "\r"))]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+GENERATE = ("generate", "--prompt", "Hello", "--max-new-tokens", "2")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Files that cannot be used, by name."""
+    content = {
+        "latin1.txt": "café".encode("latin-1"),
+        "empty.txt": b"",
+        "blank.txt": b" \n",
+        "latin1.jsonl": '{"text": "café"}'.encode("latin-1"),
+        "broken.jsonl": b'{"text": "a"}\n{"text": ',
+        "other.jsonl": b'{"body": "a"}',
+        "short.jsonl": b'{"text": "A short text of a few words."}',
+        "nothing.jsonl": b'{"text": ""}',
+        "bad.json": b"{",
+        "plan.json": json.dumps({"schema": "clada/coefficients/1"}).encode(),
+        "away.json": json.dumps(
+            {
+                "schema": "clada/coefficients/1", "lambda": 0.1, "gamma": 0.1, "tau_surprisal_bits": 1.0,
+                "tau_entropy_bits": 1.0, "tau_quantile": 0.7, "model": "m", "response": "away",
+            }
+        ).encode(),
+    }  # fmt: skip
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([*GENERATE, "--model", "nobody/nothing"], "unknown model 'nobody/nothing'.*embedded"),
+        ([*GENERATE, "--model", "news"], "embedded corpus, not a model"),
+        ([*GENERATE, "--model", "{files}/folder"], "has no config.json"),
+        ([*GENERATE, "--plan", "{files}/missing.json"], "cannot read .*missing.json: No such file"),
+        ([*GENERATE, "--plan", "{files}/bad.json"], "bad.json is not a JSON file"),
+        ([*GENERATE, "--plan", "{files}/plan.json"], "has schema 'clada/coefficients/1', not 'clada/plan/1'"),
+        ([*GENERATE, "--plan", "none", "--coefficients", "{files}/away.json"], "opposite .*--response toward"),
+        ([*GENERATE, "--plan", "none", "--coefficients", "{files}/missing.json"], "cannot read"),
+        ([*GENERATE, "--plan", "none", "--dtype", "int8"], "dtype"),
+        ([*GENERATE, "--plan", "none", "--temperature", "-1"], "temperature >= 0"),
+        (["generate", "--prompt", "a", "--max-new-tokens", "9000"], "9,001 tokens do not fit llama.*8,192 positions"),
+        ([*GENERATE, "--method", "magic"], "argument --method: invalid choice: 'magic'"),
+        (["generate"], "one of the arguments --prompt --prompt-file is required"),
+        (["generate", "--prompt", " "], "the prompt is empty"),
+        (["generate", "--prompt-file", "{files}/missing.txt"], "cannot read .*missing.txt: No such file"),
+        (["generate", "--prompt-file", "{files}/folder"], "cannot read .*folder: Is a directory"),
+        (["generate", "--prompt-file", "{files}/latin1.txt"], "latin1.txt is not UTF-8"),
+        (["generate", "--prompt-file", "{files}/empty.txt"], "the prompt is empty"),
+        (["generate", "--prompt-file", "{files}/blank.txt"], "the prompt is empty"),
+        (["generate", "--prompt", "a", "--max-new-tokens", "0"], "0 is not at least 1"),
+        (["calibrate", "--text", "{files}/missing.txt"], "cannot read calibration text"),
+        (["calibrate", "--text", "{files}/latin1.txt"], "cannot read calibration text"),
+        (["calibrate", "--text", "{files}/short.jsonl"], "too little text"),
+        (["calibrate", "--text", "{files}/short.jsonl", "--max-loss", "2"], "max-loss 2.0 is outside"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_clada(capsys, files, args, message):
+    import re
+
+    line = refused(capsys, clada, *(arg.replace("{files}", str(files)) for arg in args))
+    assert re.search(message, line), line
+
+
+CORPUS = ("corpus", "--study", "{files}/study", "--pairs", "2", "--length", "64")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([*CORPUS, "--source", "gutenberg"], "unknown source 'gutenberg'; use news, xsum, jsonl"),
+        ([*CORPUS, "--source", "jsonl:{files}/missing.jsonl"], "cannot read .*missing.jsonl: No such file"),
+        ([*CORPUS, "--source", "jsonl:{files}/latin1.jsonl"], "latin1.jsonl is not UTF-8"),
+        ([*CORPUS, "--source", "jsonl:{files}/broken.jsonl"], "line 2: not JSON"),
+        ([*CORPUS, "--source", "jsonl:{files}/other.jsonl"], r"no text in field 'text' \(there: body\)"),
+        ([*CORPUS, "--source", "jsonl:{files}/nothing.jsonl"], "holds no text"),
+        ([*CORPUS, "--source", "jsonl:{files}/short.jsonl"], "too little text: 0 pairs of 65 tokens fit, 2 asked"),
+        ([*CORPUS, "--source", "text:{files}/folder"], "has no .*txt file"),
+        ([*CORPUS, "--source", "text:{files}/missing"], "is not a folder"),
+        ([*CORPUS, "--ratios", "0.5,1.0"], r"ratio 1.0 is outside \(0, 1\)"),
+        ([*CORPUS, "--ratios", "a"], "argument --ratios: invalid"),
+        ([*CORPUS, "--ratios", "nan"], "outside"),
+        ([*CORPUS, "--pairs", "0"], "0 is not at least 1"),
+        ([*CORPUS, "--model", "nobody/nothing"], "unknown model"),
+        ([*CORPUS, "--length", "8192"], "8,193 tokens do not fit llama.*use a shorter --length"),
+        ([*CORPUS, "--model", "{opt}", "--length", "2048"], "2,049 tokens do not fit opt: its position table has"),
+        ([*CORPUS, "--model", "{mamba}"], "model family 'mamba' is not supported; supported are"),
+        (["extract", "--study", "{files}/missing"], "is not a study"),
+        (["regress", "--study", "{study}", "--metric", "magic"], "unknown metric 'magic'; use cka, cosine"),
+        (["regress", "--study", "{study}", "--metric", "jaccard"], "no panel-jaccard.parquet; run 'cladastats simil"),
+        (["regress", "--study", "{study}", "--controls", "token_len"], "token_len"),
+        (["regress", "--study", "{study}", "--controls", "age"], "age"),
+        (["regress", "--study", "{study}", "--metric", "cosine", "--estimator", "biased"], "belongs to --metric cka"),
+        (["regress", "--study", "{study}", "--response", "magic"], "invalid choice"),
+        (["run", "--study", "{study}", "--model", "gemma3-270m"], "with model smollm2-135m, not gemma3-270m"),
+        (["run", "--study", "{study}", "--pairs", "9"], "is a study with pairs 6, not 9"),
+        (["run", "--study", "{damaged}"], "study.json is not a JSON file"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_cladastats(capsys, files, small_copy, args, message):
+    import re
+
+    for model_type, positions in (("opt", 2048), ("mamba", 64)):
+        folder = files / model_type
+        folder.mkdir()
+        config = {"model_type": model_type, "max_position_embeddings": positions, "vocab_size": 49152}
+        (folder / "config.json").write_text(json.dumps(config))
+        load_tokenizer("smollm2-135m").save_pretrained(folder)
+    (files / "damaged").mkdir()
+    (files / "damaged" / "study.json").write_text("{")
+    capsys.readouterr()
+    places = {"files": files, "study": small_copy.folder, "damaged": files / "damaged", "opt": files / "opt"}
+    line = refused(capsys, cladastats, *(arg.format(**places, mamba=files / "mamba") for arg in args))
+    assert re.search(message, line), line
+
+
+@pytest.fixture
+def small_copy(small_study, tmp_path):
+    """A study with panels of cosine and cka, of its own."""
+    folder = tmp_path / "copy"
+    kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "population*")
+    shutil.copytree(small_study.folder, folder, ignore=kept)
+    return Study(folder)
+
+
+def test_one_ratio_does_not_identify_the_prefix(capsys, tmp_path, small_copy):
+    panel = small_copy.panel("cka").query("ratio == 0.5")
+    panel.to_parquet(small_copy.folder / "panel-cka.parquet")
+    line = refused(capsys, cladastats, "regress", "--study", small_copy.folder)
+    assert "prefix_len" in line
+
+
+def test_regress_on_the_newest_study_needs_no_option(tmp_path, small_copy, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, cladastats, "regress", "--metric", "cka")
+    assert "no study below studies/" in line
+    shutil.copytree(small_copy.folder, tmp_path / "studies" / "older")
+    shutil.copytree(small_copy.folder, tmp_path / "studies" / "newest")
+    os.utime(tmp_path / "studies" / "older" / "study.json", (1, 1))
+    done = subprocess.run(
+        [sys.executable, "-m", "cladastats.regress", "--metric", "cka"], capture_output=True, text=True, check=True
+    )
+    assert "Prefix (1,000 tokens)" in done.stdout
+    assert "newest/coefficients.json now holds lambda and gamma of metric cka, response toward" in done.stderr
+
+
+@pytest.mark.parametrize("fmt", ["text", "markdown", "latex", "csv", "html", "json"])
+def test_regress_prints_every_format(capsys, small_copy, fmt):
+    assert cladastats(["regress", "--study", str(small_copy.folder), "--format", fmt]) == 0
+    out = capsys.readouterr().out
+    marks = {
+        "text": "(6) NLS",
+        "markdown": "|",
+        "latex": r"\begin{tabular}",
+        "csv": "column,",
+        "html": "<table",
+        "json": "{",
+    }
+    assert marks[fmt] in out
+    if fmt == "json":
+        assert json.loads(out) == json.loads((small_copy.folder / "fits" / "cka.json").read_text())
+
+
+def test_away_is_written_and_then_refused_by_the_engine(capsys, small_copy):
+    assert cladastats(["regress", "--study", str(small_copy.folder), "--response", "away"]) == 0
+    assert (small_copy.folder / "fits" / "cka-away.json").exists()
+    capsys.readouterr()
+    path = small_copy.folder / "coefficients.json"
+    assert "response 'away'" in refused(capsys, clada, *GENERATE, "--plan", "none", "--coefficients", path)
+
+
+def test_figures_are_drawn(small_copy, capsys):
+    shutil.rmtree(small_copy.folder / "figures")
+    assert cladastats(["figures", "--study", str(small_copy.folder)]) == 0
+    for metric in ("cka", "cosine"):
+        assert (small_copy.folder / "figures" / f"prefix-{metric}.png").read_bytes().startswith(b"\x89PNG")
+        assert (small_copy.folder / "figures" / f"prefix-{metric}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_generate_reads_the_study_and_says_what_it_used(small_copy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_copy.folder, tmp_path / "studies" / "one")
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("  The capital of France\n")
+    args = ["generate", "--prompt-file", str(prompt), "--max-new-tokens", "5"]
+    assert clada([*args, "--json"]) == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    fitted = json.loads((small_copy.folder / "coefficients.json").read_text())
+    assert (result["lambda"], result["gamma"]) == (fitted["lambda"], fitted["gamma"])
+    assert set(result) >= {
+        "text", "model", "method", "dtype", "prompt_tokens", "new_tokens", "prefill_s", "decode_s", "tokens_per_s",
+        "active_fraction", "lambda", "gamma", "steps",
+    }  # fmt: skip
+    assert set(result["steps"][0]) == {
+        "token_id", "token", "surprisal_bits", "entropy_bits", "active_fraction", "load_surprisal", "load_entropy",
+    }  # fmt: skip
+    assert result["new_tokens"] == len(result["steps"]) == 5
+    # Read verbatim: the spaces before and the line end after are part of the prompt.
+    assert result["prompt_tokens"] == len(load_tokenizer("smollm2-135m")("  The capital of France\n")["input_ids"])
+    assert 0 < result["active_fraction"] < 1
+    assert clada(args) == 0
+    said = capsys.readouterr()
+    assert said.out == result["text"] + "\n"
+    assert "tokens/s" in said.err
+    assert "% of the MLP neurons computed" in said.err
+    assert "from studies/one/coefficients.json" in said.err
+
+
+def test_generate_reads_standard_input_and_chats():
+    run = [
+        sys.executable,
+        "-m",
+        "clada.generate",
+        "--prompt-file",
+        "-",
+        "--max-new-tokens",
+        "3",
+        "--json",
+        "--plan",
+        "none",
+    ]
+    plain, chat = (
+        json.loads(subprocess.run([*run, *extra], input="Hi!", capture_output=True, text=True, check=True).stdout)
+        for extra in ([], ["--chat"])
+    )
+    assert chat["prompt_tokens"] > plain["prompt_tokens"] + 5  # the template's turns
+    assert plain["active_fraction"] == 1
+
+
+def test_shipped_plan_is_of_the_embedded_model():
+    plan = resolve_plan(None, "smollm2-135m", Plan.load(shipped("smollm2-135m")).revision)
+    assert plan is not None
+    assert plan.max_loss == 0.02
+    assert plan.loss["ppl_rise_upper"] <= 0.02
+    assert plan.loss["scored_tokens"] >= 16_000
+    assert 0 < plan.loss["active_fraction"] < 1
+
+
+def shipped(name):
+    from pathlib import Path
+
+    import clada as package
+
+    return Path(package.__file__).parent / "plans" / f"{name}.json"
+
+
+def test_a_plan_of_another_model_is_refused(capsys, tmp_path):
+    model = tiny_model("llama", vocab_size=49152)
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer("smollm2-135m").save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    args = (*GENERATE, "--model", tmp_path / "model", "--coefficients", "none")
+    assert "the plan is for smollm2-135m" in refused(capsys, clada, *args, "--plan", shipped("smollm2-135m"))
+    assert f"no plan for {tmp_path}/model; make one with 'clada calibrate" in refused(capsys, clada, *args)
+    assert clada([*map(str, args), "--plan", "none"]) == 0
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2"])
+def test_generate_refuses_families_it_cannot_decode(capsys, tmp_path, family):
+    tiny_model(family, vocab_size=49152).save_pretrained(tmp_path)
+    load_tokenizer("smollm2-135m").save_pretrained(tmp_path)
+    capsys.readouterr()
+    assert "cannot decode" in refused(capsys, clada, *GENERATE, "--model", tmp_path, "--plan", "none")
+
+
+def test_interrupted_with_ctrl_c_resumes(tmp_path):
+    """A real process, a real SIGINT between shards: one line, exit code 2, and the rest is done by the next run."""
+    command = [sys.executable, "-m", "cladastats.run", "--study", str(tmp_path / "s"), "--pairs", "4", "--length", "64"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = tmp_path / "s" / "activations" / "part-00000.safetensors"
+    for _ in range(3000):
+        if first.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    assert (
+        err.splitlines()[-1] == "cladastats: interrupted; finished files are whole, the same command goes on from there"
+    )
+    assert "Traceback" not in err
+    kept = first.read_bytes()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Prefix (1,000 tokens)" in done.stdout
+    assert first.read_bytes() == kept
+
+
+def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
+    import errno
+
+    from clada import jsonfile
+
+    part = small_copy.folder / "activations" / "part-00001.safetensors"
+    content = part.read_bytes()
+    part.unlink()
+
+    def full(self, *_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jsonfile.Path, "write_bytes", full)
+        line = refused_last(capsys, "extract", "--study", small_copy.folder)
+    assert line == "cladastats: the disk is full; make room, then the same command goes on from the finished files"
+    assert not part.exists()
+    assert cladastats(["extract", "--study", str(small_copy.folder)]) == 0
+    assert part.read_bytes() == content
+
+
+def refused_last(capsys, *args):
+    assert cladastats([str(arg) for arg in args]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_cuda_is_refused_where_there_is_none(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert "no CUDA device" in refused(capsys, clada, *GENERATE, "--device", "cuda")

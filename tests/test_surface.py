@@ -1,0 +1,94 @@
+"""The public surface, the direction of imports, and what an import or --help may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clada
+import cladastats
+from clada.cli import COMMANDS as CLADA_COMMANDS
+from cladastats.cli import COMMANDS as CLADASTATS_COMMANDS
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "numpy", "pandas", "scipy", "numba", "matplotlib", "linearmodels", "pyarrow"}
+
+
+def loaded_after(code):
+    """Which heavy packages a fresh interpreter has loaded after running code."""
+    script = f"{code}\nimport sys; print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return HEAVY & set(done.stderr.split())
+
+
+def test_public_surface_is_frozen():
+    assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model"]
+    assert cladastats.__all__ == ["Fit", "Study"]
+    assert list(CLADA_COMMANDS) == ["generate", "calibrate"]
+    assert list(CLADASTATS_COMMANDS) == ["run", "corpus", "extract", "similarity", "regress", "figures"]
+    for package in (clada, cladastats):
+        for name in package.__all__:
+            assert getattr(package, name).__module__.startswith("clada")
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = package.nothing
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_clada_never_imports_cladastats():
+    files = sorted((ROOT / "clada").rglob("*.py"))
+    assert len(files) > 10
+    offending = [(f.name, name) for f in files for name in imports_of(f) if name.split(".")[0] == "cladastats"]
+    assert offending == []
+
+
+def test_only_families_knows_model_types():
+    """Another module that names an architecture knows something the table should."""
+    types = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "opt", "gpt2"}
+    for path in [*(ROOT / "clada").rglob("*.py"), *(ROOT / "cladastats").rglob("*.py")]:
+        if path.name != "families.py":
+            strings = {
+                n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)
+            }
+            assert not strings & types, path
+
+
+@pytest.mark.parametrize("package", ["clada", "cladastats"])
+def test_importing_a_package_loads_nothing_heavy(package):
+    assert loaded_after(f"import {package}") == set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("clada", *args) for args in ([], ["generate"], ["calibrate"])),
+        *(("cladastats", *args) for args in ([], *([name] for name in CLADASTATS_COMMANDS))),
+    ],
+    ids=" ".join,
+)
+def test_help_loads_nothing_heavy(command):
+    package, *rest = command
+    arguments = [*rest, "--help"]
+    code = f"from {package}.cli import main\ntry: main({arguments!r})\nexcept SystemExit as end: assert end.code == 0"
+    assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["clada", "clada.generate", "clada.calibrate", "cladastats", *(f"cladastats.{n}" for n in CLADASTATS_COMMANDS)],
+)
+def test_every_stage_is_a_module_whose_help_loads_nothing_heavy(module):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", module, "--help"], capture_output=True, text=True, check=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & HEAVY
+    assert done.stdout.startswith(f"usage: {module.replace('.', ' ')}")
