@@ -1,0 +1,38 @@
+# make demo and make test are all a new machine needs; both set up .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test check lab
+
+setup: $(READY)
+
+# CI= keeps pip's output short there; constraints.txt makes every install the same.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; use make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+# The whole chain on the embedded model and corpus, then text generated with what was fitted.
+demo: $(READY)
+	$(BIN)/cladastats run --study studies/demo --source news --model smollm2-135m --pairs 32 --length 256 --seed 0
+	@echo
+	$(BIN)/clada generate --model smollm2-135m --coefficients studies/demo/coefficients.json --chat --max-new-tokens 96 \
+	  --prompt 'Why do newspapers put the most important facts into the first sentence?'
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_surface.py
+	$(BIN)/cladastats run --study studies/check --pairs 6 --length 64 > /dev/null
+	CLADA_STUDY=$(CURDIR)/studies/check $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook \
+	  --output-dir studies/check/notebooks notebooks/*.ipynb
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
