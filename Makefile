@@ -8,7 +8,7 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-# CI= keeps pip's output short there; constraints.txt makes every install the same.
+# constraints.txt makes every install the same.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; use make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -30,9 +30,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_surface.py
-	$(BIN)/cladastats run --study studies/check --pairs 6 --length 64 > /dev/null
-	CLADA_STUDY=$(CURDIR)/studies/check $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook \
-	  --output-dir studies/check/notebooks notebooks/*.ipynb
+	$(BIN)/cladastats run --study .check/study --pairs 6 --length 64 > /dev/null
+	CLADA_STUDY=$(CURDIR)/.check/study $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook \
+	  --output-dir .check/notebooks notebooks/*.ipynb
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -1,8 +1,10 @@
 """`clada calibrate`: base thresholds by an error-controlled search on the model's output (Eq. 10).
 
 One number is searched, the share of neurons to drop; every layer's thresholds are the quantiles of its own magnitudes
-at that share. It grows as long as the loss stays within the budget: the rise of perplexity over the dense model, its
-upper 95 % bound, on held text, with the load rule active and every token sparse.
+at that share. It grows step by step as long as the loss stays within the budget: the rise of perplexity over the dense
+model, its upper 95 % bound, on held text, with the load rule active and every token sparse. The steps are fixed and the
+first failure ends the search (fixed-sequence testing), so the bound of the chosen step holds although several were
+tried on the same text.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import hashlib
+import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +36,9 @@ from tqdm import tqdm
 from clada.coefficients import Coefficients, resolve_coefficients, to_json
 from clada.errors import InputError
 from clada.families import gate_activation, gated_mlps, replaced_forwards
-from clada.kernels import GatedMLP, neuron_mask, set_threads
+from clada.kernels import GatedMLP, available_cores, neuron_mask, set_threads
 from clada.load import surprisal_and_entropy_bits
-from clada.models import load_model, model_revision
+from clada.models import bos_tokens, load_model, model_revision
 from clada.plan import Plan, cached_plan_path
 from clada.policies import make_policy
 
@@ -44,7 +46,7 @@ WINDOW = 512  # tokens with a growing context; long enough that most have hundre
 SCORED_TOKENS = 16_000  # least number for the loss, so that a 2 % budget stands well above its own uncertainty
 SAMPLED_TOKENS = 1_024  # per layer for the quantiles: 1.5 million magnitudes on the smallest model
 GATE_SHARE = 0.4  # of the neurons to drop, those the gate test drops: 20 of 50 % cost little more than none
-SEARCH_STEPS = 6  # halvings of [0, 0.96]: the share is found to 1.5 points
+SHARES = np.arange(0.15, 0.96, 0.03)  # of neurons to drop; fewer save too little to be worth a plan
 QUANTILES = np.linspace(0, 1, 1001)
 LOAD_QUANTILE = "0.7"
 
@@ -71,8 +73,8 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.max_loss < 1:
         raise InputError(f"--max-loss {args.max_loss} is outside (0, 1); 0.02 allows perplexity to rise by 2 %")
     model, tokenizer = load_model(args.model)
-    set_threads(args.threads or os.cpu_count() or 1)
-    windows, text_sha256 = read_windows(args.text, tokenizer)
+    set_threads(args.threads or available_cores())
+    windows, text_sha256 = read_windows(args.text, tokenizer, model_revision(args.model))
     coefficients = resolve_coefficients(args.coefficients, args.model)
     plan = calibrate(model, args.model, windows, args.max_loss, coefficients, {"text_sha256": text_sha256})
     out = Path(args.out) if args.out else cached_plan_path(plan.revision)
@@ -84,35 +86,46 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def read_windows(name: str, tokenizer: Any) -> tuple[list[list[int]], str]:
+def read_windows(name: str, tokenizer: Any, revision: str) -> tuple[list[list[int]], str]:
     """Windows of calibration text: half for the thresholds' quantiles, half held for the loss.
 
     Args:
-        name: a UTF-8 text file, or the folder of a study, whose natural sequences are taken.
+        name: a UTF-8 text file, or the folder of a study of the same model, whose natural sequences are taken.
         tokenizer: of the model.
+        revision: of the model.
 
     Returns:
-        (windows of `WINDOW` + 1 token ids, SHA-256 of the tokens).
+        (windows of `WINDOW` + 1 token ids, each with BOS where the tokenizer puts one; SHA-256 of the tokens).
 
     Raises:
-        InputError: no such file, not UTF-8, or too little text.
+        InputError: no such file, not UTF-8, a study of another model, or too little text.
     """
     path = Path(name)
+    bos = bos_tokens(tokenizer)
     try:
         if path.is_dir():
+            if json.loads((path / "study.json").read_text(encoding="utf-8"))["revision"] != revision:
+                raise InputError(
+                    f"{name} is a study of another model, whose tokens mean something else; make one of this"
+                )
             table = pq.read_table(path / "corpus.parquet", columns=["group", "role", "token_ids"]).to_pylist()
-            sequences = [row["token_ids"] for row in table if row["group"] == "nls" and row["role"] in ("A", "B")]
+            texts = [
+                row["token_ids"][len(bos) :] for row in table if row["group"] == "nls" and row["role"] in ("A", "B")
+            ]
         else:
-            sequences = [tokenizer(path.read_text(encoding="utf-8"), verbose=False)["input_ids"]]
-    except (OSError, UnicodeDecodeError) as problem:
+            text = path.read_text(encoding="utf-8")
+            texts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    except (OSError, ValueError, KeyError) as problem:
         raise InputError(
             f"cannot read calibration text from {name} ({problem}); give a UTF-8 file or a study folder"
         ) from None
-    windows = [s[i : i + WINDOW + 1] for s in sequences for i in range(0, len(s) - WINDOW, WINDOW + 1)]
+    size = WINDOW + 1 - len(bos)
+    windows = [bos + ids[i : i + size] for ids in texts for i in range(0, len(ids) - size + 1, size)]
     needed = 2 * math.ceil(SCORED_TOKENS / WINDOW)
     if len(windows) < needed:
         raise InputError(
-            f"too little text: {len(windows)} windows of {WINDOW + 1} tokens in {name}, {needed} needed; give more text"
+            f"too little text: {name} gives {len(windows)} windows of {WINDOW + 1} tokens, {needed} needed; give more "
+            f"text, or a study of at least {needed // 2} pairs at length {WINDOW}"
         )
     windows = windows[:needed]
     return windows, hashlib.sha256(np.array(windows, dtype="<i4").tobytes()).hexdigest()
@@ -143,7 +156,7 @@ def calibrate(
     weights = [GatedMLP.from_module(mlp, gate_activation(model.config)) for mlp in mlps]
     half = len(windows) // 2
     with tqdm(
-        total=len(windows) + (SEARCH_STEPS + 2) * half, unit="window", desc="calibrate", file=sys.stderr
+        total=len(windows) + (1 + len(SHARES)) * half, unit="window", desc="calibrate", file=sys.stderr
     ) as progress:
         gate_grid, magnitude_grid = _magnitude_quantiles(model, mlps, weights, windows[:half], progress)
         loads = _loads(model, windows, progress)
@@ -182,15 +195,14 @@ def calibrate(
             )
             return _loss_against(found, dense_nll)
 
-        low, high, best = 0.0, 0.96, measure(0.0)
-        for _ in range(SEARCH_STEPS):
-            middle = (low + high) / 2
-            loss = measure(middle)
-            if loss["ppl_rise_upper"] <= max_loss:
-                low, best = middle, loss
-            else:
-                high = middle
-    return plan_at(low, {**best, "dropped_share": low, "scored_tokens": half * WINDOW})
+        chosen, best = 0.0, None
+        for share in SHARES:
+            loss = measure(share)
+            if loss["ppl_rise_upper"] > max_loss:
+                break
+            chosen, best = float(share), loss
+        best = best or measure(0.0)
+    return plan_at(chosen, {**best, "dropped_share": chosen, "scored_tokens": half * WINDOW})
 
 
 def _loss_against(found: Loss, dense_nll: np.ndarray) -> dict[str, Any]:

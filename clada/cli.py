@@ -21,7 +21,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", metavar="FILE|none", help="base thresholds; default: the shipped or cached plan of the model"
     )
-    parser.add_argument("--dtype", default="float32", metavar="D", help="precision of the weights: float32")
+    parser.add_argument("--dtype", choices=("float32",), default="float32", help="precision of the weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability")
@@ -78,4 +78,6 @@ COMMANDS: Commands = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `clada` command; see `clada --help`."""
-    return run("clada", "Decode a language model by computing only the neurons a token needs.", COMMANDS, argv)
+    return run(
+        "clada", "Decode a language model by computing only the neurons a token needs.", COMMANDS, argv, resumes=False
+    )

@@ -24,7 +24,7 @@ class Coefficients:
     Attributes:
         lambda_: change of the base threshold when surprisal is high, as a share; negative relaxes it.
         gamma: the same for entropy.
-        tau_surprisal_bits: a token above this surprisal is under load; None: the corpus quantile of the plan is used.
+        tau_surprisal_bits: a token above this surprisal is under load; None: the quantile in the plan is used.
         tau_entropy_bits: the same for entropy.
         tau_quantile: the corpus quantile that both taus are.
         source: where they came from: `none`, `paper`, or a file.
@@ -44,7 +44,8 @@ class Coefficients:
     def __post_init__(self) -> None:
         for name in ("lambda_", "gamma", "tau_surprisal_bits", "tau_entropy_bits", "tau_quantile"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            optional = name in ("tau_surprisal_bits", "tau_entropy_bits")
+            if not (value is None and optional) and not (isinstance(value, (int, float)) and math.isfinite(value)):
                 raise InputError(
                     f"coefficients from {self.source}: {name} is {value!r}, not a finite number; fit them again"
                 )
@@ -75,6 +76,14 @@ class Coefficients:
         """What base thresholds are multiplied by: clamp(1 + lambda [s_t > tau_s] + gamma [H_t > tau_H]) (Eq. 11)."""
         low, high = FACTOR_RANGE
         return min(max(1 + self.lambda_ * load_surprisal + self.gamma * load_entropy, low), high)
+
+    def factors(self) -> list[float]:
+        """The factors of the four states of load: none, entropy, surprisal, both."""
+        return [self.factor(s, h) for s in (False, True) for h in (False, True)]
+
+    def rule(self) -> tuple[float | None, ...]:
+        """What decides which thresholds a token gets; equal rules give equal choices."""
+        return (self.lambda_, self.gamma, self.tau_surprisal_bits, self.tau_entropy_bits)
 
 
 NONE = Coefficients(0.0, 0.0)
@@ -123,10 +132,9 @@ def resolve_coefficients(name: str | Path | None, model: str, studies: Path = Pa
         return read_coefficients(Path(name))
     for folder in newest_studies(studies):
         path = folder / "coefficients.json"
-        if path.exists():
-            found = read_coefficients(path)
-            if found.model == model:
-                return found
+        # Another model's may be unusable; that is no reason to refuse this one.
+        if path.exists() and read_json(path, SCHEMA).get("model") == model:
+            return read_coefficients(path)
     return NONE
 
 
@@ -137,7 +145,7 @@ def newest_studies(studies: Path) -> list[Path]:
 
 
 def to_json(coefficients: Coefficients) -> dict[str, Any]:
-    """The coefficients as they are recorded in plans and outputs."""
+    """The coefficients as they are recorded in plans."""
     return {
         "lambda": coefficients.lambda_,
         "gamma": coefficients.gamma,

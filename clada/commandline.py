@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 Commands = dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
 
 
-def run(package: str, description: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
+def run(package: str, description: str, commands: Commands, argv: Sequence[str] | None = None, *, resumes: bool) -> int:
     """Parse a command line and run the command.
 
     Args:
@@ -35,6 +35,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
         description: for `--help`.
         commands: the subcommands; only the module of the one that runs is imported, so that help is instant.
         argv: arguments; None: those of the process.
+        resumes: whether the same command goes on from finished files after an interruption.
 
     Returns:
         exit code: 0, or 2 after a mistake of the user, a full disk or an interruption, each said in one line.
@@ -45,6 +46,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
         sub = subparsers.add_parser(name, help=summary, description=summary)
         add_arguments(sub)
     args = parser.parse_args(argv)
+    again = "the same command goes on from the finished files" if resumes else "nothing was written"
     try:
         import_module(f"{package}.{args.command}").main(args)
         sys.stdout.flush()
@@ -52,17 +54,23 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
     except CladaError as mistake:
         return _refuse(package, str(mistake))
     except KeyboardInterrupt:
-        return _refuse(package, "interrupted; finished files are whole, the same command goes on from there")
+        return _refuse(package, f"interrupted; {again}")
     except BrokenPipeError:
         # The reader has gone (`clada generate | head`); what Python still holds for it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _refuse(
-                package, "the disk is full; make room, then the same command goes on from the finished files"
-            )
-        if problem.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            return _refuse(package, f"the disk is full; make room, then run the command again: {again}")
+        if problem.errno in (
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EEXIST,
+            errno.ENAMETOOLONG,
+        ):
             return _refuse(
                 package, f"cannot use {problem.filename}: {problem.strerror}; check the path and its permissions"
             )

@@ -11,8 +11,8 @@ one forward pass of each decoded token, and only then.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from clada.coefficients import Coefficients, resolve_coefficients
+from clada.coefficients import NONE, Coefficients, resolve_coefficients
 from clada.errors import InputError, ModelError
 from clada.families import check_length, gate_activation, gated_mlps, replaced_forwards
-from clada.kernels import GatedMLP, set_threads, sparse_mlp
+from clada.kernels import GatedMLP, available_cores, set_threads, sparse_mlp
 from clada.load import surprisal_and_entropy_bits
 from clada.models import model_revision
 from clada.plan import Plan, resolve_plan
@@ -58,6 +58,56 @@ class Step:
     active_fraction: float
     load_surprisal: bool
     load_entropy: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: sample from the smallest set of tokens with this probability; 1 keeps all.
+        top_k: sample from so many tokens; 0 keeps all.
+        seed: of the draws; None: another one every time.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise InputError("sampling needs a temperature of at least 0, top-p within (0, 1] and top-k of at least 0")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} is outside 0 to 2^63 - 1")
+
+    def chooser(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function from logits [vocabulary] to the token chosen (a 0-d tensor)."""
+        if self.temperature == 0:
+            return torch.argmax
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        if self.top_k:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        generator = torch.Generator(device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+
+        def choose(logits: torch.Tensor) -> torch.Tensor:
+            scores = warpers(None, logits[None].float())[0]
+            return torch.multinomial(scores.softmax(-1), 1, generator=generator)[0]
+
+        return choose
+
+
+GREEDY = Sampling()
 
 
 @dataclass
@@ -90,7 +140,7 @@ class Engine:
 
     Raises:
         ModelError: the family is not supported by the engine; it never runs dense in silence.
-        InputError: a plan or coefficients that are not of this model, or cannot be read.
+        InputError: a plan of another model, or a plan or coefficients that cannot be used.
     """
 
     def __init__(
@@ -109,20 +159,24 @@ class Engine:
             asked = dtype if dtype != "float32" else model.dtype
             raise ModelError(f"the engine decodes in float32, not in {asked}; use --dtype float32")
         self._mlps = gated_mlps(model)
-        set_threads(threads or os.cpu_count() or 1)
+        if tokenizer is not None and not tokenizer.is_fast:
+            raise InputError("the tokenizer has no fast version, which streaming text needs; give None and token ids")
+        set_threads(threads or available_cores())
         self.model = model.to(device) if device is not None else model
         self.tokenizer = tokenizer
         self.method = method
         self._weights = [GatedMLP.from_module(mlp, gate_activation(model.config)) for mlp in self._mlps]
         self._neurons = sum(len(w.norm) for w in self._weights)
         self.policy = self._resolve_policy(plan, coefficients)
+        # The first call compiles the loop; without this one that would count as decoding.
+        sparse_mlp(self._weights[0], self._weights[0].gate.new_zeros(self._weights[0].gate.shape[1]), 0.0, 0.0)
 
     def _resolve_policy(self, plan: Plan | str | Path | None, coefficients: Coefficients | str | Path | None) -> Policy:
         name = self.model.name_or_path
+        if self.method == "dense":
+            plan, coefficients = "none", NONE
         if not isinstance(coefficients, Coefficients):
             coefficients = resolve_coefficients(coefficients, name)
-        if self.method == "dense":
-            plan = "none"
         if not isinstance(plan, Plan) and plan != "none" and not name:
             raise InputError(
                 "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
@@ -165,8 +219,9 @@ class Engine:
             InputError: an empty prompt, or sampling options out of range.
             ModelError: prompt and new tokens exceed the model's positions.
         """
+        sampling = Sampling(temperature, top_p, top_k, seed)
         state = self.prefill(self.encode(prompt, chat=chat), max_new_tokens)
-        yield from self.decode(state, max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        yield from self.decode(state, max_new_tokens, sampling)
 
     def encode(self, prompt: str | Sequence[int], *, chat: bool = False) -> list[int]:
         """Token ids of a prompt; text as a user's turn of the model's chat template if `chat`.
@@ -213,14 +268,10 @@ class Engine:
         self,
         state: DecodeState,
         max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[Step]:
-        """Decode from a state, which moves along; arguments and steps as in `generate`."""
-        choose = _chooser(temperature, top_p, top_k, seed, state.logits.device)
+        """Decode from a state, which moves along; ends and steps as in `generate`."""
+        choose = sampling.chooser(state.logits.device)
         stops = self._stop_ids()
         text = _TextStream(self.tokenizer, state.prompt_ids)
         for _ in range(max_new_tokens):
@@ -252,36 +303,9 @@ class Engine:
         return sum(active)
 
     def _stop_ids(self) -> set[int]:
-        """Tokens that end a text: those of the generation config, and the tokenizer's own."""
+        """Tokens that end a text: those of the generation config, as in transformers' generate."""
         listed = self.model.generation_config.eos_token_id
-        ids = set(listed if isinstance(listed, list) else [listed])
-        if self.tokenizer is not None:
-            ids.add(self.tokenizer.eos_token_id)
-        return ids - {None}
-
-
-def _chooser(temperature: float, top_p: float, top_k: int, seed: int | None, device: torch.device) -> Any:
-    """A function from logits [vocabulary] to the token chosen (a 0-d tensor)."""
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise InputError("sampling needs temperature >= 0, 0 < top-p <= 1 and top-k >= 0")
-    if temperature == 0:
-        return torch.argmax
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-
-    def choose(logits: torch.Tensor) -> torch.Tensor:
-        scores = warpers(None, logits[None].float())[0]
-        return torch.multinomial(scores.softmax(-1), 1, generator=generator)[0]
-
-    return choose
+        return set(listed if isinstance(listed, list) else [listed]) - {None}
 
 
 class _TextStream:

@@ -155,13 +155,17 @@ def capture_last_activations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 @contextmanager
 def replaced_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., torch.Tensor]]) -> Iterator[None]:
     """Within the block each module computes the function given for it; undone on exit, errors included."""
+    before = [module.__dict__.get("forward") for module in modules]  # accelerate's hooks put one there, say
     try:
         for module, forward in zip(modules, forwards, strict=True):
             module.forward = forward
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+        for module, forward_before in zip(modules, before, strict=True):
+            if forward_before is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward_before
 
 
 def gated_mlps(model: nn.Module) -> list[nn.Module]:

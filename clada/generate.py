@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clada.engine import Engine, Step
+from clada.engine import Engine, Sampling, Step
 from clada.errors import InputError
 from clada.models import load_model
 
@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
         CladaError: a mistake of the user.
     """
     prompt = _read_prompt(args)
+    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     model, tokenizer = load_model(args.model, dtype=args.dtype, device=args.device)
     engine = Engine(
         model,
@@ -38,26 +39,27 @@ def main(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         threads=args.threads,
     )
-    result = generate(engine, prompt, args, stream=not args.json)
+    prompt_ids = engine.encode(prompt, chat=args.chat)
+    result = generate(engine, prompt_ids, args.max_new_tokens, sampling, stream=not args.json)
     if args.json:
         print(json.dumps({"model": args.model, "dtype": args.dtype, **result}, ensure_ascii=False))
     else:
         _say(engine, result)
 
 
-def generate(engine: Engine, prompt: str, args: argparse.Namespace, *, stream: bool) -> dict[str, Any]:
-    """Decode a prompt and time it.
+def generate(
+    engine: Engine, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling, *, stream: bool
+) -> dict[str, Any]:
+    """Decode a prompt and time it; text goes to stdout as it comes if `stream`.
 
     Returns:
         the fields of `--json` but model and dtype; `decode_s` is one forward pass per new token.
     """
-    prompt_ids = engine.encode(prompt, chat=args.chat)
     begin = time.perf_counter()
-    state = engine.prefill(prompt_ids, args.max_new_tokens)
+    state = engine.prefill(prompt_ids, max_new_tokens)
     prefilled = time.perf_counter()
     steps: list[Step] = []
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "seed": args.seed}
-    for step in engine.decode(state, args.max_new_tokens, **sampling):
+    for step in engine.decode(state, max_new_tokens, sampling):
         steps.append(step)
         if stream:
             print(step.token, end="", flush=True)
@@ -77,6 +79,7 @@ def generate(engine: Engine, prompt: str, args: argparse.Namespace, *, stream: b
         "lambda": coefficients.lambda_,
         "gamma": coefficients.gamma,
         "coefficients": coefficients.source,
+        "plan_covers_coefficients": engine.plan is None or engine.plan.covers(coefficients),
         "steps": [asdict(step) for step in steps],
     }
 
@@ -108,5 +111,11 @@ def _say(engine: Engine, result: dict[str, Any]) -> None:
         print(
             f"clada: lambda {result['lambda']:+.3f}, gamma {result['gamma']:+.3f} from {result['coefficients']}, "
             f"plan {plan}; {under_load} of {result['new_tokens']} tokens under load",
+            file=sys.stderr,
+        )
+    if not result["plan_covers_coefficients"]:
+        print(
+            "clada: the plan's loss was measured with coefficients that compute more neurons than these; "
+            "'clada calibrate --coefficients FILE' makes a plan for them",
             file=sys.stderr,
         )

@@ -11,6 +11,7 @@ and as the reference the loop is tested against.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,11 @@ def neuron_mask(
         bool [tokens, neurons].
     """
     return (gate.abs() * w.norm >= gate_threshold[:, None]) & (h.abs() * w.norm >= threshold[:, None])
+
+
+def available_cores() -> int:
+    """Cores this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(threads: int) -> None:

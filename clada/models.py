@@ -94,6 +94,12 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     return _from_pretrained(AutoConfig, name)
 
 
+def bos_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts before a text: [BOS] or nothing; it is token 0 of every sequence."""
+    ids = tokenizer("a")["input_ids"]
+    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
 def model_revision(name: str) -> str:
     """What identifies the content behind a model name.
 

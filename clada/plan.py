@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.assets import ASSETS, cache_dir
+from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
 from clada.jsonfile import read_json, write_json
 
@@ -43,6 +44,20 @@ class Plan:
         """Write the plan as JSON, atomically."""
         write_json(path, {"schema": SCHEMA, **asdict(self)})
 
+    def covers(self, coefficients: Coefficients) -> bool:
+        """Whether the loss measured here holds with these coefficients too.
+
+        It does with the same rule, and with one that in no state of load has thresholds above the lowest measured.
+        """
+        measured = self.measured_with.with_quantiles(self.quantiles)
+        return coefficients.rule() == measured.rule() or max(coefficients.factors()) <= min(measured.factors())
+
+    @property
+    def measured_with(self) -> Coefficients:
+        """The load rule that was active while searching."""
+        c = self.coefficients
+        return Coefficients(c["lambda"], c["gamma"], c["tau_surprisal_bits"], c["tau_entropy_bits"], c["tau_quantile"])
+
     @classmethod
     def load(cls, path: Path) -> Plan:
         """Read a plan.
@@ -55,7 +70,8 @@ class Plan:
         try:
             plan = cls(**{**value, "gate": tuple(value["gate"]), "magnitude": tuple(value["magnitude"])})
             valid = all(isinstance(t, (int, float)) and t >= 0 for t in (*plan.gate, *plan.magnitude))
-        except (KeyError, TypeError):
+            plan.covers(NONE)
+        except (KeyError, TypeError, AttributeError):
             valid = False
         if not valid or len(plan.gate) != len(plan.magnitude):
             raise InputError(f"{path} is not a whole plan; make it again with 'clada calibrate'")

@@ -41,7 +41,7 @@ def make_policy(method: str, plan: Plan | None, coefficients: Coefficients, laye
         layers: of the model.
 
     Raises:
-        InputError: unknown method.
+        InputError: unknown method, or a load rule without load thresholds.
     """
     if method not in METHODS:
         raise InputError(f"unknown method '{method}'; use {', '.join(METHODS)}")
@@ -50,4 +50,10 @@ def make_policy(method: str, plan: Plan | None, coefficients: Coefficients, laye
         return Policy(zeros, zeros, NONE)
     if plan is None:
         return Policy(zeros, zeros, coefficients)
-    return Policy(plan.gate, plan.magnitude, coefficients.with_quantiles(plan.quantiles))
+    complete = coefficients.with_quantiles(plan.quantiles)
+    if max(map(abs, (complete.lambda_, complete.gamma))) > 0 and None in complete.rule():
+        raise InputError(
+            f"neither the coefficients ({coefficients.source}) nor the plan say what high load is (quantile "
+            f"{coefficients.tau_quantile}); use coefficients of a study"
+        )
+    return Policy(plan.gate, plan.magnitude, complete)

@@ -105,6 +105,5 @@ COMMANDS: Commands = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `cladastats` command; see `cladastats --help`."""
-    return run(
-        "cladastats", "Do MLP activations follow the prefix, and does cognitive load disturb that?", COMMANDS, argv
-    )
+    description = "Do MLP activations follow the prefix, and does cognitive load disturb that?"
+    return run("cladastats", description, COMMANDS, argv, resumes=True)

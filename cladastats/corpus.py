@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from clada.errors import InputError, StudyError
 from clada.families import check_length, family_of
-from clada.models import load_config, load_tokenizer, model_revision
+from clada.models import bos_tokens, load_config, load_tokenizer, model_revision
 from cladastats.sources import Documents, load_documents
 from cladastats.study import STUDIES, Study, StudyConfig, newest_studies, write_study, write_table
 
@@ -139,7 +139,7 @@ def build_corpus(
         InputError: too little text (the message says how many pairs fit), or ratios that give no hybrid.
     """
     check_ratios(ratios, length)
-    natural = natural_windows(documents.texts, tokenizer, length, windows)
+    natural = _usable(natural_windows(documents.texts, tokenizer, length, windows), tokenizer, windows)
     if len(natural) < 2 * pairs:
         fit = len(natural) // 2
         raise InputError(
@@ -219,12 +219,6 @@ def _row(
 # -- natural language sequences -----------------------------------------------------------------------------------
 
 
-def bos_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text: [BOS] or nothing; it is token 0 of every sequence."""
-    ids = tokenizer("a")["input_ids"]
-    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
-
-
 def separator_token(tokenizer: Any) -> str:
     """The token that joins documents: the one of pretraining where the vocabulary names it, else end of text.
 
@@ -238,6 +232,13 @@ def separator_token(tokenizer: Any) -> str:
         if token in vocabulary:
             return str(token)
     raise InputError("the tokenizer has no end-of-text token to join documents with; use --windows document")
+
+
+def _usable(found: list[Window], tokenizer: Any, windows: str) -> list[Window]:
+    """Windows a pair can be made of: each text once, and no target that is the separator instead of a word."""
+    separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer)) if windows == "stream" else None
+    once = {window.token_ids.tobytes(): window for window in reversed(found)}
+    return [w for w in found if once[w.token_ids.tobytes()] is w and w.token_ids[-1] != separator]
 
 
 def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: str) -> list[Window]:
@@ -471,9 +472,9 @@ def main(args: argparse.Namespace) -> None:
     report = study.config.corpus
     print(
         f"cladastats: {study.folder}: {study.config.pairs} pairs a group; part-of-speech ratios of random sequences "
-        f"within {report['pos_distance_max']:.4f} of the source's (mean {report['pos_distance_mean']:.4f}, "
-        f"{report['pos_distance_rounding_max']:.4f} from whole words alone), punctuation within "
-        f"{report['punctuation_difference_max']:.4f}",
+        f"within {report['pos_distance_max']:.4f} of those of {report['tagged_words']:,} tagged words "
+        f"(mean {report['pos_distance_mean']:.4f}; whole words alone leave {report['pos_distance_rounding_max']:.4f}), "
+        f"punctuation within {report['punctuation_difference_max']:.4f}",
         file=sys.stderr,
     )
 
@@ -499,9 +500,9 @@ def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
                 raise StudyError(
                     f"{path} is a study with {name} {there}, not {value}; give another folder with --study"
                 )
-        if (path / "corpus.parquet").is_file():
-            return study
-        asked = {name: getattr(study.config, name) for name in DEFAULTS}
+        if not (path / "corpus.parquet").is_file():
+            _rebuild_corpus(study)
+        return study
     settings = {name: DEFAULTS[name] if value is None else value for name, value in asked.items()}
     if path is None:
         model, source = Path(settings["model"]).name, settings["source"].partition(":")[0]
@@ -509,7 +510,26 @@ def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
     return _build_study(path, settings)
 
 
+def _rebuild_corpus(study: Study) -> None:
+    """Write the corpus of a study again, from its own settings."""
+    config, corpus = _prepare({name: getattr(study.config, name) for name in DEFAULTS})
+    if (config.corpus_sha256, config.revision) != (study.config.corpus_sha256, study.config.revision):
+        raise StudyError(
+            f"{study.folder} has lost its corpus.parquet, and {study.config.source} or {study.config.model} now gives "
+            "another; make a new study with another --study"
+        )
+    write_table(study.folder / "corpus.parquet", corpus.table, corpus.sha256)
+
+
 def _build_study(folder: Path, settings: dict[str, Any]) -> Study:
+    config, corpus = _prepare(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "corpus.parquet", corpus.table, corpus.sha256)
+    write_study(folder, config)
+    return Study(folder)
+
+
+def _prepare(settings: dict[str, Any]) -> tuple[StudyConfig, Corpus]:
     import torch
 
     check_ratios(settings["ratios"], settings["length"])
@@ -541,7 +561,4 @@ def _build_study(folder: Path, settings: dict[str, Any]) -> Study:
         corpus=corpus.report,
         corpus_sha256=corpus.sha256,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "corpus.parquet", corpus.table, corpus.sha256)
-    write_study(folder, config)
-    return Study(folder)
+    return config, corpus

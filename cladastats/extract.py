@@ -171,11 +171,16 @@ def write_part(path: Path, part: Part, identity: str) -> None:
         temporary.write_bytes(content)
 
 
-def read_part(path: Path, identity: str) -> Part:
+def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
     """Read a part and check it.
 
+    Args:
+        path: the part.
+        identity: of the study.
+        sequence_ids: of the sequences the part is for.
+
     Raises:
-        StudyError: it is truncated or altered (`DamagedPartError`), or of another study.
+        StudyError: it is truncated, altered or another shard's (`DamagedPartError`), or of another study.
     """
     try:
         with safe_open(path, framework="numpy") as handle:
@@ -188,6 +193,10 @@ def read_part(path: Path, identity: str) -> Part:
     if not whole:
         raise DamagedPartError(
             f"{path} is truncated or altered; run 'cladastats extract --study {path.parent.parent}' to redo it"
+        )
+    if facts["identity"] == identity and part.sequence_ids != sequence_ids:
+        raise DamagedPartError(
+            f"{path} holds another shard; run 'cladastats extract --study {path.parent.parent}' to redo it"
         )
     if facts["identity"] != identity:
         raise StudyError(
@@ -204,22 +213,28 @@ class DamagedPartError(StudyError):
     """A part whose content is not what its checksum says."""
 
 
-def read_parts(study: Study) -> Iterator[Part]:
-    """All parts of a study in order, checked, one in memory at a time.
+def read_parts(study: Study) -> Iterator[tuple[Part, list[pd.DataFrame]]]:
+    """All parts of a study in order, checked, one in memory at a time, each with the blocks of its shard.
 
     Raises:
         StudyError: one is missing, damaged or foreign.
     """
-    for shard in range(n_shards(study.corpus)):
-        path = part_path(study, shard)
+    for number, blocks in enumerate(shards_of(study.corpus)):
+        path = part_path(study, number)
         if not path.exists():
             raise StudyError(f"{path} is missing; run 'cladastats extract --study {study.folder}'")
-        yield read_part(path, study.config.identity())
+        yield read_part(path, study.config.identity(), shard_ids(blocks)), blocks
 
 
-def n_shards(corpus: pd.DataFrame) -> int:
-    """Shards that a corpus is cut into."""
-    return -(-corpus.groupby(["group", "pair"]).ngroups // BLOCKS_PER_SHARD)
+def shards_of(corpus: pd.DataFrame) -> list[list[pd.DataFrame]]:
+    """The shards of a corpus in order, each a list of blocks: the corpus rows of one pair of one group."""
+    blocks = [block for _, block in corpus.groupby(["group", "pair"], sort=True)]
+    return [blocks[i : i + BLOCKS_PER_SHARD] for i in range(0, len(blocks), BLOCKS_PER_SHARD)]
+
+
+def shard_ids(blocks: list[pd.DataFrame]) -> list[str]:
+    """The sequences of a shard in the order of its part's rows, each once."""
+    return list(dict.fromkeys(sequence_id for block in blocks for sequence_id in block["sequence_id"]))
 
 
 # -- the stage ----------------------------------------------------------------------------------------------------
@@ -250,12 +265,11 @@ def extract(study: Study) -> None:
         raise StudyError(
             f"{study.folder}/corpus.parquet was altered since it was built; delete the folder and build it again"
         )
-    blocks = [block for _, block in corpus.groupby(["group", "pair"], sort=True)]
-    shards = [blocks[i : i + BLOCKS_PER_SHARD] for i in range(0, len(blocks), BLOCKS_PER_SHARD)]
-    todo = [number for number in range(len(shards)) if not _finished(part_path(study, number), identity)]
+    shards = shards_of(corpus)
+    todo = [n for n, blocks in enumerate(shards) if not _finished(part_path(study, n), identity, shard_ids(blocks))]
     index_path = study.folder / "activations" / "index.parquet"
     norms_path = study.folder / "activations" / "down_norms.safetensors"
-    if not todo and norms_path.exists() and is_current(index_path, identity):
+    if not todo and _readable(norms_path) and is_current(index_path, identity):
         return
 
     if model_revision(config.model) != config.revision:
@@ -297,7 +311,8 @@ def run_shard(runner: PrefixSharingRunner, blocks: list[pd.DataFrame], storage_d
         for key, row in {**sequences, **hybrids}.items():
             measured[row.sequence_id] = found[key]
         progress.update()
-    activations = np.stack([m.activations for m in measured.values()])
+    rows = [measured[sequence_id] for sequence_id in shard_ids(blocks)]
+    activations = np.stack([m.activations for m in rows])
     with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
         stored = activations.astype(storage_dtype)
     if not np.isfinite(stored).all():
@@ -308,24 +323,32 @@ def run_shard(runner: PrefixSharingRunner, blocks: list[pd.DataFrame], storage_d
             else "the model gives activations that are not numbers; try another dtype or model"
         )
     return Part(
-        list(measured),
+        shard_ids(blocks),
         {
             "activations": stored,
-            "surprisal_bits": np.array([m.surprisal_bits for m in measured.values()]),
-            "entropy_bits": np.array([m.entropy_bits for m in measured.values()]),
-            "target_id": np.array([m.target_id for m in measured.values()]),
+            "surprisal_bits": np.array([m.surprisal_bits for m in rows]),
+            "entropy_bits": np.array([m.entropy_bits for m in rows]),
+            "target_id": np.array([m.target_id for m in rows]),
         },
     )
 
 
-def _finished(path: Path, identity: str) -> bool:
+def _finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
     if not path.exists():
         return False
     try:
-        read_part(path, identity)
-    except DamagedPartError:
-        print(f"cladastats: {path} is truncated or altered; it is done again", file=sys.stderr)
+        read_part(path, identity, sequence_ids)
+    except DamagedPartError as damage:
+        print(f"cladastats: {str(damage).partition(';')[0]}; it is done again", file=sys.stderr)
         path.unlink()
+        return False
+    return True
+
+
+def _readable(path: Path) -> bool:
+    try:
+        safetensors.numpy.load_file(path)
+    except (OSError, SafetensorError):
         return False
     return True
 

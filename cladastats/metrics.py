@@ -129,21 +129,23 @@ def cka_debiased_jackknife(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def jaccard(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Overlap of the top half of each layer's neurons by magnitude (Eq. 9): intersection over union.
 
+    A neuron that is silent is never among the top half: where ReLU leaves fewer than half of them active, ties at zero
+    would otherwise be broken alike in both matrices and count as overlap.
+
     Args:
         x: magnitudes [layers, neurons].
         y: magnitudes [layers, neurons].
 
     Returns:
-        [layers], in [0, 1]; 1/3 on average for independent magnitudes.
+        [layers], in [0, 1]; 1/3 on average for independent magnitudes; NaN where both layers are silent.
     """
     half = x.shape[1] // 2
-    common = np.array(
-        [
-            len(np.intersect1d(np.argpartition(-a, half)[:half], np.argpartition(-b, half)[:half]))
-            for a, b in zip(np.abs(x), np.abs(y), strict=True)
-        ]
-    )
-    return common / (2 * half - common)
+    top_x, top_y = np.zeros(x.shape, dtype=bool), np.zeros(y.shape, dtype=bool)
+    for top, magnitudes in ((top_x, np.abs(x)), (top_y, np.abs(y))):
+        np.put_along_axis(top, np.argpartition(-magnitudes, half, axis=1)[:, :half], True, axis=1)
+        top &= magnitudes > 0
+    with np.errstate(invalid="ignore"):
+        return (top_x & top_y).sum(1) / (top_x | top_y).sum(1)
 
 
 def _gram(x: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,6 +59,9 @@ LOADS = {"surprisal_norm": "surprisal", "entropy_norm": "entropy"}
 # Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
 # more. A spread below 1e-6 of a variable's own root mean square is that rounding, whatever the variable's unit.
 ROUNDING = 1e-6
+
+# With fewer clusters the clustered errors are too small and t(G - 1) does not make up for it (Cameron and Miller 2015).
+FEW_PAIRS = 20
 
 # Below this within-pair share of its variance, a load regressor is nearly a property of the pair.
 LITTLE_WITHIN = 0.01
@@ -169,23 +173,28 @@ def main(args: argparse.Namespace) -> None:
         CladaError: A mistake of the user.
     """
     study = Study(args.study)
-    fit = regress(study, metric_name(args.metric, args.estimator), args.response, args.controls)
+    metric = metric_name(args.metric, args.estimator)
+    if metric == "cka_population":
+        raise InputError(
+            "population CKA compares sets of pairs, so there is no panel to regress; use another estimator"
+        )
+    if args.controls:
+        # The files of a study are the six columns as named; a fit with controls is shown and leaves them alone.
+        print(fit_columns(study.panel(metric), metric, args.response, args.controls).table(args.format))
+        return
+    fit = regress(study, metric, args.response)
+    path = write_coefficients(study, fit)
     print(fit.table(args.format))
-    print(
-        f"cladastats: {study.folder / 'coefficients.json'} now holds lambda and gamma of metric {fit.metric}, response "
-        f"{fit.response}",
-        file=sys.stderr,
-    )
+    print(f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}", file=sys.stderr)
 
 
-def regress(study: Study, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:
-    """Fit the six columns of a study's panel; write `fits/<metric>[-<response>].json` and `coefficients.json`.
+def regress(study: Study, metric: str, response: str = "toward") -> Fit:
+    """Fit the six columns of a study's panel and write `fits/<metric>[-<response>].json`.
 
     Args:
         study: A study with that panel.
         metric: Name of the panel.
         response: One of `RESPONSES`.
-        controls: Further panel columns.
 
     Returns:
         The fit.
@@ -193,9 +202,26 @@ def regress(study: Study, metric: str, response: str = "toward", controls: Seque
     Raises:
         StudyError: The panel is not there.
         NotIdentifiedError: A regressor does not vary within pairs.
-        InputError: Too few pairs, or no such control.
+        InputError: Too few pairs.
     """
-    fit = fit_columns(study.panel(metric), metric, response, controls)
+    fit = fit_columns(study.panel(metric), metric, response)
+    write_json(study.fit_path(metric, response), fit.to_dict())
+    return fit
+
+
+def write_coefficients(study: Study, fit: Fit) -> Path:
+    """Write what the engine reads from a fit, with the load thresholds of the study's natural sequences.
+
+    Args:
+        study: The study the fit is of.
+        fit: A fit with column 6.
+
+    Returns:
+        The file, `coefficients.json`.
+
+    Raises:
+        InputError: The fit has no column 6.
+    """
     config = study.config
     natural = study.corpus.query("group == 'nls' and role in ('A', 'B')")
     load = study.index.merge(natural[["sequence_id"]], on="sequence_id")
@@ -218,9 +244,9 @@ def regress(study: Study, metric: str, response: str = "toward", controls: Seque
             "natural_targets": len(load),
         },
     )
-    write_json(study.fit_path(metric, response), fit.to_dict())
-    write_json(study.folder / "coefficients.json", content)
-    return fit
+    path = study.folder / "coefficients.json"
+    write_json(path, content)
+    return path
 
 
 def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:
@@ -344,11 +370,15 @@ def summary_sentences(fit: Fit, *, vocab_size: int) -> list[str]:
     totals = [fitted[number] for number in (2, 1) if number in fitted]
     fulls = [fitted[number] for number in (6, 5) if number in fitted]
 
+    # Steps that were observed: one within-pair standard deviation. Anything larger would extrapolate.
     standardised = " and ".join(f"{column.standardised['prefix_len']:+.2f}" for column in totals)
-    per_bit = ", and ".join(
-        f"one more bit of {load} goes with {_effects(fulls, term, 1 / max_bits)}" for term, load in LOADS.items()
+    tokens = totals[0].within["prefix_len"]["sd_within"] * 1000
+    loads = "; ".join(
+        f"one standard deviation more of {load} ("
+        + " and ".join(f"{column.within[term]['sd_within'] * max_bits:.2f}" for column in fulls)
+        + f" bits) goes with {_effects(fulls, term)}"
+        for term, load in LOADS.items()
     )
-    normalised = ", ".join(f"{load} {_effects(fulls, term)}" for term, load in LOADS.items())
     size = " and ".join(f"{column.n_pairs:,} {column.group.upper()} pairs ({column.n_obs:,} rows)" for column in fulls)
     shares = ", ".join(
         f"{load} "
@@ -361,21 +391,22 @@ def summary_sentences(fit: Fit, *, vocab_size: int) -> list[str]:
     }
     with_zero = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
     return [
-        f"Prefix: 1,000 more prefix tokens change the response {fit.response} ({RESPONSE_SCALES[fit.response]}) by "
-        f"{_effects(totals, 'prefix_len')} (95 % intervals in brackets), that is by {standardised} within-pair "
-        f"standard deviations per standard deviation of prefix length.",
-        f"Load: at equal prefix length {per_bit}; over the whole normalised scale of {max_bits:.1f} bits the same "
-        f"effects are {normalised}.",
-        f"Reach: each pair is compared only with itself, {size}, so this says nothing about differences between texts, "
-        f"and as load is measured after the prefix was put in, its effects are associations that rest on the part of "
-        f"its variance within pairs ({shares}); the intervals that include zero are: {', '.join(with_zero) or 'none'}.",
+        f"Prefix: one within-pair standard deviation more of prefix ({tokens:.0f} tokens) changes the response "
+        f"{fit.response} ({RESPONSE_SCALES[fit.response]}) by {_effects(totals, 'prefix_len')} (95 % intervals in "
+        f"brackets), that is by {standardised} of its own standard deviations.",
+        f"Load: at equal prefix length and within pairs, {loads}.",
+        f"Reach: each pair is compared only with itself, {size}, so this says nothing about differences between texts; "
+        f"a longer prefix is also a shorter context of A; and as load is measured after the prefix was put in, its "
+        f"effects are associations that rest on the part of its variance within pairs ({shares}); the intervals that "
+        f"include zero are: {', '.join(with_zero) or 'none'}.",
     ]
 
 
-def _effects(columns: Sequence[Column], term: str, step: float = 1.0) -> str:
-    """The change of the response per step of a term, with its interval, in each column's group."""
+def _effects(columns: Sequence[Column], term: str) -> str:
+    """The change of the response per within-pair standard deviation of a term, with its interval, in each group."""
     effects = []
     for column in columns:
+        step = column.within[term]["sd_within"]
         low, high = (bound * step for bound in column.ci[term])
         effects.append(f"{column.coef[term] * step:+.3g} [{low:+.3g}, {high:+.3g}] points in {column.group.upper()}")
     return " and ".join(effects)
@@ -475,6 +506,11 @@ def _fit_column(
         n_pairs=n_pairs,
         cov="clustered by pair",
         notes=notes
+        + (
+            (f"only {n_pairs} pairs: clustered errors need some {FEW_PAIRS} to be trusted",)
+            if n_pairs < FEW_PAIRS
+            else ()
+        )
         + tuple(
             f"only {share_within[name]:.2%} of the variance of {name} lies within pairs, so "
             f"its coefficient rests on little"

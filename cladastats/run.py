@@ -14,10 +14,11 @@ import argparse
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.extract import extract
 from cladastats.figures import draw
-from cladastats.regress import regress, summary_sentences
+from cladastats.regress import regress, summary_sentences, write_coefficients
 from cladastats.similarity import similarity
 
-METRICS = ("cosine", "cka")  # cka last: its table is the one shown, its coefficients are the engine's
+SHOWN = "cka"  # whose table ends the run, and whose coefficients the engine reads
+METRICS = (SHOWN, "cosine")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -31,7 +32,9 @@ def main(args: argparse.Namespace) -> None:
     extract(study)
     for metric in METRICS:
         similarity(study, metric)
-        fit = regress(study, metric)
+    fits = {metric: regress(study, metric) for metric in METRICS}
+    fit = fits[SHOWN]
+    write_coefficients(study, fit)
     draw(study)
     print(fit.table("text"))
     print()

@@ -53,8 +53,8 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
         if not is_current(path, inputs):
             write_table(path, population_cka(study), inputs)
         return
-    pooled_path = study.folder / f"panel-{name}.parquet"
-    if is_current(pooled_path, inputs):
+    pooled_path, layered_path = (study.folder / f"panel-{kind}{name}.parquet" for kind in ("", "layers-"))
+    if is_current(pooled_path, inputs) and (not METRICS[name].per_layer or is_current(layered_path, inputs)):
         return
     layered = _compare(study, METRICS[name], name)
     facts = _row_facts(study, index)
@@ -72,7 +72,7 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
         )
     if METRICS[name].per_layer:
         layered = pd.concat([layered, shifts(layered)], axis=1).merge(facts, on=keys)
-        write_table(study.folder / f"panel-layers-{name}.parquet", layered, inputs)
+        write_table(layered_path, layered, inputs)
     write_table(pooled_path, pooled, inputs)
 
 
@@ -82,8 +82,9 @@ def _compare(study: Study, metric: Metric, name: str) -> pd.DataFrame:
     records: list[dict[str, Any]] = []
     blocks = study.corpus.groupby(["group", "pair"], sort=True)
     with tqdm(total=blocks.ngroups, unit="pair", desc=f"similarity {name}", file=sys.stderr, leave=False) as progress:
-        for part, members in _parts_with_blocks(study):
-            for (group, pair), block in members:
+        for part, members in read_parts(study):
+            for block in members:
+                group, pair = block["group"].iloc[0], int(block["pair"].iloc[0])
                 matrices = _block_matrices(part, block)
                 get = {key: prepare(matrix, group, matrices) for key, matrix in matrices.items()}
                 fixed = {
@@ -106,14 +107,6 @@ def _compare(study: Study, metric: Metric, name: str) -> pd.DataFrame:
                         records.append({**row, **sims})
                 progress.update()
     return pd.DataFrame.from_records(records)
-
-
-def _parts_with_blocks(study: Study) -> Any:
-    """Each part with the (group, pair) blocks it holds: [((group, pair), rows of the corpus), ...]."""
-    corpus = study.corpus
-    for part in read_parts(study):
-        inside = corpus[corpus["sequence_id"].isin(set(part.sequence_ids))]
-        yield part, list(inside.groupby(["group", "pair"], sort=True))
 
 
 def _block_matrices(part: Part, block: pd.DataFrame) -> dict[str | float, np.ndarray]:
@@ -142,8 +135,9 @@ class _Preparation:
                     "cosine_centred needs at least 2 pairs, as the mean comes from other pairs; use more --pairs"
                 )
             self.total: dict[str, np.ndarray | float] = {}
-            for part, members in _parts_with_blocks(study):
-                for (group, _), block in members:
+            for part, members in read_parts(study):
+                for block in members:
+                    group = block["group"].iloc[0]
                     self.total[group] = self.total.get(group, 0.0) + _own_sum(_block_matrices(part, block))
             self.others = 2 * (study.config.pairs - 1)
 
@@ -212,6 +206,6 @@ def _load_rows(study: Study, sequence_ids: Sequence[str]) -> np.ndarray:
     """Activations [sequences, layers, neurons] of the sequences, in their order and the storage dtype."""
     rows: dict[str, np.ndarray] = {}
     wanted = set(sequence_ids)
-    for part in read_parts(study):
+    for part, _ in read_parts(study):
         rows.update((i, part.tensors["activations"][r]) for r, i in enumerate(part.sequence_ids) if i in wanted)
     return np.stack([rows[i] for i in sequence_ids])

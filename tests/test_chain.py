@@ -13,7 +13,7 @@ from clada.coefficients import read_coefficients
 from clada.errors import NotIdentifiedError, StudyError
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.metrics import METRICS
-from cladastats.regress import regress
+from cladastats.regress import fit_columns, regress, write_coefficients
 from cladastats.similarity import similarity
 from cladastats.study import Study
 
@@ -130,6 +130,7 @@ def test_every_metric_writes_a_panel(small_study, by_hand):
 
 def test_coefficients_come_from_the_natural_full_column(small_study):
     fit = regress(small_study, "cka")
+    write_coefficients(small_study, fit)
     found = read_coefficients(small_study.folder / "coefficients.json")
     assert (found.lambda_, found.gamma) == (fit.column(6).coef["surprisal_norm"], fit.column(6).coef["entropy_norm"])
     assert fit.column(6).group == "nls"
@@ -142,8 +143,8 @@ def test_coefficients_come_from_the_natural_full_column(small_study):
 
 
 def test_token_len_is_refused_by_name(small_study):
-    with pytest.raises(NotIdentifiedError, match="token_len"):
-        regress(small_study, "cka", controls=["token_len"])
+    with pytest.raises(NotIdentifiedError, match="token_len takes one value only"):
+        fit_columns(small_study.panel("cka"), "cka", controls=["token_len"])
 
 
 def test_a_study_of_something_else_is_refused(small_study):

@@ -28,9 +28,8 @@ def refused(capsys, command, *args):
     said = capsys.readouterr()
     assert code == 2
     assert said.out == ""
-    lines = [line for line in said.err.splitlines() if not line.startswith(("clada: 0", "\r"))]
-    assert len(lines) == 1, lines
-    return lines[0]
+    assert said.err.count("\n") == 1, said.err
+    return said.err.rstrip("\n")
 
 
 GENERATE = ("generate", "--prompt", "Hello", "--max-new-tokens", "2")
@@ -60,6 +59,8 @@ def files(tmp_path):
     for name, data in content.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "study.json").write_text('{"revision": "sha256:other"}')
     return tmp_path
 
 
@@ -74,8 +75,8 @@ def files(tmp_path):
         ([*GENERATE, "--plan", "{files}/plan.json"], "has schema 'clada/coefficients/1', not 'clada/plan/1'"),
         ([*GENERATE, "--plan", "none", "--coefficients", "{files}/away.json"], "opposite .*--response toward"),
         ([*GENERATE, "--plan", "none", "--coefficients", "{files}/missing.json"], "cannot read"),
-        ([*GENERATE, "--plan", "none", "--dtype", "int8"], "dtype"),
-        ([*GENERATE, "--plan", "none", "--temperature", "-1"], "temperature >= 0"),
+        ([*GENERATE, "--plan", "none", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        ([*GENERATE, "--plan", "none", "--temperature", "-1"], "a temperature of at least 0"),
         (["generate", "--prompt", "a", "--max-new-tokens", "9000"], "9,001 tokens do not fit llama.*8,192 positions"),
         ([*GENERATE, "--method", "magic"], "argument --method: invalid choice: 'magic'"),
         (["generate"], "one of the arguments --prompt --prompt-file is required"),
@@ -90,6 +91,11 @@ def files(tmp_path):
         (["calibrate", "--text", "{files}/latin1.txt"], "cannot read calibration text"),
         (["calibrate", "--text", "{files}/short.jsonl"], "too little text"),
         (["calibrate", "--text", "{files}/short.jsonl", "--max-loss", "2"], "max-loss 2.0 is outside"),
+        (["calibrate", "--text", "{files}/folder"], "cannot read calibration text"),
+        (["calibrate", "--text", "{files}/foreign"], "study of another model"),
+        ([*GENERATE, "--seed", "-1"], "seed -1 is outside"),
+        ([*GENERATE, "--temperature", "nan"], "a temperature of at least 0"),
+        ([*GENERATE, "--model", "x" * 300], "x"),
         (["fly"], "invalid choice: 'fly'"),
     ],
 )  # fmt: skip
@@ -110,7 +116,7 @@ CORPUS = ("corpus", "--study", "{files}/study", "--pairs", "2", "--length", "64"
         ([*CORPUS, "--source", "jsonl:{files}/missing.jsonl"], "cannot read .*missing.jsonl: No such file"),
         ([*CORPUS, "--source", "jsonl:{files}/latin1.jsonl"], "latin1.jsonl is not UTF-8"),
         ([*CORPUS, "--source", "jsonl:{files}/broken.jsonl"], "line 2: not JSON"),
-        ([*CORPUS, "--source", "jsonl:{files}/other.jsonl"], r"no text in field 'text' \(there: body\)"),
+        ([*CORPUS, "--source", "jsonl:{files}/other.jsonl"], r"no text in field 'text' \(there: 'body'\)"),
         ([*CORPUS, "--source", "jsonl:{files}/nothing.jsonl"], "holds no text"),
         ([*CORPUS, "--source", "jsonl:{files}/short.jsonl"], "too little text: 0 pairs of 65 tokens fit, 2 asked"),
         ([*CORPUS, "--source", "text:{files}/folder"], "has no .*txt file"),
@@ -126,10 +132,12 @@ CORPUS = ("corpus", "--study", "{files}/study", "--pairs", "2", "--length", "64"
         (["extract", "--study", "{files}/missing"], "is not a study"),
         (["regress", "--study", "{study}", "--metric", "magic"], "unknown metric 'magic'; use cka, cosine"),
         (["regress", "--study", "{study}", "--metric", "jaccard"], "no panel-jaccard.parquet; run 'cladastats simil"),
-        (["regress", "--study", "{study}", "--controls", "token_len"], "token_len"),
-        (["regress", "--study", "{study}", "--controls", "age"], "age"),
+        (["regress", "--study", "{study}", "--controls", "token_len"], "token_len takes one value only"),
+        (["regress", "--study", "{study}", "--controls", "age"], "no column age; it has"),
         (["regress", "--study", "{study}", "--metric", "cosine", "--estimator", "biased"], "belongs to --metric cka"),
+        (["regress", "--study", "{study}", "--estimator", "population"], "compares sets of pairs"),
         (["regress", "--study", "{study}", "--response", "magic"], "invalid choice"),
+        (["extract", "--study", "x" * 300], "File name too long; check the path"),
         (["run", "--study", "{study}", "--model", "gemma3-270m"], "with model smollm2-135m, not gemma3-270m"),
         (["run", "--study", "{study}", "--pairs", "9"], "is a study with pairs 6, not 9"),
         (["run", "--study", "{damaged}"], "study.json is not a JSON file"),
@@ -205,6 +213,15 @@ def test_away_is_written_and_then_refused_by_the_engine(capsys, small_copy):
     capsys.readouterr()
     path = small_copy.folder / "coefficients.json"
     assert "response 'away'" in refused(capsys, clada, *GENERATE, "--plan", "none", "--coefficients", path)
+
+
+def test_controls_are_shown_and_leave_the_files_alone(capsys, small_copy):
+    before = {
+        p: p.read_bytes() for p in (small_copy.folder / "coefficients.json", small_copy.fit_path("cka", "toward"))
+    }
+    assert cladastats(["regress", "--study", str(small_copy.folder), "--controls", "sim_ha", "--json"]) == 0
+    assert "sim_ha" in json.loads(capsys.readouterr().out)["columns"][0]["coef"]
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_figures_are_drawn(small_copy, capsys):
@@ -314,9 +331,7 @@ def test_interrupted_with_ctrl_c_resumes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
-    assert (
-        err.splitlines()[-1] == "cladastats: interrupted; finished files are whole, the same command goes on from there"
-    )
+    assert err.splitlines()[-1] == "cladastats: interrupted; the same command goes on from the finished files"
     assert "Traceback" not in err
     kept = first.read_bytes()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -339,7 +354,7 @@ def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(jsonfile.Path, "write_bytes", full)
         line = refused_last(capsys, "extract", "--study", small_copy.folder)
-    assert line == "cladastats: the disk is full; make room, then the same command goes on from the finished files"
+    assert line.startswith("cladastats: the disk is full; make room, then run the command again: the same command")
     assert not part.exists()
     assert cladastats(["extract", "--study", str(small_copy.folder)]) == 0
     assert part.read_bytes() == content

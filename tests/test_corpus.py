@@ -523,3 +523,31 @@ def test_margin_of_equivalence_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="equivalence margin"):
         make_study(str(tmp_path / "study"), dict.fromkeys(DEFAULTS) | {"equivalence_margin": 0.0})
     assert not (tmp_path / "study").exists()
+
+
+def test_repeated_texts_and_separator_targets_make_no_pair(tokenizer: Any, articles: list[str]) -> None:
+    texts = [*articles[:4], *articles[:4]]
+    built = build_corpus(
+        Documents(texts, "", {}), tokenizer, pairs=4, length=LENGTH, ratios=(0.5,), seed=SEED, windows="document"
+    )
+    rows = built.table.to_pandas().query("group == 'nls' and role in ('A', 'B')")
+    assert rows["sequence_id"].is_unique
+    once = natural_windows(articles[:4], tokenizer, LENGTH, "document")
+    with pytest.raises(InputError, match=f"too little text: {len(once) // 2} pairs of"):
+        build_corpus(
+            Documents(texts, "", {}),
+            tokenizer,
+            pairs=len(once),
+            length=LENGTH,
+            ratios=(0.5,),
+            seed=SEED,
+            windows="document",
+        )
+    separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer))
+    size = LENGTH + 1 - len(bos_tokens(tokenizer))
+    ids = tokenizer(articles[0], add_special_tokens=False)["input_ids"][: size - 1]
+    ends_so = tokenizer.decode(ids)
+    (window, *_) = natural_windows([ends_so, *articles[:2]], tokenizer, LENGTH, "stream")
+    assert window.token_ids[-1] == separator
+    kept = corpus._usable([window], tokenizer, "stream")
+    assert kept == []

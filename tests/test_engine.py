@@ -1,12 +1,14 @@
 """Engine: everything kept equals transformers' own generate; thresholds equal a masked dense MLP."""
 
+import math
+
 import pytest
 import torch
 from tiny_models import GATED, tiny_model, tokens
 
 from clada import kernels
 from clada.coefficients import Coefficients
-from clada.engine import Engine
+from clada.engine import Engine, Sampling
 from clada.errors import InputError, ModelError
 from clada.families import gate_activation, gated_mlps
 from clada.load import surprisal_and_entropy_bits
@@ -14,6 +16,9 @@ from clada.models import load_model
 from clada.plan import Plan
 
 PROMPT = tokens(40, seed=3)  # longer than the tiny models' sliding window of 16
+
+
+NO_RULE = {"lambda": 0.0, "gamma": 0.0, "tau_surprisal_bits": None, "tau_entropy_bits": None, "tau_quantile": 0.7}
 
 
 def transformers_greedy(model, prompt, n):
@@ -28,7 +33,7 @@ def transformers_greedy(model, prompt, n):
 
 def plan_of(model, gate, magnitude, **changes):
     layers = model.config.num_hidden_layers
-    values = {"model": "tiny", "revision": "", "max_loss": 0.02, "loss": {}, "quantiles": {}, "coefficients": {}}
+    values = {"model": "tiny", "revision": "", "max_loss": 0.02, "loss": {}, "quantiles": {}, "coefficients": NO_RULE}
     return Plan(gate=(gate,) * layers, magnitude=(magnitude,) * layers, **{**values, **changes})
 
 
@@ -160,6 +165,30 @@ def test_thresholds_reduce_the_active_share_and_load_relaxes_them():
     assert shares["never under load"] == shares["none"]
 
 
+def test_plan_says_which_coefficients_its_loss_covers():
+    model = tiny_model("llama")
+    quantiles = {"0.7": {"surprisal_bits": 5.0, "entropy_bits": 4.0}}
+    without = plan_of(model, 0, 1, quantiles=quantiles)
+    assert without.covers(Coefficients(-0.8, -0.12, 6.0, 3.0))
+    assert not without.covers(Coefficients(0.0, 0.1, 6.0, 3.0))
+    rule = {"lambda": -0.8, "gamma": 0.0, "tau_surprisal_bits": None, "tau_entropy_bits": None, "tau_quantile": 0.7}
+    relaxed = plan_of(model, 0, 1, quantiles=quantiles, coefficients=rule)
+    assert relaxed.covers(Coefficients(-0.8, 0.0, 5.0, 4.0))
+    assert not relaxed.covers(Coefficients(-0.8, 0.0, 9.0, 4.0))  # fewer tokens would be under load
+    assert not relaxed.covers(Coefficients(0.0, 0.0))
+    with pytest.raises(InputError, match="say what high load is"):
+        Engine(model, None, plan=plan_of(model, 0, 1), coefficients="paper")
+
+
+def test_a_forward_of_the_modules_own_survives():
+    model = tiny_model("llama")
+    mlps = gated_mlps(model)
+    own = mlps[0].forward
+    mlps[0].forward = own
+    list(Engine(model, None, plan="none", coefficients="none").generate(PROMPT, 2))
+    assert mlps[0].__dict__["forward"] is own
+
+
 def test_model_is_left_as_it_was():
     model = tiny_model("llama")
     before = model(torch.tensor([PROMPT])).logits
@@ -202,7 +231,9 @@ def test_bad_prompts_are_refused():
             list(engine.generate(prompt, 4))
     with pytest.raises(ModelError, match="256 positions; shorten the prompt"):
         list(engine.generate(PROMPT, 217))
-    assert len(list(engine.generate(PROMPT, 216))) <= 216
-    for options in ({"temperature": -1}, {"top_p": 0}, {"top_k": -1}):
+    assert next(engine.generate(PROMPT, 216)).active_fraction == 1
+    for options in ({"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_k": -1}):
         with pytest.raises(InputError, match="sampling needs"):
-            list(engine.generate(PROMPT, 4, **options))
+            Sampling(**options)
+    with pytest.raises(InputError, match="seed -1 is outside"):
+        list(engine.generate(PROMPT, 4, temperature=1, seed=-1))

@@ -7,12 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.errors import ModelError, StudyError
 from clada.families import FAMILIES, capture_last_activations, check_length, decoder_layers, down_norms, family_of
-from cladastats.extract import PrefixSharingRunner, extract, part_path, read_part
+from cladastats.extract import PrefixSharingRunner, extract, part_path, read_part, read_parts, shard_ids, shards_of
 from cladastats.study import Study
 
 LENGTH, PREFIXES = 64, [16, 24, 32]  # the sliding window of the tiny models is 16: prefixes reach and exceed it
@@ -144,11 +145,23 @@ def test_a_damaged_part_is_redone_bit_for_bit(copy_of, damage, capsys):
         with pytest.raises(
             StudyError, match=r"part-00001.safetensors is truncated or altered; run 'cladastats extract"
         ):
-            read_part(path, copy_of.config.identity())
+            read_part(path, copy_of.config.identity(), shard_ids(shards_of(copy_of.corpus)[1]))
     extract(copy_of)
     said = capsys.readouterr().err
     assert ("part-00001.safetensors is truncated or altered; it is done again" in said) == (damage != "missing")
     assert contents(copy_of) == before
+
+
+def test_a_part_in_the_place_of_another_is_redone(copy_of, capsys):
+    before = contents(copy_of)
+    shutil.copy(parts(copy_of)[1], parts(copy_of)[0])
+    (copy_of.folder / "activations" / "down_norms.safetensors").write_bytes(b"cut")
+    with pytest.raises(StudyError, match="holds another shard"):
+        next(read_parts(copy_of))
+    extract(copy_of)
+    assert "part-00000.safetensors holds another shard; it is done again" in capsys.readouterr().err
+    assert contents(copy_of) == before
+    assert safetensors.numpy.load_file(copy_of.folder / "activations" / "down_norms.safetensors")["down_norms"].all()
 
 
 def test_a_part_of_another_study_is_refused(copy_of, monkeypatch):
@@ -196,12 +209,13 @@ def test_an_interrupted_run_loses_only_the_shard_in_flight(copy_of, monkeypatch)
 def test_half_precision_storage_is_recorded_and_overflow_found(copy_of, monkeypatch):
     value = json.loads((copy_of.folder / "study.json").read_text())
     (copy_of.folder / "study.json").write_text(json.dumps({**value, "storage_dtype": "float16"}))
-    full = read_part(part_path(copy_of, 0), copy_of.config.identity()).tensors["activations"]
+    ids = shard_ids(shards_of(copy_of.corpus)[0])
+    full = read_part(part_path(copy_of, 0), copy_of.config.identity(), ids).tensors["activations"]
     for path in parts(copy_of):
         path.unlink()
     study = Study(copy_of.folder)
     extract(study)
-    half = read_part(part_path(study, 0), study.config.identity()).tensors["activations"]
+    half = read_part(part_path(study, 0), study.config.identity(), ids).tensors["activations"]
     assert half.dtype == np.float16
     assert np.array_equal(half, full.astype(np.float16))
     measure = PrefixSharingRunner.measure_pair

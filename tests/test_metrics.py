@@ -121,6 +121,15 @@ def test_jaccard_goes_from_nothing_in_common_to_all() -> None:
     assert jaccard(x, x[:, ::-1]).tolist() == [0]
 
 
+def test_jaccard_does_not_count_silent_neurons(rng: np.random.Generator) -> None:
+    # As after ReLU: two disjoint fifths of the neurons fire, and then the same fifth does.
+    x, y = np.zeros((2, 1, 100))
+    x[0, :20], y[0, 20:40] = rng.random((2, 20)) + 0.1
+    assert jaccard(x, y).tolist() == [0]
+    assert jaccard(x, 2 * x).tolist() == [1]
+    assert np.isnan(jaccard(0 * x, 0 * y)).all()
+
+
 def test_jaccard_of_independent_magnitudes_is_a_third(rng: np.random.Generator) -> None:
     # The overlap k of two halves of 2,000 is hypergeometric: mean 500, sd 11.2; k/(2000-k) so 1/3, sd 0.010 a layer,
     # 0.0018 for the mean of 30. Five of these.

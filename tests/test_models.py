@@ -322,6 +322,7 @@ def hub(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # conftest sets it for all other tests
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield
     server.shutdown()
@@ -337,6 +338,7 @@ def test_a_name_the_hub_does_not_know(hub, name):
 
 def test_a_hub_that_refuses_or_never_answers(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(models, "HUB_TIMEOUT_S", 0.2)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "the hub gives no answer (" in refusal("nobody/nothing")

@@ -403,15 +403,18 @@ def test_summary_says_every_effect_with_its_interval(response: str) -> None:
     fit = fit_columns(simulate_panel(), "cka", response)
     prefix, load, reach = summary_sentences(fit, vocab_size=VOCAB_SIZE)
     for number in (1, 2):
-        low, high = fit.column(number).ci["prefix_len"]
-        assert f"{fit.column(number).coef['prefix_len']:+.3g} [{low:+.3g}, {high:+.3g}] points" in prefix
+        step = fit.column(number).within["prefix_len"]["sd_within"]
+        low, high = (bound * step for bound in fit.column(number).ci["prefix_len"])
+        assert f"{fit.column(number).coef['prefix_len'] * step:+.3g} [{low:+.3g}, {high:+.3g}] points" in prefix
+        assert f"({step * 1000:.0f} tokens)" in prefix
         assert f"{fit.column(number).standardised['prefix_len']:+.2f}" in prefix
     for number in (5, 6):
         column = fit.column(number)
         for term in ("surprisal_norm", "entropy_norm"):
-            for bits in (1, np.log2(VOCAB_SIZE)):
-                low, high = (bound / bits for bound in column.ci[term])
-                assert f"{column.coef[term] / bits:+.3g} [{low:+.3g}, {high:+.3g}] points" in load
+            step = column.within[term]["sd_within"]
+            low, high = (bound * step for bound in column.ci[term])
+            assert f"{column.coef[term] * step:+.3g} [{low:+.3g}, {high:+.3g}] points" in load
+            assert f"{step * np.log2(VOCAB_SIZE):.2f}" in load
             assert f"{column.within[term]['share_within']:.1%} in {column.group.upper()}" in reach
     # Only the effect of surprisal in RTS is zero in the simulation.
     assert reach.endswith("the intervals that include zero are: surprisal in RTS.")
@@ -423,3 +426,11 @@ def test_summary_of_one_group_is_silent_on_the_other() -> None:
     assert len(sentences) == 3
     assert all("NLS" in sentence and "RTS" not in sentence for sentence in sentences)
     assert sentences[2].endswith("the intervals that include zero are: none.")
+
+
+def test_few_pairs_are_named_as_few() -> None:
+    panel = simulate_panel()
+    few = fit_columns(panel[panel["pair"] < 12], "cka")
+    assert all("only 12 pairs" in " ".join(column.notes) for column in few.columns)
+    many = fit_columns(panel, "cka")
+    assert not any("clustered errors need" in " ".join(column.notes) for column in many.columns)
