@@ -78,18 +78,20 @@ def prefix_figure(panel: pd.DataFrame, metric: str) -> Figure:
     with sns.plotting_context("paper"), sns.axes_style("ticks"):
         shown = panel.assign(group=panel["group"].map(GROUP_LABELS))
         for axis, (column, label) in zip(axes.flat, RESPONSE_LABELS.items(), strict=True):
-            sns.lineplot(
+            sns.pointplot(
                 shown,
                 x="prefix_len",
                 y=column,
                 hue="group",
-                style="group",
-                markers=True,
-                palette=["black", "0.55"],
                 hue_order=list(GROUP_LABELS.values()),
-                style_order=list(GROUP_LABELS.values()),
+                palette=["black", "0.55"],
+                markers=["o", "s"],
+                linestyles=["-", "--"],
+                native_scale=True,
+                dodge=0.15,  # side by side, so that one group's interval does not hide the other's
                 errorbar=("ci", 95),
-                err_style="bars",
+                err_kws={"linewidth": 1},
+                linewidth=1.2,
                 seed=0,
                 ax=axis,
                 legend=axis is axes.flat[0],
