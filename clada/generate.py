@@ -113,6 +113,12 @@ def _say(engine: Engine, result: dict[str, Any]) -> None:
             f"plan {plan}; {under_load} of {result['new_tokens']} tokens under load",
             file=sys.stderr,
         )
+    fitted_on = engine.policy.coefficients.model
+    if fitted_on not in (None, engine.model.name_or_path):
+        print(
+            f"clada: these coefficients were fitted on {fitted_on}; what counts as high load there may not here",
+            file=sys.stderr,
+        )
     if not result["plan_covers_coefficients"]:
         print(
             "clada: the plan's loss was measured with coefficients that compute more neurons than these; "

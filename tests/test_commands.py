@@ -262,6 +262,13 @@ def test_generate_reads_the_study_and_says_what_it_used(small_copy, tmp_path, mo
     assert "from studies/one/coefficients.json" in said.err
 
 
+def test_coefficients_of_another_model_are_said_to_be(small_copy, capsys):
+    path = small_copy.folder / "coefficients.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": "gemma3-270m"}))
+    assert clada([*GENERATE, "--plan", "none", "--coefficients", str(path)]) == 0
+    assert "these coefficients were fitted on gemma3-270m" in capsys.readouterr().err
+
+
 def test_generate_reads_standard_input_and_chats():
     run = [
         sys.executable,
