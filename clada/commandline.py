@@ -61,7 +61,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
         return 0
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _refuse(package, f"the disk is full; make room, then run the command again: {again}")
+            return _refuse(package, "the disk is full; make room, then run the same command again")
         if problem.errno in (
             errno.EACCES,
             errno.EROFS,

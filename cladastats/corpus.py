@@ -33,11 +33,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from clada.coefficients import newest_studies
 from clada.errors import InputError, StudyError
 from clada.families import check_length, family_of
 from clada.models import bos_tokens, load_config, load_tokenizer, model_revision
 from cladastats.sources import Documents, load_documents
-from cladastats.study import STUDIES, Study, StudyConfig, newest_studies, write_study, write_table
+from cladastats.study import STUDIES, Study, StudyConfig, write_study, write_table
 
 GROUPS = ("nls", "rts")
 SCHEMA = pa.schema(

@@ -29,8 +29,6 @@ from clada.jsonfile import read_json, replacing, write_json
 if TYPE_CHECKING:
     from cladastats.regress import Fit
 
-__all__ = ["STUDIES", "Study", "StudyConfig", "newest_studies", "study_folder", "write_study", "write_table"]
-
 SCHEMA = "cladastats/study/1"
 STUDIES = Path("studies")
 RECORDED_PACKAGES = (

@@ -361,7 +361,7 @@ def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(jsonfile.Path, "write_bytes", full)
         line = refused_last(capsys, "extract", "--study", small_copy.folder)
-    assert line.startswith("cladastats: the disk is full; make room, then run the command again: the same command")
+    assert line == "cladastats: the disk is full; make room, then run the same command again"
     assert not part.exists()
     assert cladastats(["extract", "--study", str(small_copy.folder)]) == 0
     assert part.read_bytes() == content
