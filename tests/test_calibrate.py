@@ -79,7 +79,8 @@ def test_a_looser_budget_never_keeps_more_and_the_bound_is_within_it(small_searc
 def test_nothing_dropped_is_the_dense_loss(small_search):
     model = tiny_model("qwen2", seed=1)
     mlps, weights = pieces(model)
-    plan = calibrate(model, "tiny", windows_of(8), 1e-9, NONE, {})
+    # A budget that nothing meets: on random weights dropping neurons may well lower the loss.
+    plan = calibrate(model, "tiny", windows_of(8), -0.99, NONE, {})
     assert plan.loss["dropped_share"] == 0
     zero = type(plan)(**{**vars(plan), "gate": (0.0,) * 3, "magnitude": (0.0,) * 3})
     window = windows_of(1)[0]

@@ -48,7 +48,9 @@ GATED = [name for name in CONFIGS if name not in ("opt", "gpt2")]
 def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> Any:
     """A random model of a family in eval mode, float32."""
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # transformers draws fresh weights from the global generator
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         # Fresh models have zero biases and unit norms; a mistake with either would not show.
