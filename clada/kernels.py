@@ -1,202 +1,1076 @@
-"""The sparse gated MLP of one token: y = W_down (act(W_gate x) * W_up x), neuron by neuron, leaving early.
+"""One decoded token through the whole model: a jitted function that several threads run side by side.
 
-A neuron is left after its gate when |act(gate_i)| * ||w_down_i|| is below the gate threshold (its row of W_up is not
-read), and after its activation h_i when its magnitude c_i = |h_i| * ||w_down_i|| (Eq. 9) is below the magnitude
-threshold (its column of W_down is not read). Decoding is bound by the bytes of weights read, so that is time saved.
-Thresholds of zero leave nothing out: the dense MLP.
+Decoding is bound by the bytes of weights read, so a weight that is not read is time saved. Every tensor is laid out
+in rows that are read whole or not at all: a neuron is a row of W_gate, a row of W_up and a row of the transposed
+W_down, and leaves early when its gate or its magnitude c_i = |h_i| ||w_down_i|| (Eq. 9) falls below a threshold. The
+same test spares rows of the attention's output projection, and the output head computes in full only the words that
+can still matter. Thresholds of zero leave nothing out: the dense model.
 
-Two implementations of the same choice: a fused numba loop for the CPU in float32, and plain torch, for other devices
-and as the reference the loop is tested against.
+Each thread owns a slice of every tensor's rows; slices meet at a barrier. The residual stream is kept by every thread
+for itself, computed the same way, which is cheaper than one more barrier.
+
+Weights are float32, bfloat16 (held as uint16, numba has no such type) or int8 with a float32 scale per output; all
+arithmetic is float32.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import Any
+import math
+import platform
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-import torch
-from numba import prange
-from torch import nn
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
-from clada.errors import ModelError
+# Sums may be reordered into vector lanes; infinities and NaN keep their meaning.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
-# Numba's default pool is a second OpenMP runtime beside torch's. Both keep their threads spinning between regions, so
-# taking turns on the same cores made a decoded token five times slower. This pool sleeps. It must not be entered by two
-# Python threads at once, which the loop's holding the GIL ensures (no nogil below).
-numba.config.THREADING_LAYER = "workqueue"
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2, "gelu": 3}
 
-# What the fused loop can compute by itself, as transformers' configurations call it.
-ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+# Places of a layer's norms in `Tensors.norms`.
+BEFORE_ATTENTION, AFTER_ATTENTION, ATTENTION_RESIDUAL, BEFORE_MLP, AFTER_MLP, MLP_RESIDUAL = range(6)
+
+# Columns of `Scratch.reads`: bytes of weights and cache read.
+READ_ATTENTION, READ_MLP, READ_HEAD, READ_CACHE = range(4)
+
+# The two inputs that `Selection.input_threshold` is about.
+ATTENTION_INPUT, MLP_INPUT = range(2)
 
 
-@dataclass(frozen=True)
-class GatedMLP:
-    """Weights of one layer's MLP, laid out so that each neuron is three contiguous rows.
+class Tensors(NamedTuple):
+    """Weights of a model; L layers, H hidden, N neurons, Q and K the widths of all query and all key heads.
 
-    Attributes:
-        gate: [neurons, hidden].
-        up: [neurons, hidden].
-        down: [neurons, hidden], the transposed down-projection.
-        gate_bias: [neurons], zeros where the model has none.
-        up_bias: [neurons].
-        down_bias: [hidden].
-        norm: [neurons], ||w_down[:, i]||.
-        activation: name of the gate's activation.
-        act: the activation as a module.
+    Scales hold one float32 per output (of the screen: per term) for int8 and are empty otherwise. Absent parts are
+    empty. Input-major tensors have qkv, gate and up transposed ([L, H, Q + 2 K], [L, H, N]), so that inputs can be left
+    out instead of neurons.
     """
 
-    gate: torch.Tensor
-    up: torch.Tensor
-    down: torch.Tensor
-    gate_bias: torch.Tensor
-    up_bias: torch.Tensor
-    down_bias: torch.Tensor
-    norm: torch.Tensor
-    activation: str
-    act: Any
-
-    @classmethod
-    def from_module(cls, mlp: Any, activation: str) -> GatedMLP:
-        """Take the weights of a transformers MLP; the module stays as it is (the down-projection is copied).
-
-        Raises:
-            ModelError: a projection is not a plain linear layer, or the activation is not one the kernels compute.
-        """
-        if activation not in ACTIVATIONS:
-            raise ModelError(
-                f"activation '{activation}' is not supported by the engine; it computes {', '.join(ACTIVATIONS)}"
-            )
-        projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        for projection in projections:
-            if type(projection) is not nn.Linear:
-                kind = type(projection).__name__
-                raise ModelError(f"the MLP has {kind} layers, which the engine cannot read; load the model unquantised")
-        gate, up, down = (p.weight.detach() for p in projections)
-        gate_bias, up_bias, down_bias = (
-            p.weight.new_zeros(p.out_features) if p.bias is None else p.bias.detach() for p in projections
-        )
-        return cls(
-            gate=gate,
-            up=up,
-            down=down.t().contiguous(),
-            gate_bias=gate_bias,
-            up_bias=up_bias,
-            down_bias=down_bias,
-            norm=down.float().norm(dim=0),
-            activation=activation,
-            act=mlp.act_fn,
-        )
+    qkv: np.ndarray  # [L, Q + 2 K, H]
+    qkv_scale: np.ndarray
+    qkv_bias: np.ndarray  # [L, Q + 2 K]
+    output: np.ndarray  # [L, Q, H], the attention's output projection, transposed
+    output_scale: np.ndarray
+    output_bias: np.ndarray  # [L, H]
+    gate: np.ndarray  # [L, N, H], or [L, 0, H] without a gate
+    gate_scale: np.ndarray
+    gate_bias: np.ndarray  # [L, N]
+    up: np.ndarray  # [L, N, H]
+    up_scale: np.ndarray
+    up_bias: np.ndarray  # [L, N]
+    down: np.ndarray  # [L, N, H], transposed
+    down_scale: np.ndarray
+    down_bias: np.ndarray  # [L, H]
+    norms: np.ndarray  # [L, 6, 2, H], weight and bias
+    head_norms: np.ndarray  # [L, 2, 2, D], of queries and of keys, weight and bias
+    final_norm: np.ndarray  # [2, H]
+    before_head: np.ndarray  # [E, H], or [0, H]: what is between the final norm and the head
+    head: np.ndarray  # [V, E]
+    head_scale: np.ndarray  # [V]
+    # The screen of the head, by which words are found whose logits matter: logits are about
+    # head_mean x + sum over k of z_k screen[k], z_0 = 1 and z_k = screen_basis[k] (x - screen_center) for some k.
+    screen: np.ndarray  # [K, V], or [0, V] without one
+    screen_scale: np.ndarray  # [K]
+    screen_basis: np.ndarray  # [K, E] float32
+    screen_center: np.ndarray  # [E] float32
+    screen_weight: np.ndarray  # [K] float32
+    head_mean: np.ndarray  # [E] float32
 
 
-def sparse_mlp(w: GatedMLP, x: torch.Tensor, gate_threshold: float, threshold: float) -> tuple[torch.Tensor, int]:
-    """One token through a sparse MLP.
+class Constants(NamedTuple):
+    """What else the architecture says."""
 
-    Args:
-        w: the layer's weights.
-        x: [hidden], the MLP's input.
-        gate_threshold: least |act(gate_i)| * ||w_down_i|| for a neuron to read its up-projection.
-        threshold: least c_i for a neuron to add to the output.
+    heads: int
+    kv_heads: int
+    head_dim: int
+    activation: int
+    has_norm: np.ndarray  # [6], which norms a layer has
+    has_head_norms: int
+    has_final_norm: int
+    rms: int  # 1: RMSNorm, 0: LayerNorm
+    eps: float
+    scaling: np.ndarray  # [L], of attention scores
+    softcap: Any  # float32, of attention scores, 0 for none
+    final_softcap: Any  # float32, of logits
+    window: np.ndarray  # [L], sliding windows in tokens, a huge number for none
+    rotary: np.ndarray  # [L], row of `Scratch.rotary`, -1 for none
+    input_major: int
 
-    Returns:
-        (output [hidden], number of neurons that added to it).
+
+class Selection(NamedTuple):
+    """Which rows a token of each sequence needs; B sequences."""
+
+    gate_weight: np.ndarray  # [L, N]
+    gate_threshold: np.ndarray  # [B, L], on |act(gate_i)| gate_weight_i
+    weight: np.ndarray  # [L, N]
+    threshold: np.ndarray  # [B, L], on |h_i| weight_i
+    output_weight: np.ndarray  # [L, Q]
+    output_threshold: np.ndarray  # [B, L], on |a_j| output_weight_j
+    input_weight: np.ndarray  # [L, 2, H], of input-major tensors
+    input_threshold: np.ndarray  # [B, L, 2], on |x_j| input_weight_j
+    needed: np.ndarray  # [B, L, N] uint8, 0: never computed; or [0, L, N]
+    screen_threshold: np.ndarray  # [B], on |z_k| screen_weight_k
+    head_margin: np.ndarray  # [B], words whose screened log-probability is below the negative of it keep it
+
+
+class Scratch(NamedTuple):
+    """Inputs, outputs and what lies between; T threads, C positions."""
+
+    x: np.ndarray  # [B, H], embedded tokens
+    position: np.ndarray  # [B]
+    rotary: np.ndarray  # [B, R, 2, rotary width], cosines and sines
+    keys: np.ndarray  # [B, L, kv heads, D, C]
+    values: np.ndarray  # [B, L, kv heads, C, D]
+    residual: np.ndarray  # [T, B, H]
+    normed: np.ndarray  # [T, B, H]
+    qkv: np.ndarray  # [B, Q + 2 K]
+    query: np.ndarray  # [T, Q]
+    scores: np.ndarray  # [T, heads per kv head, C]
+    peak: np.ndarray  # [T, B, heads]
+    total: np.ndarray  # [T, B, heads]
+    mixed: np.ndarray  # [T, B, heads, D]
+    after_attention: np.ndarray  # [T, B, H], partial sums
+    after_mlp: np.ndarray  # [T, B, H]
+    h: np.ndarray  # [B, N], activations
+    up: np.ndarray  # [B, N]
+    alive: np.ndarray  # [B, N]
+    rows: np.ndarray  # [T, N], neurons to read
+    head_input: np.ndarray  # [B, E]
+    screened: np.ndarray  # [B, K]
+    terms: np.ndarray  # [T, K], the same with the screen's scales
+    logits: np.ndarray  # [B, V]
+    load: np.ndarray  # [T, B, 3], sums of the softmax
+    best: np.ndarray  # [T, B], most likely token
+    active: np.ndarray  # [T, B], neurons that added to the output
+    reads: np.ndarray  # [T, 4], bytes read
+
+
+# -- numbers -------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _bits_to_float(_context: Any, _bits: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def _float_to_bits(_context: Any, _value: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+def _widen(v):  # type: ignore[no-untyped-def]  # numba infers the types, here and below
+    """A stored weight as float32, without its scale."""
+    raise NotImplementedError
+
+
+@overload(_widen, inline="always")
+def _widen_typed(v):  # type: ignore[no-untyped-def]
+    if v == types.uint16:
+        return lambda v: _bits_to_float(np.uint32(v) << np.uint32(16))
+    return lambda v: np.float32(v)
+
+
+def _narrow(v, like):  # type: ignore[no-untyped-def]
+    """A float32 in the type of the array `like`; bfloat16 rounds to nearest, ties to even."""
+    raise NotImplementedError
+
+
+@overload(_narrow, inline="always")
+def _narrow_typed(v, like):  # type: ignore[no-untyped-def]
+    if like.dtype == types.uint16:
+
+        def to_bfloat16(v, like):  # type: ignore[no-untyped-def]
+            bits = _float_to_bits(np.float32(v))
+            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+        return to_bfloat16
+    return lambda v, like: v
+
+
+def _scale(rows, scales, i):  # type: ignore[no-untyped-def]
+    """The scale of output i, 1 where weights have none."""
+    raise NotImplementedError
+
+
+@overload(_scale, inline="always")
+def _scale_typed(rows, scales, i):  # type: ignore[no-untyped-def]
+    if rows.dtype == types.int8:
+        return lambda rows, scales, i: scales[i]
+    return lambda rows, scales, i: np.float32(1)
+
+
+@njit(fastmath=FASTMATH, inline="always")
+def _exp(x):  # type: ignore[no-untyped-def]
+    """Exp in float32 to 2 units in the last place; unlike math.exp it turns into vector instructions.
+
+    Cephes' expf: x = n ln 2 + r, exp(r) by a polynomial, 2^n by its bits. Below -87 the result is not exactly zero.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        return _sparse_mlp_fused(w, x, gate_threshold, threshold)
-    return sparse_mlp_reference(w, x, gate_threshold, threshold)
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    return p * _bits_to_float(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
 
 
-def sparse_mlp_reference(
-    w: GatedMLP, x: torch.Tensor, gate_threshold: float, threshold: float
-) -> tuple[torch.Tensor, int]:
-    """The same as `sparse_mlp` in plain torch, on any device: only the rows that are needed are gathered."""
-    gate = w.act(torch.addmv(w.gate_bias, w.gate, x))
-    kept = (gate.abs() * w.norm >= gate_threshold).nonzero().squeeze(1)
-    h = gate[kept] * torch.addmv(w.up_bias[kept], w.up[kept], x)
-    active = h.abs() * w.norm[kept] >= threshold
-    return torch.addmv(w.down_bias, w.down[kept[active]].t(), h[active]), int(active.sum())
+@njit(fastmath=FASTMATH, inline="always")
+def _tanh(x):  # type: ignore[no-untyped-def]
+    # Large arguments go to 1 by themselves; near zero the difference of near equals costs 1e-7 absolute, no more.
+    return np.float32(1) - np.float32(2) / (_exp(np.float32(2) * x) + np.float32(1))
 
 
-def neuron_mask(
-    w: GatedMLP, gate: torch.Tensor, h: torch.Tensor, gate_threshold: torch.Tensor, threshold: torch.Tensor
-) -> torch.Tensor:
-    """Which neurons `sparse_mlp` computes, for many tokens at once (calibration runs whole texts).
+@njit(fastmath=FASTMATH)
+def _activate(values, activation):  # type: ignore[no-untyped-def]
+    """The MLP's nonlinearity, in place."""
+    if activation == 0:
+        for i in range(values.shape[0]):
+            values[i] = values[i] / (np.float32(1) + _exp(-values[i]))
+    elif activation == 1:
+        for i in range(values.shape[0]):
+            v = values[i]
+            inner = np.float32(0.7978845608028654) * (v + np.float32(0.044715) * v * v * v)
+            values[i] = np.float32(0.5) * v * (np.float32(1) + _tanh(inner))
+    elif activation == 2:
+        for i in range(values.shape[0]):
+            values[i] = max(values[i], np.float32(0))
+    else:
+        for i in range(values.shape[0]):
+            v = values[i]
+            values[i] = np.float32(0.5 * v * (1.0 + math.erf(v * 0.7071067811865476)))
 
-    Args:
-        w: the layer's weights.
-        gate: act(gate), [tokens, neurons].
-        h: activations, [tokens, neurons].
-        gate_threshold: of each token, [tokens].
-        threshold: of each token, [tokens].
 
-    Returns:
-        bool [tokens, neurons].
+@njit(fastmath=FASTMATH)
+def _dot(row, x):  # type: ignore[no-untyped-def]
+    s = np.float32(0)
+    for j in range(row.shape[0]):
+        s += _widen(row[j]) * x[j]
+    return s
+
+
+@njit(fastmath=FASTMATH)
+def _add_scaled(out, row, factor):  # type: ignore[no-untyped-def]
+    for j in range(row.shape[0]):
+        out[j] += _widen(row[j]) * factor
+
+
+LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
+_F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_CONTRACT = ("contract", "nsz")
+
+
+def _shaped(kind: Any, lanes: int) -> Any:
+    return kind if lanes == 1 else ir.VectorType(kind, lanes)
+
+
+def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any:
+    """Instructions that load elements from `start + j` on as float32."""
+    size = 4 if stored == types.float32 else stored.bitwidth // 8
+    kind = _F32 if stored == types.float32 else ir.IntType(8 * size)
+    place = builder.bitcast(builder.gep(start, [j]), _shaped(kind, lanes).as_pointer())
+    v = builder.load(place, align=size)
+    if stored == types.uint16:
+        shift = ir.Constant(_shaped(_I32, lanes), 16 if lanes == 1 else [16] * lanes)
+        return builder.bitcast(builder.shl(builder.zext(v, _shaped(_I32, lanes)), shift), _shaped(_F32, lanes))
+    if stored == types.int8:
+        return builder.sitofp(builder.sext(v, _shaped(_I32, lanes)), _shaped(_F32, lanes))
+    return v
+
+
+def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
+    """Instructions for the address of an element of a two-dimensional array."""
+    made = context.make_array(array_type)(context, builder, array)
+    stride = builder.extract_value(made.strides, 0)
+    size = array_type.dtype.bitwidth // 8
+    kind = _F32 if array_type.dtype == types.float32 else ir.IntType(8 * size)
+    offset = builder.add(builder.mul(row, stride), builder.mul(column, _INDEX(size)))
+    return builder.inttoptr(builder.add(builder.ptrtoint(made.data, _INDEX), offset), kind.as_pointer())
+
+
+def _in_lanes(builder: Any, n: Any, body: Any) -> None:
+    """body(j, lanes) for vectors of LANES, then for what is left one by one."""
+    whole = builder.and_(n, _INDEX(-LANES))
+    for begin, end, lanes in ((_INDEX(0), whole, LANES), (whole, n, 1)):
+        with cgutils.for_range_slice(builder, begin, end, _INDEX(lanes), _INDEX) as (j, _):
+            body(j, lanes)
+
+
+@intrinsic
+def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _factors: Any) -> Any:
+    """out[j] += sum over k of factors[k] rows[indices[k], begin + j], with four rows in flight.
+
+    Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Four rows share
+    one pass over `out`, which would else be loaded and stored for each.
     """
-    return (gate.abs() * w.norm >= gate_threshold[:, None]) & (h.abs() * w.norm >= threshold[:, None])
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out = context.make_array(signature.args[0])(context, builder, args[0])
+        starts = [
+            _row_start(context, builder, signature.args[1], args[1], builder.extract_value(args[3], k), args[2])
+            for k in range(4)
+        ]
+        factors = [builder.extract_value(args[4], k) for k in range(4)]
+
+        def accumulate(j: Any, lanes: int) -> None:
+            def spread(v: Any) -> Any:
+                if lanes == 1:
+                    return v
+                undefined = ir.Constant(_shaped(_F32, lanes), ir.Undefined)
+                one = builder.insert_element(undefined, v, _I32(0))
+                return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
+
+            place = builder.bitcast(builder.gep(out.data, [j]), _shaped(_F32, lanes).as_pointer())
+            total = builder.load(place, align=4)
+            for start, factor in zip(starts, factors, strict=True):
+                v = _load_wide(builder, start, j, signature.args[1].dtype, lanes)
+                total = builder.fadd(total, builder.fmul(v, spread(factor), flags=_CONTRACT), flags=_CONTRACT)
+            builder.store(total, place, align=4)
+
+        _in_lanes(builder, builder.extract_value(out.shape, 0), accumulate)
+        return context.get_dummy_value()
+
+    four = types.UniTuple
+    return types.void(_out, rows, types.int64, four(types.int64, 4), four(types.float32, 4)), codegen
 
 
-def available_cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@intrinsic
+def _dot_four(_context: Any, rows: Any, _i: Any, x: Any, _indices: Any) -> Any:
+    """Row i with four rows of x: the row is loaded and widened once for all four sequences."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = _INDEX(0)
+        row = _row_start(context, builder, signature.args[0], args[0], args[1], zero)
+        inputs = [
+            _row_start(context, builder, signature.args[2], args[2], builder.extract_value(args[3], k), zero)
+            for k in range(4)
+        ]
+        vector = _shaped(_F32, LANES)
+        wide = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(4)]
+        single = [cgutils.alloca_once_value(builder, ir.Constant(_F32, 0.0)) for _ in range(4)]
+
+        def accumulate(j: Any, lanes: int) -> None:
+            v = _load_wide(builder, row, j, signature.args[0].dtype, lanes)
+            for start, total in zip(inputs, single if lanes == 1 else wide, strict=True):
+                u = _load_wide(builder, start, j, types.float32, lanes)
+                product = builder.fmul(v, u, flags=_CONTRACT)
+                builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+
+        for k in range(4):  # alloca_once_value sets them only when the function is entered
+            builder.store(ir.Constant(vector, None), wide[k])
+            builder.store(ir.Constant(_F32, 0.0), single[k])
+        shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
+        _in_lanes(builder, builder.extract_value(shape, 1), accumulate)
+        sums = []
+        for k in range(4):
+            total, lanes = builder.load(wide[k]), LANES
+            while lanes > 1:
+                lanes //= 2
+                undefined = ir.Constant(total.type, ir.Undefined)
+                halves = [
+                    builder.shuffle_vector(
+                        total, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
+                    )
+                    for at in (0, lanes)
+                ]
+                total = builder.fadd(*halves)
+            sums.append(builder.fadd(builder.extract_element(total, _I32(0)), builder.load(single[k])))
+        return cgutils.pack_array(builder, sums)
+
+    four = types.UniTuple
+    return four(types.float32, 4)(rows, types.int64, x, four(types.int64, 4)), codegen
 
 
-def set_threads(threads: int) -> None:
-    """Use this many threads in torch and in the fused loop; both run in turn, so each may have all of them."""
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+@intrinsic
+def _prefetch(_context: Any, rows: Any, _i: Any) -> Any:
+    """Ask for row i: the processor guesses the next row by itself only where none is left out."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = _row_start(context, builder, signature.args[0], args[0], args[1], _INDEX(0))
+        start = builder.bitcast(start, ir.IntType(8).as_pointer())
+        shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
+        size = _INDEX(signature.args[0].dtype.bitwidth // 8)
+        length = builder.mul(builder.extract_value(shape, 1), size)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        with cgutils.for_range_slice(builder, _INDEX(0), length, _INDEX(64), _INDEX) as (j, _):
+            # For reading, to be kept in all caches, data.
+            builder.call(function, [builder.gep(start, [j]), _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64), codegen
 
 
-def _sparse_mlp_fused(
-    w: GatedMLP, x: torch.Tensor, gate_threshold: float, threshold: float
-) -> tuple[torch.Tensor, int]:
-    # Each thread adds into a row of its own; summed here, as threads cannot share one output.
-    partial = np.zeros((numba.get_num_threads(), x.shape[0]), dtype=np.float32)
-    active = _fused_loop(
-        x.contiguous().numpy(),
-        w.gate.numpy(),
-        w.up.numpy(),
-        w.down.numpy(),
-        w.gate_bias.numpy(),
-        w.up_bias.numpy(),
-        w.norm.numpy(),
-        ACTIVATIONS[w.activation],
-        np.float32(gate_threshold),
-        np.float32(threshold),
-        partial,
+@njit(fastmath=FASTMATH)
+def _project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
+    """out[i] = rows[i] x + bias[i] for the listed rows i, of one sequence."""
+    n = which.shape[0]
+    for r in range(n):
+        if r + 3 < n:
+            _prefetch(rows, which[r + 3])
+        i = which[r]
+        out[i] = _dot(rows[i], x) * _scale(rows, scales, i) + bias[i]
+
+
+@njit(fastmath=FASTMATH)
+def _dots(out, rows, scale, bias, i, x, which, n):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b] for the n listed sequences b."""
+    r = 0
+    while r + 4 <= n:
+        b0, b1, b2, b3 = which[r], which[r + 1], which[r + 2], which[r + 3]
+        d0, d1, d2, d3 = _dot_four(rows, i, x, (b0, b1, b2, b3))
+        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
+        out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
+        r += 4
+    while r < n:
+        b = which[r]
+        out[b, i] = _dot(rows[i], x[b]) * scale + bias
+        r += 1
+
+
+@njit(fastmath=FASTMATH)
+def _add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
+    """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
+    n = which.shape[0]
+    r = 0
+    while r + 4 <= n:
+        i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
+        if r + 8 <= n and begin == 0:
+            for k in range(r + 4, r + 8):
+                _prefetch(rows, which[k])
+        _add_four(out, rows, begin, (i0, i1, i2, i3), (factors[i0], factors[i1], factors[i2], factors[i3]))
+        r += 4
+    while r < n:
+        _add_scaled(out, rows[which[r], begin : begin + out.shape[0]], factors[which[r]])
+        r += 1
+
+
+@njit(fastmath=FASTMATH)
+def _norm(out, x, weights, rms, eps):  # type: ignore[no-untyped-def]
+    n = x.shape[0]
+    mean = np.float32(0)
+    if rms == 0:
+        for j in range(n):
+            mean += x[j]
+        mean /= np.float32(n)
+    square = np.float32(0)
+    for j in range(n):
+        square += (x[j] - mean) * (x[j] - mean)
+    scale = np.float32(1) / np.sqrt(square / np.float32(n) + np.float32(eps))
+    weight, bias = weights[0], weights[1]
+    for j in range(n):
+        out[j] = (x[j] - mean) * scale * weight[j] + bias[j]
+
+
+@njit(fastmath=FASTMATH)
+def _rotate(x, rotary):  # type: ignore[no-untyped-def]
+    """Rotary position embedding of one head, in place: pairs are (j, j + width / 2)."""
+    cos, sin = rotary[0], rotary[1]
+    half = cos.shape[0] // 2
+    for j in range(half):
+        a, b = x[j], x[j + half]
+        x[j] = a * cos[j] - b * sin[j]
+        x[j + half] = b * cos[j + half] + a * sin[j + half]
+
+
+# -- threads -------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _atomic_add(_context: Any, _array: Any, _value: Any) -> Any:
+    """Add to the first element of an int64 array; returns what was there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, args[1], "seq_cst")
+
+    return types.int64(types.Array(types.int64, 1, "C"), types.int64), codegen
+
+
+@intrinsic
+def _atomic_load(_context: Any, _array: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(data, "seq_cst", 8)
+
+    return types.int64(types.Array(types.int64, 1, "C")), codegen
+
+
+# A thread that waits for another one gives its core away now and then, in case the other one needs it.
+_yield_core = types.ExternalFunction(
+    "SwitchToThread" if platform.system() == "Windows" else "sched_yield", types.int32()
+)
+
+
+@njit
+def decode_barrier(sync, threads):  # type: ignore[no-untyped-def]
+    """Wait for all threads. `sync` is int64 [2, 8]: arrivals and rounds, each on a cache line of its own."""
+    if threads == 1:
+        return
+    now = _atomic_load(sync[1])
+    if _atomic_add(sync[0], 1) == threads - 1:
+        _atomic_add(sync[0], -threads)
+        _atomic_add(sync[1], 1)
+    else:
+        spins = 0
+        while _atomic_load(sync[1]) == now:
+            spins += 1
+            if spins % 4096 == 0:
+                _yield_core()
+
+
+# -- the parts of a layer ------------------------------------------------------------------------------------------
+
+
+@njit
+def _row_bytes(rows):  # type: ignore[no-untyped-def]
+    """Of the weights; scales are a four-hundredth of that, or are read whole."""
+    return rows.shape[1] * rows.itemsize
+
+
+@njit(fastmath=FASTMATH)
+def _project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
+    batch = x.shape[0]
+    every = np.arange(batch)
+    for i in range(begin, end):
+        _dots(out, rows, _scale(rows, scales, i), bias[i], i, x, every, batch)
+    return (end - begin) * _row_bytes(rows)
+
+
+@njit(fastmath=FASTMATH)
+def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin, end):  # type: ignore[no-untyped-def]
+    """The same for columns begin to end of input-major rows, leaving out inputs below a threshold."""
+    read = 0
+    for b in range(x.shape[0]):
+        n = 0
+        for j in range(x.shape[1]):
+            if abs(x[b, j]) * weight[j] >= threshold[b]:
+                which[n] = j
+                n += 1
+        y = out[b, begin:end]
+        y[:] = 0
+        _add_rows(y, rows, begin, which[:n], x[b])
+        for i in range(y.shape[0]):
+            y[i] = y[i] * _scale(rows, scales, begin + i) + bias[begin + i]
+        read = max(read, n)  # sequences share most of their inputs
+    return read * (end - begin) * rows.itemsize
+
+
+@njit(fastmath=FASTMATH)
+def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
+    """Attention of every sequence over this thread's share of its positions."""
+    dim, group = c.head_dim, c.heads // c.kv_heads
+    query = s.query[t]
+    for b in range(s.x.shape[0]):
+        position = s.position[b]
+        begin = max(0, position + 1 - c.window[layer])
+        n = position + 1 - begin
+        first, last = begin + n * t // threads, begin + n * (t + 1) // threads
+        s.reads[t, READ_CACHE] += 2 * (last - first) * c.kv_heads * dim * s.keys.itemsize
+        for i in range(c.heads * dim):
+            query[i] = s.qkv[b, i]
+        for head in range(c.heads):
+            q = query[head * dim : (head + 1) * dim]
+            if c.has_head_norms:
+                _norm(q, q, w.head_norms[layer, 0], c.rms, c.eps)
+            if c.rotary[layer] >= 0:
+                _rotate(q, s.rotary[b, c.rotary[layer]])
+            for j in range(dim):
+                q[j] *= c.scaling[layer]
+        if t == threads - 1:  # its share ends with the token itself
+            _remember(b, layer, w, c, s)
+        for kv in range(c.kv_heads):
+            keys, values = s.keys[b, layer, kv], s.values[b, layer, kv]
+            for g in range(group):
+                head = kv * group + g
+                q = query[head * dim : (head + 1) * dim]
+                scores = s.scores[t, g][: last - first]
+                scores[:] = 0
+                # Keys are stored by dimension, so that positions lie side by side in vectors.
+                j = 0
+                while j + 4 <= dim:
+                    _add_four(scores, keys, first, (j, j + 1, j + 2, j + 3), (q[j], q[j + 1], q[j + 2], q[j + 3]))
+                    j += 4
+                while j < dim:
+                    _add_scaled(scores, keys[j, first:last], q[j])
+                    j += 1
+                if c.softcap > 0:
+                    for i in range(scores.shape[0]):
+                        scores[i] = c.softcap * _tanh(scores[i] / c.softcap)
+                peak = np.float32(-np.inf)
+                for i in range(scores.shape[0]):
+                    peak = max(peak, scores[i])
+                total = np.float32(0)
+                for i in range(scores.shape[0]):
+                    scores[i] = _exp(scores[i] - peak)
+                    total += scores[i]
+                s.peak[t, b, head] = peak
+                s.total[t, b, head] = total
+                mixed = s.mixed[t, b, head]
+                mixed[:] = 0
+                i = 0
+                while i + 4 <= scores.shape[0]:
+                    at = first + i
+                    weights = (scores[i], scores[i + 1], scores[i + 2], scores[i + 3])
+                    _add_four(mixed, values, 0, (at, at + 1, at + 2, at + 3), weights)
+                    i += 4
+                while i < scores.shape[0]:
+                    _add_scaled(mixed, values[first + i], scores[i])
+                    i += 1
+
+
+@njit(fastmath=FASTMATH)
+def _remember(b, layer, w, c, s):  # type: ignore[no-untyped-def]
+    """Append the token's key and value to the cache."""
+    dim, position = c.head_dim, s.position[b]
+    for kv in range(c.kv_heads):
+        offset = (c.heads + kv) * dim
+        k = s.qkv[b, offset : offset + dim]
+        if c.has_head_norms:
+            _norm(k, k, w.head_norms[layer, 1], c.rms, c.eps)
+        if c.rotary[layer] >= 0:
+            _rotate(k, s.rotary[b, c.rotary[layer]])
+        v = s.qkv[b, offset + c.kv_heads * dim : offset + c.kv_heads * dim + dim]
+        keys, values = s.keys[b, layer, kv], s.values[b, layer, kv]
+        for j in range(dim):
+            keys[j, position] = _narrow(k[j], keys)
+            values[position, j] = _narrow(v[j], values)
+
+
+@njit(fastmath=FASTMATH)
+def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """This thread's rows of the output projection, into its partial sums."""
+    dim = c.head_dim
+    width = c.heads * dim
+    begin, end = width * t // threads, width * (t + 1) // threads
+    rows, weight = w.output[layer], select.output_weight[layer]
+    mine = s.query[t]  # done with as queries
+    which = s.rows[t]
+    read = 0
+    for b in range(s.x.shape[0]):
+        out = s.after_attention[t, b]
+        out[:] = 0
+    for b in range(s.x.shape[0]):
+        for head in range(begin // dim, (end - 1) // dim + 1):
+            peak = s.peak[0, b, head]
+            for other in range(1, threads):
+                peak = max(peak, s.peak[other, b, head])
+            total = np.float32(0)
+            for other in range(threads):
+                if s.total[other, b, head] > 0:  # a thread may have had no positions
+                    total += s.total[other, b, head] * _exp(s.peak[other, b, head] - peak)
+            first, last = max(begin, head * dim), min(end, (head + 1) * dim)
+            for i in range(first, last):
+                mine[i] = 0
+            for other in range(threads):
+                if s.total[other, b, head] > 0:
+                    share = _exp(s.peak[other, b, head] - peak) / total
+                    mixed = s.mixed[other, b, head]
+                    for i in range(first, last):
+                        mine[i] += share * mixed[i - head * dim]
+        threshold = select.output_threshold[b, layer]
+        n = 0
+        for i in range(begin, end):
+            if abs(mine[i]) * weight[i] >= threshold:
+                which[n] = i
+                n += 1
+        _add_rows(s.after_attention[t, b], rows, 0, which[:n], mine)
+        read = max(read, n)  # sequences share most of them
+    s.reads[t, READ_ATTENTION] += read * _row_bytes(rows)
+
+
+@njit(fastmath=FASTMATH)
+def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """This thread's neurons, into its partial sums; each row is read once for all sequences that need it."""
+    x, batch, neurons = s.normed[t], s.x.shape[0], w.up.shape[1]
+    begin, end = neurons * t // threads, neurons * (t + 1) // threads
+    rows = s.rows[t]
+    which = np.empty(batch, np.int64)
+    count = 0
+    masked = select.needed.shape[0] > 0
+    for i in range(begin, end):
+        any_needed = 0
+        for b in range(batch):
+            s.alive[b, i] = 1 if not masked else select.needed[b, layer, i]
+            any_needed |= s.alive[b, i]
+        if any_needed:
+            rows[count] = i
+            count += 1
+
+    gated = w.gate.shape[1] > 0
+    if gated:
+        gate, scales, bias, weight = w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], select.gate_weight[layer]
+        s.reads[t, READ_MLP] += count * _row_bytes(gate)
+        for b in range(batch):
+            s.h[b, begin:end] = 0
+        for r in range(count):
+            i = rows[r]
+            n = 0
+            for b in range(batch):
+                if s.alive[b, i]:
+                    which[n] = b
+                    n += 1
+            _dots(s.h, gate, _scale(gate, scales, i), bias[i], i, x, which, n)
+        for b in range(batch):
+            _activate(s.h[b, begin:end], c.activation)
+        kept = 0
+        for r in range(count):
+            i = rows[r]
+            any_needed = 0
+            for b in range(batch):
+                s.alive[b, i] &= abs(s.h[b, i]) * weight[i] >= select.gate_threshold[b, layer]
+                any_needed |= s.alive[b, i]
+            if any_needed:
+                rows[kept] = i
+                kept += 1
+        count = kept
+
+    up, scales, bias, weight = w.up[layer], w.up_scale[layer], w.up_bias[layer], select.weight[layer]
+    s.reads[t, READ_MLP] += count * _row_bytes(up)
+    if not gated:
+        for b in range(batch):
+            s.h[b, begin:end] = 0
+    result = s.up if gated else s.h
+    for r in range(count):
+        i = rows[r]
+        n = 0
+        for b in range(batch):
+            if s.alive[b, i]:
+                which[n] = b
+                n += 1
+        _dots(result, up, _scale(up, scales, i), bias[i], i, x, which, n)
+    if gated:
+        for b in range(batch):
+            for r in range(count):
+                i = rows[r]
+                s.h[b, i] *= s.up[b, i]
+    if not gated:
+        for b in range(batch):
+            _activate(s.h[b, begin:end], c.activation)
+    kept = 0
+    for r in range(count):
+        i = rows[r]
+        any_needed = 0
+        for b in range(batch):
+            s.alive[b, i] &= abs(s.h[b, i]) * weight[i] >= select.threshold[b, layer]
+            s.active[t, b] += s.alive[b, i]
+            any_needed |= s.alive[b, i]
+            if not s.alive[b, i]:
+                s.h[b, i] = 0
+        if any_needed:
+            rows[kept] = i
+            kept += 1
+    count = kept
+
+    for b in range(batch):
+        out = s.after_mlp[t, b]
+        out[:] = 0
+    down = w.down[layer]
+    s.reads[t, READ_MLP] += count * _row_bytes(down)
+    r = 0
+    while r < count:  # some rows for every sequence, while they are in the nearest cache
+        some = rows[r : min(r + 4, count)]
+        for b in range(batch):
+            _add_rows(s.after_mlp[t, b], down, 0, some, s.h[b])
+        r += 4
+
+
+@njit(fastmath=FASTMATH)
+def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """The same for a single sequence, without the books that a batch needs: a quarter of its time."""
+    x, h, neurons = s.normed[t, 0], s.h[0], w.up.shape[1]
+    begin, end = neurons * t // threads, neurons * (t + 1) // threads
+    rows = s.rows[t]
+    count = 0
+    if select.needed.shape[0] > 0:
+        needed = select.needed[0, layer]
+        for i in range(begin, end):
+            rows[count] = i
+            count += needed[i]
+    else:
+        for i in range(begin, end):
+            rows[i - begin] = i
+        count = end - begin
+
+    up, up_scale, up_bias, out = w.up[layer], w.up_scale[layer], w.up_bias[layer], s.after_mlp[t, 0]
+    if w.gate.shape[1] > 0:
+        gate, scales = w.gate[layer], w.gate_scale[layer]
+        _project_rows(h, gate, scales, w.gate_bias[layer], x, rows[:count])
+        s.reads[t, READ_MLP] += count * _row_bytes(gate)
+        _activate(h[begin:end], c.activation)
+        weight, threshold = select.gate_weight[layer], select.gate_threshold[0, layer]
+        kept = 0
+        for r in range(count):  # no branch that a processor could guess wrong
+            i = rows[r]
+            rows[kept] = i
+            kept += abs(h[i]) * weight[i] >= threshold
+        count = kept
+        _project_rows(s.up[0], up, up_scale, up_bias, x, rows[:count])
+        for r in range(count):
+            h[rows[r]] *= s.up[0, rows[r]]
+    else:
+        _project_rows(h, up, up_scale, up_bias, x, rows[:count])
+        _activate(h[begin:end], c.activation)
+    s.reads[t, READ_MLP] += count * _row_bytes(up)
+    weight, threshold = select.weight[layer], select.threshold[0, layer]
+    kept = 0
+    for r in range(count):
+        i = rows[r]
+        rows[kept] = i
+        kept += abs(h[i]) * weight[i] >= threshold
+    s.active[t, 0] += kept
+    down = w.down[layer]
+    s.reads[t, READ_MLP] += kept * _row_bytes(down)
+    out[:] = 0
+    _add_rows(out, down, 0, rows[:kept], h)
+
+
+@njit(fastmath=FASTMATH)
+def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """The same on input-major tensors: inputs of the three projections are left out, not neurons."""
+    x, batch, neurons = s.normed[t], s.x.shape[0], w.down.shape[1]
+    begin, end = neurons * t // threads, neurons * (t + 1) // threads
+    rows = s.rows[t]
+    weight, threshold = select.input_weight[layer, MLP_INPUT], select.input_threshold[:, layer, MLP_INPUT]
+    s.reads[t, READ_MLP] += _project_inputs(
+        s.h, w.up[layer], w.up_scale[layer], w.up_bias[layer], x, weight, threshold, rows, begin, end
     )
-    return w.down_bias + torch.from_numpy(partial.sum(0)), int(active)
+    gated = w.gate.shape[1] > 0
+    if gated:
+        s.reads[t, READ_MLP] += _project_inputs(
+            s.up, w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], x, weight, threshold, rows, begin, end
+        )
+    down, weight = w.down[layer], select.weight[layer]
+    read = 0
+    for b in range(batch):
+        if gated:
+            _activate(s.up[b, begin:end], c.activation)
+            for i in range(begin, end):
+                s.h[b, i] *= s.up[b, i]
+        else:
+            _activate(s.h[b, begin:end], c.activation)
+        n = 0
+        for i in range(begin, end):
+            if abs(s.h[b, i]) * weight[i] >= select.threshold[b, layer]:
+                rows[n] = i
+                n += 1
+        out = s.after_mlp[t, b]
+        out[:] = 0
+        _add_rows(out, down, 0, rows[:n], s.h[b])
+        s.active[t, b] += n
+        read = max(read, n)
+    s.reads[t, READ_MLP] += read * _row_bytes(down)
 
 
-# fastmath without "nnan" and "ninf": sums may be reordered into vector lanes, infinities keep their meaning.
-@numba.njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
-def _fused_loop(  # type: ignore[no-untyped-def]  # numba infers the types
-    x, gate, up, down, gate_bias, up_bias, norm, activation, gate_threshold, threshold, partial
-):
-    neurons, hidden = gate.shape
-    threads = partial.shape[0]
-    active = 0
-    for thread in prange(threads):
-        for i in range(neurons * thread // threads, neurons * (thread + 1) // threads):
-            g = np.float32(0)
-            for j in range(hidden):
-                g += gate[i, j] * x[j]
-            g += gate_bias[i]
-            if activation == 0:  # silu
-                a = g / (np.float32(1) + np.exp(-g))
-            else:  # gelu_pytorch_tanh
-                inner = np.float32(0.7978845608028654) * (g + np.float32(0.044715) * g * g * g)
-                a = np.float32(0.5) * g * (np.float32(1) + np.tanh(inner))
-            if abs(a) * norm[i] < gate_threshold:
-                continue
-            u = np.float32(0)
-            for j in range(hidden):
-                u += up[i, j] * x[j]
-            h = a * (u + up_bias[i])
-            if abs(h) * norm[i] < threshold:
-                continue
-            active += 1
-            for j in range(hidden):
-                partial[thread, j] += h * down[i, j]
-    return active
+@njit(fastmath=FASTMATH)
+def _into_residual(t, threads, layer, partial, rows, scales, bias, after, residual_after, w, c, s):  # type: ignore[no-untyped-def]
+    """Add a sublayer's output, summed over threads, to this thread's residual stream."""
+    for b in range(s.x.shape[0]):
+        y = s.normed[t, b]
+        y[:] = 0
+        for other in range(threads):
+            part = partial[other, b]
+            for j in range(y.shape[0]):
+                y[j] += part[j]
+        for j in range(y.shape[0]):
+            y[j] = y[j] * _scale(rows, scales, j) + bias[j]
+        if c.has_norm[after]:
+            _norm(y, y, w.norms[layer, after], c.rms, c.eps)
+        x = s.residual[t, b]
+        for j in range(y.shape[0]):
+            x[j] += y[j]
+        if c.has_norm[residual_after]:
+            _norm(x, x, w.norms[layer, residual_after], c.rms, c.eps)
+
+
+@njit(fastmath=FASTMATH)
+def _into_normed(t, layer, before, w, c, s):  # type: ignore[no-untyped-def]
+    """The input of a sublayer."""
+    for b in range(s.x.shape[0]):
+        if c.has_norm[before]:
+            _norm(s.normed[t, b], s.residual[t, b], w.norms[layer, before], c.rms, c.eps)
+        else:
+            s.normed[t, b, :] = s.residual[t, b]
+
+
+@njit(fastmath=FASTMATH)
+def _softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
+    """Of this thread's logits: the highest, and the sums that surprisal and entropy are made of."""
+    logits = s.logits[b, begin:end]
+    peak = np.float32(-np.inf)
+    for i in range(logits.shape[0]):
+        peak = max(peak, logits[i])
+    total = np.float32(0)
+    weighted = np.float32(0)
+    for i in range(logits.shape[0]):
+        p = _exp(logits[i] - peak)
+        total += p
+        weighted += p * (logits[i] - peak)
+    s.load[t, b, 0], s.load[t, b, 1], s.load[t, b, 2] = peak, total, weighted
+    return peak
+
+
+@njit(fastmath=FASTMATH)
+def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-untyped-def]
+    """Logits by the screen's largest terms, then in full where the probability they give is not negligible."""
+    batch, terms, vocabulary = s.x.shape[0], w.screen.shape[0], w.head.shape[0]
+    for b in range(batch):
+        for k in range(terms * t // threads, terms * (t + 1) // threads):
+            z = np.float32(0)
+            basis = w.screen_basis[k]
+            for j in range(basis.shape[0]):
+                z += basis[j] * (x[b, j] - w.screen_center[j])
+            s.screened[b, k] = np.float32(1) if k == 0 else z
+    decode_barrier(sync, threads)
+    which = s.rows[t]
+    read = 0
+    for b in range(batch):
+        n = 1
+        which[0] = 0
+        for k in range(1, terms):
+            if abs(s.screened[b, k]) * w.screen_weight[k] >= select.screen_threshold[b]:
+                which[n] = k
+                n += 1
+        scaled = s.terms[t]
+        for k in range(n):
+            scaled[which[k]] = s.screened[b, which[k]] * _scale(w.screen, w.screen_scale, which[k])
+        mean = np.float32(0)
+        for j in range(x.shape[1]):
+            mean += w.head_mean[j] * x[b, j]
+        for tile in range(begin, end, 2048):  # small enough for the nearest cache
+            out = s.logits[b, tile : min(tile + 2048, end)]
+            for i in range(out.shape[0]):
+                out[i] = mean
+            _add_rows(out, w.screen, tile, which[:n], scaled)
+        _softmax_sums(t, b, begin, end, s)
+        read = max(read, n)  # sequences share most of them
+    s.reads[t, READ_HEAD] += read * (end - begin) * w.screen.itemsize + terms * x.shape[1] * 4 // threads
+    decode_barrier(sync, threads)
+    read = 0
+    for b in range(batch):
+        peak = s.load[0, b, 0]
+        for other in range(1, threads):
+            peak = max(peak, s.load[other, b, 0])
+        total = np.float32(0)
+        for other in range(threads):
+            total += s.load[other, b, 1] * _exp(s.load[other, b, 0] - peak)
+        floor = peak + np.log(total) - select.head_margin[b]
+        logits = s.logits[b]
+        count = 0
+        # Frequent words tend to come first, so blocks in turn give every thread its share of the likely ones.
+        for block in range(t * 64, vocabulary, threads * 64):
+            for i in range(block, min(block + 64, vocabulary)):
+                if logits[i] >= floor:
+                    logits[i] = _dot(w.head[i], x[b]) * _scale(w.head, w.head_scale, i)
+                    count += 1
+        read = max(read, count)
+    s.reads[t, READ_HEAD] += read * _row_bytes(w.head)
+    decode_barrier(sync, threads)
+
+
+@njit(fastmath=FASTMATH)
+def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
+    """Logits, and what surprisal and entropy need, in the same pass."""
+    batch, vocabulary = s.x.shape[0], w.head.shape[0]
+    for b in range(batch):
+        if c.has_final_norm:
+            _norm(s.normed[t, b], s.residual[t, b], w.final_norm, c.rms, c.eps)
+        else:
+            s.normed[t, b, :] = s.residual[t, b]
+    x = s.normed[t]
+    inputs = w.before_head.shape[0]
+    if inputs > 0:
+        s.reads[t, READ_HEAD] += inputs * x.shape[1] * w.before_head.itemsize // threads
+        for i in range(inputs * t // threads, inputs * (t + 1) // threads):
+            for b in range(batch):
+                s.head_input[b, i] = _dot(w.before_head[i], x[b])
+        decode_barrier(sync, threads)
+        x = s.head_input
+    begin, end = vocabulary * t // threads, vocabulary * (t + 1) // threads
+    if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
+        _screen(t, threads, sync, x, begin, end, w, s, select)
+    else:
+        s.reads[t, READ_HEAD] += (end - begin) * _row_bytes(w.head)
+        every = np.arange(batch)
+        for i in range(begin, end):
+            _dots(s.logits, w.head, _scale(w.head, w.head_scale, i), np.float32(0), i, x, every, batch)
+    for b in range(batch):
+        logits = s.logits[b, begin:end]
+        if c.final_softcap > 0:
+            for i in range(logits.shape[0]):
+                logits[i] = c.final_softcap * _tanh(logits[i] / c.final_softcap)
+        peak = _softmax_sums(t, b, begin, end, s)
+        best = 0
+        while best < logits.shape[0] - 1 and logits[best] != peak:
+            best += 1
+        s.best[t, b] = begin + best
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH)
+def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
+    """Run thread `t` of `threads` through one token of every sequence; all of them must be called at once.
+
+    Args:
+        t: 0 to threads - 1.
+        threads: how many run.
+        sync: int64 [2, 8], zeros at first.
+        w: `Tensors`.
+        c: `Constants`.
+        s: `Scratch`; `x`, `position` and `rotary` are the input, `logits`, `load`, `best`, `active` and `reads` the
+            output, the caches grow by one position.
+        select: `Selection`.
+    """
+    for b in range(s.x.shape[0]):
+        s.residual[t, b, :] = s.x[b]
+        s.active[t, b] = 0
+    for i in range(s.reads.shape[1]):
+        s.reads[t, i] = 0
+    rows = s.qkv.shape[1]
+    begin, end = rows * t // threads, rows * (t + 1) // threads
+    for layer in range(w.qkv.shape[0]):
+        _into_normed(t, layer, BEFORE_ATTENTION, w, c, s)
+        if c.input_major:
+            s.reads[t, READ_ATTENTION] += _project_inputs(
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t],
+                select.input_weight[layer, ATTENTION_INPUT], select.input_threshold[:, layer, ATTENTION_INPUT],
+                s.rows[t], begin, end,
+            )  # fmt: skip
+        else:
+            s.reads[t, READ_ATTENTION] += _project(
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end
+            )
+        decode_barrier(sync, threads)
+        _attend(t, threads, layer, w, c, s)
+        decode_barrier(sync, threads)
+        _attention_output(t, threads, layer, w, c, s, select)
+        decode_barrier(sync, threads)
+        _into_residual(
+            t, threads, layer, s.after_attention, w.output[layer], w.output_scale[layer], w.output_bias[layer],
+            AFTER_ATTENTION, ATTENTION_RESIDUAL, w, c, s,
+        )  # fmt: skip
+        _into_normed(t, layer, BEFORE_MLP, w, c, s)
+        if c.input_major:
+            _mlp_by_input(t, threads, layer, w, c, s, select)
+        elif s.x.shape[0] == 1:
+            _mlp_of_one(t, threads, layer, w, c, s, select)
+        else:
+            _mlp(t, threads, layer, w, c, s, select)
+        decode_barrier(sync, threads)
+        _into_residual(
+            t, threads, layer, s.after_mlp, w.down[layer], w.down_scale[layer], w.down_bias[layer],
+            AFTER_MLP, MLP_RESIDUAL, w, c, s,
+        )  # fmt: skip
+    _head(t, threads, sync, w, c, s, select)
+    decode_barrier(sync, threads)

@@ -1,0 +1,460 @@
+"""Decoding state and steps: `Decoder` on the CPU's kernels, `TorchDecoder` elsewhere and as their reference."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.activations import ACT2FN
+
+from clada.families import replaced_forwards
+from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Scratch, Selection, decode_step
+from clada.weights import Weights
+
+
+class Team:
+    """Threads that run one function side by side.
+
+    They are Python's own: a pool of numba's beside torch's would have both spin on the same cores between regions.
+    These sleep while there is nothing to do.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._sync = np.zeros((2, 8), np.int64)
+        self._calls: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads - 1)]
+        for t, calls in enumerate(self._calls, 1):
+            threading.Thread(target=_work, args=(t, threads, self._sync, calls), daemon=True).start()
+        weakref.finalize(self, _dismiss, self._calls)
+
+    def run(self, function: Callable[..., None], *args: Any) -> None:
+        """Call function(t, threads, sync, *args) in every thread; it must end with a barrier of all of them."""
+        for calls in self._calls:
+            calls.put((function, args))
+        function(0, self.threads, self._sync, *args)
+
+
+def _work(t: int, threads: int, sync: np.ndarray, calls: SimpleQueue[Any]) -> None:
+    while (call := calls.get()) is not None:
+        function, args = call
+        function(t, threads, sync, *args)
+        del call, function, args  # or the last step's arrays live until the next one
+
+
+def _dismiss(calls: Sequence[SimpleQueue[Any]]) -> None:
+    for queue in calls:
+        queue.put(None)
+
+
+@dataclass
+class Outcome:
+    """What a step gave for every sequence; arrays are overwritten by the next step.
+
+    Attributes:
+        logits: float32 [B, V], of the next token.
+        log_total: [B], log of the sum of exp(logits).
+        entropy: [B], of the next token in nats.
+        best: [B], the most likely next token.
+        active: [B], neurons that added to the output.
+        bytes_read: of attention weights, MLP, output head and cache.
+    """
+
+    logits: np.ndarray
+    log_total: np.ndarray
+    entropy: np.ndarray
+    best: np.ndarray
+    active: np.ndarray
+    bytes_read: np.ndarray
+
+
+@dataclass
+class State:
+    """Where decoding of a batch stands.
+
+    Attributes:
+        tokens: of every sequence, those that have been run.
+        outcome: of the last step.
+        statistics: [B, L, N], see `prompt_statistics`; None where nobody asked.
+        memory: caches and buffers, the decoder's own.
+    """
+
+    tokens: list[list[int]]
+    outcome: Outcome
+    statistics: np.ndarray | None
+    memory: Any
+
+
+class RoundedCache(DynamicCache):
+    """Keys and values as they are kept beside weights of bfloat16 and int8."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Round to bfloat16, then go on as usual."""
+        return super().update(key_states.bfloat16().float(), value_states.bfloat16().float(), *args, **kwargs)
+
+
+def new_cache(weights: Weights) -> DynamicCache:
+    """An empty cache for a packed model."""
+    kind = DynamicCache if weights.dtype == "float32" else RoundedCache
+    return kind(config=weights.model.config)
+
+
+@contextmanager
+def prompt_statistics(weights: Weights, kind: str | None) -> Iterator[np.ndarray | None]:
+    """Within the block, what the neurons did over the tokens that run: float32 [L, N].
+
+    Args:
+        weights: of the model that runs.
+        kind: `flocking` is GRIFFIN's || z_j / ||z_t||_2 ||_2 over tokens t (Dong et al. 2024); `magnitude` the root
+            mean square of c_i = |h_i| ||w_down_i|| (Eq. 9); None: nothing is collected.
+    """
+    if kind is None:
+        yield None
+        return
+    found = np.zeros(weights.down_norm.shape, np.float32)
+
+    def hook_of(layer: int) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            z = inputs[0].reshape(-1, inputs[0].shape[-1])
+            if kind == "flocking":
+                z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-20)
+                found[layer] = z.norm(dim=0).cpu().numpy()
+            else:
+                found[layer] = z.square().mean(0).sqrt().cpu().numpy() * weights.down_norm[layer]
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(weights.down)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class _Memory:
+    """Of `Decoder`: buffers, and cosines and sines from position `rotary_begin` on."""
+
+    scratch: Scratch
+    rotary: np.ndarray
+    rotary_begin: int
+
+
+class Decoder:
+    """Runs a packed model on the CPU: prompts dense, then tokens as a `Selection` says.
+
+    Args:
+        weights: the packed model.
+        threads: how many run side by side.
+    """
+
+    def __init__(self, weights: Weights, threads: int) -> None:
+        self.weights = weights
+        self.team = Team(threads)
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], room: int, dense: Selection, statistics: str | None = None
+    ) -> State:
+        """Run prompts, one after the other, and their last tokens together through the kernels.
+
+        Args:
+            prompts: token ids, at least one each.
+            room: for so many more tokens each.
+            dense: a selection that leaves nothing out.
+            statistics: kind of `prompt_statistics` to collect.
+        """
+        longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
+        memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
+        collected = []
+        for b, prompt in enumerate(prompts):
+            with prompt_statistics(self.weights, statistics) as found:
+                if len(prompt) > 1:
+                    cache = new_cache(self.weights)
+                    self.weights.stack(torch.tensor([prompt[:-1]]), past_key_values=cache, use_cache=True)
+                    self._take(cache, memory.scratch, b, len(prompt) - 1)
+            collected.append(found)
+        kept = None if statistics is None else np.stack([found for found in collected if found is not None])
+        state = State([list(prompt[:-1]) for prompt in prompts], self._outcome(memory.scratch), kept, memory)
+        self.step(state, [prompt[-1] for prompt in prompts], dense)
+        return state
+
+    @torch.inference_mode()
+    def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
+        """Run one token of every sequence; `state` moves along.
+
+        Args:
+            state: from `prefill`, with room left.
+            tokens: one per sequence.
+            selection: which rows they need.
+        """
+        memory, scratch = state.memory, state.memory.scratch
+        for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):
+            if len(sequence) >= memory.rotary_begin + len(memory.rotary):
+                raise IndexError(f"no room for token {len(sequence) + 1}; ask prefill for more")
+            scratch.position[b] = len(sequence)
+            scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
+            sequence.append(token)
+        x = self.weights.embed(torch.tensor(tokens), torch.from_numpy(scratch.position))
+        scratch.x[:] = x.numpy()
+        self.team.run(decode_step, self.weights.tensors, self.weights.constants, scratch, selection)
+        state.outcome = self._outcome(scratch)
+
+    def select(self, state: State, sequences: Sequence[int]) -> None:
+        """Go on with some of the sequences only."""
+        scratch = state.memory.scratch
+        fewer = self._scratch(len(sequences), scratch.values.shape[3])
+        fewer.keys[:] = scratch.keys[sequences]
+        fewer.values[:] = scratch.values[sequences]
+        fewer.logits[:] = scratch.logits[sequences]
+        for name in ("load", "best", "active"):
+            getattr(fewer, name)[:] = getattr(scratch, name)[:, sequences]
+        state.memory = _Memory(fewer, state.memory.rotary, state.memory.rotary_begin)
+        state.tokens = [state.tokens[b] for b in sequences]
+        if state.statistics is not None:
+            state.statistics = state.statistics[sequences]
+        state.outcome = self._outcome(fewer)
+
+    def _outcome(self, s: Scratch) -> Outcome:
+        """Merge what the threads found."""
+        peaks = s.load[:, :, 0]
+        peak = peaks.max(0)
+        shares = np.exp(peaks - peak)
+        total = (s.load[:, :, 1] * shares).sum(0)
+        # The mean of logit - peak: every thread's sums are about its own peak.
+        mean = (shares * (s.load[:, :, 2] + s.load[:, :, 1] * (peaks - peak))).sum(0) / np.maximum(total, 1e-30)
+        log_total = np.log(np.maximum(total, 1e-30))
+        thread = peaks.argmax(0)
+        return Outcome(
+            logits=s.logits,
+            log_total=peak + log_total,
+            entropy=np.maximum(log_total - mean, 0),
+            best=s.best[thread, np.arange(len(thread))],
+            active=s.active.sum(0),
+            bytes_read=s.reads.sum(0),
+        )
+
+    def _take(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
+        """Copy keys and values of n positions; sliding windows keep only their last ones."""
+        for layer, kept in enumerate(cache.layers):
+            keys, values = kept.keys[0], kept.values[0]
+            held = slice(n - keys.shape[1], n)
+            scratch.keys[b, layer, :, :, held] = self._stored(keys.transpose(1, 2))
+            scratch.values[b, layer, :, held] = self._stored(values)
+
+    def _stored(self, x: torch.Tensor) -> np.ndarray:
+        if self.weights.dtype == "float32":
+            return x.numpy()
+        return x.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+
+    def _scratch(self, batch: int, positions: int) -> Scratch:
+        w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
+        layers, width, hidden = w.output.shape
+        neurons, vocabulary = w.down.shape[1], w.head.shape[0]
+        # An odd number of cache lines a row: rows a power of two apart would fall onto the same places of the cache.
+        positions = -(-(positions - 32) // 64) * 64 + 32
+        kept = np.float32 if self.weights.dtype == "float32" else np.uint16
+
+        def f(*shape: int) -> np.ndarray:
+            return np.zeros(shape, np.float32)
+
+        rotary = self.weights.rotary(torch.zeros(1, dtype=torch.int64))
+        return Scratch(
+            x=f(batch, hidden),
+            position=np.zeros(batch, np.int64),
+            rotary=f(batch, *rotary.shape[1:]),
+            keys=np.empty((batch, layers, c.kv_heads, c.head_dim, positions), kept),
+            values=np.empty((batch, layers, c.kv_heads, positions, c.head_dim), kept),
+            residual=f(threads, batch, hidden),
+            normed=f(threads, batch, hidden),
+            qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
+            query=f(threads, width),
+            scores=f(threads, c.heads // c.kv_heads, positions),
+            peak=f(threads, batch, c.heads),
+            total=f(threads, batch, c.heads),
+            mixed=f(threads, batch, c.heads, c.head_dim),
+            after_attention=f(threads, batch, hidden),
+            after_mlp=f(threads, batch, hidden),
+            h=f(batch, neurons),
+            up=f(batch, neurons),
+            alive=np.zeros((batch, neurons), np.int64),
+            rows=np.zeros((threads, max(neurons, width, hidden, len(w.screen))), np.int64),
+            head_input=f(batch, w.head.shape[1]),
+            screened=f(batch, len(w.screen)),
+            terms=f(threads, len(w.screen)),
+            logits=f(batch, vocabulary),
+            load=f(threads, batch, 3),
+            best=np.zeros((threads, batch), np.int64),
+            active=np.zeros((threads, batch), np.int64),
+            reads=np.zeros((threads, 4), np.int64),
+        )
+
+
+class TorchDecoder:
+    """The same in plain torch, for other devices and as the reference the kernels are tested against.
+
+    Makes the same choices, by the formulas as they are written, and gathers only the rows that are needed.
+
+    Args:
+        weights: the packed model, on any device.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.activation = ACT2FN[weights.activation]
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: int,  # noqa: ARG002  # caches grow by themselves
+        dense: Selection,
+        statistics: str | None = None,
+    ) -> State:
+        """As `Decoder.prefill`."""
+        caches, collected = [], []
+        for prompt in prompts:
+            caches.append(new_cache(self.weights))
+            with prompt_statistics(self.weights, statistics) as found:
+                if len(prompt) > 1:
+                    ids = torch.tensor([prompt[:-1]], device=self._device)
+                    self.weights.stack(ids, past_key_values=caches[-1], use_cache=True)
+            collected.append(found)
+        kept = None if statistics is None else np.stack([found for found in collected if found is not None])
+        nothing = np.zeros(len(prompts))
+        empty = Outcome(nothing, nothing, nothing, nothing, nothing, nothing)
+        state = State([list(prompt[:-1]) for prompt in prompts], empty, kept, caches)
+        self.step(state, [prompt[-1] for prompt in prompts], dense)
+        return state
+
+    @property
+    def _device(self) -> torch.device:
+        return self.weights.model.get_input_embeddings().weight.device
+
+    @torch.inference_mode()
+    def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
+        """As `Decoder.step`, one sequence after the other."""
+        logits, active = [], []
+        for b, token in enumerate(tokens):
+            counts: list[int] = []
+            modules, forwards = self._forwards(b, selection, counts)
+            ids = torch.tensor([[token]], device=self._device)
+            with replaced_forwards(modules, forwards):
+                logits.append(self.weights.model(ids, past_key_values=state.memory[b], use_cache=True).logits[0, -1])
+            active.append(sum(counts))
+            state.tokens[b].append(token)
+        stacked = torch.stack(logits).float()
+        log_total = stacked.double().logsumexp(-1)
+        p = (stacked.double() - log_total[:, None]).exp()
+        state.outcome = Outcome(
+            logits=stacked.cpu().numpy(),
+            log_total=log_total.cpu().numpy(),
+            entropy=(log_total - (p * stacked).sum(-1)).cpu().numpy(),
+            best=stacked.argmax(-1).cpu().numpy(),
+            active=np.array(active),
+            bytes_read=np.zeros(4, np.int64),  # the device's caches decide that
+        )
+
+    def select(self, state: State, sequences: Sequence[int]) -> None:
+        """Go on with some of the sequences only."""
+        state.memory = [state.memory[b] for b in sequences]
+        state.tokens = [state.tokens[b] for b in sequences]
+        o, rows = state.outcome, list(sequences)
+        state.outcome = Outcome(
+            o.logits[rows], o.log_total[rows], o.entropy[rows], o.best[rows], o.active[rows], o.bytes_read
+        )
+        if state.statistics is not None:
+            state.statistics = state.statistics[list(sequences)]
+
+    def _forwards(self, b: int, select: Selection, counts: list[int]) -> tuple[list[Any], list[Any]]:
+        """Modules and what they compute instead, for one token of sequence b."""
+        w = self.weights
+        device = self._device
+
+        def at(array: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(array, device=device)
+
+        def gathered(module: Any, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+            """X [1, 1, inputs] through a transposed matrix, reading only the rows of inputs that are kept."""
+            kept = keep.nonzero().squeeze(1)
+            y = x.reshape(-1)[kept] @ module.rows.wide(kept)
+            return (y if module.bias is None else y + module.bias).view(1, 1, -1)
+
+        def by_input(module: Any, weight: np.ndarray, limit: float) -> Any:
+            return lambda x: gathered(module, x, x.reshape(-1).abs() * at(weight) >= limit)
+
+        modules: list[Any] = []
+        forwards: list[Any] = []
+        for layer in range(len(w.down)):
+            gate, up, down, output = w.gate[layer], w.up[layer], w.down[layer], w.outputs[layer]
+            needed = at(select.needed[b, layer]).bool() if len(select.needed) else None
+            kept: dict[str, torch.Tensor] = {}
+
+            def run_gate(x, gate=gate, layer=layer, kept=kept, needed=needed):  # type: ignore[no-untyped-def]
+                y = type(gate).forward(gate, x)
+                passed = self.activation(y.reshape(-1)).abs() * at(select.gate_weight[layer])
+                kept["up"] = passed >= float(select.gate_threshold[b, layer])
+                if needed is not None:
+                    kept["up"] &= needed
+                return y
+
+            def run_up(x, up=up, kept=kept, needed=needed):  # type: ignore[no-untyped-def]
+                keep = kept.get("up", needed)
+                if keep is None:
+                    return type(up).forward(up, x)
+                rows = keep.nonzero().squeeze(1)
+                y = torch.zeros(len(up.bias), device=x.device)
+                y[rows] = up.rows.wide(rows) @ x.reshape(-1) + up.bias[rows]
+                return y.view(1, 1, -1)
+
+            def run_down(h, down=down, layer=layer, kept=kept, needed=needed):  # type: ignore[no-untyped-def]
+                keep = h.reshape(-1).abs() * at(select.weight[layer]) >= float(select.threshold[b, layer])
+                keep &= kept.get("up", needed if needed is not None else torch.ones_like(keep))
+                counts.append(int(keep.sum()))
+                return gathered(down, h, keep)
+
+            modules += [down, output]
+            limit = float(select.output_threshold[b, layer])
+            forwards += [run_down, by_input(output, select.output_weight[layer], limit)]
+            if w.constants.input_major:
+                for place, parts in ((ATTENTION_INPUT, w.qkv[layer]), (MLP_INPUT, [gate, up])):
+                    for module in parts:
+                        if module is not None:
+                            modules.append(module)
+                            limit = float(select.input_threshold[b, layer, place])
+                            forwards.append(by_input(module, select.input_weight[layer, place], limit))
+            else:
+                modules.append(up)
+                forwards.append(run_up)
+                if gate is not None:
+                    modules.append(gate)
+                    forwards.append(run_gate)
+        if len(w.tensors.screen) and np.isfinite(select.head_margin[b]):
+            head = w.model.get_output_embeddings()
+            modules.append(head)
+            forwards.append(lambda x: self._screened(head, x.reshape(-1), b, select).view(1, 1, -1))
+        return modules, forwards
+
+    def _screened(self, head: Any, x: torch.Tensor, b: int, select: Selection) -> torch.Tensor:
+        """Logits as the kernels screen them; the screen itself is rebuilt from its definition."""
+        t = self.weights.tensors
+        basis, center, weight, mean = (
+            torch.as_tensor(a, device=x.device) for a in (t.screen_basis, t.screen_center, t.screen_weight, t.head_mean)
+        )
+        z = basis @ (x - center)
+        z[0] = 1
+        keep = z.abs() * weight >= float(select.screen_threshold[b])
+        keep[0] = True
+        rows = self.weights.screen.wide()
+        logits = mean @ x + (z * keep) @ rows
+        near = (logits >= logits.logsumexp(0) - float(select.head_margin[b])).nonzero().squeeze(1)
+        logits[near] = head.rows.wide(near) @ x
+        return logits

@@ -1,0 +1,399 @@
+"""A model's weights at the precision they are decoded at, held once for the kernels and for the dense prefill.
+
+`pack` copies the weights of a transformers model into the rows that `clada.kernels` reads, and makes a second,
+weightless transformers model around them: its linear layers widen their rows to float32 when they run. Nothing refers
+to the model that was packed, so that its memory is free once the caller lets go of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clada.families import Anatomy, anatomy, rotary_rows
+from clada.kernels import ACTIVATIONS, ATTENTION_INPUT, MLP_INPUT, Constants, Tensors
+
+DTYPES = ("float32", "bfloat16", "int8")
+NO_WINDOW = 2**62
+WIDEN_AT_ONCE = 2**24  # elements; a whole output head as float32 can be larger than the model
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A matrix stored by rows, each read whole or not at all.
+
+    Attributes:
+        values: [..., rows, columns] in float32, bfloat16 or int8.
+        scale: float32 of int8 values, one per output of the matrix; None for the others.
+        transposed: outputs are columns, not rows. Massive activations are a few outputs of the down-projection that
+            dwarf the others: a scale across outputs would round the others away (a divergence of 0.06 nats instead
+            of 0.002 on SmolLM2-135M).
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor | None
+    transposed: bool = False
+
+    @classmethod
+    def empty(cls, dtype: str, *shape: int, transposed: bool = False) -> Rows:
+        """Room for a matrix; the last two dimensions are rows and columns."""
+        outputs = (*shape[:-2], shape[-1] if transposed else shape[-2])
+        scale = torch.empty(outputs) if dtype == "int8" else None
+        return cls(torch.empty(shape, dtype=getattr(torch, dtype)), scale, transposed)
+
+    def __getitem__(self, index: Any) -> Rows:
+        return Rows(self.values[index], None if self.scale is None else self.scale[index], self.transposed)
+
+    def put(self, matrix: torch.Tensor) -> None:
+        """Store a float32 [rows, columns]; int8 rounds to 127 steps of the output's largest weight."""
+        if self.scale is None:
+            self.values.copy_(matrix)
+            return
+        inputs = 0 if self.transposed else 1
+        self.scale.copy_(matrix.abs().amax(inputs) / 127)
+        step = self.scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(inputs)
+        self.values.copy_((matrix / step).round_())
+
+    def wide(self, index: Any = slice(None)) -> torch.Tensor:
+        """Rows as float32, without a copy where that is what they are."""
+        values = self.values[index].float()
+        if self.scale is None:
+            return values
+        return values * (self.scale if self.transposed else self.scale[index][..., None])
+
+    @property
+    def array(self) -> np.ndarray:
+        """For the kernels: bfloat16 as uint16."""
+        if self.values.dtype == torch.bfloat16:
+            return self.values.view(torch.int16).numpy().view(np.uint16)
+        return self.values.numpy()
+
+    @property
+    def scales(self) -> np.ndarray:
+        """For the kernels: empty, of as many dimensions, where there are none."""
+        if self.scale is None:
+            return np.empty((*self.values.shape[:-2], 0), np.float32)
+        return self.scale.numpy()
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on packed rows.
+
+    Args:
+        rows: the weight as [outputs, inputs], or as [inputs, outputs] if transposed.
+        bias: [outputs] or None.
+    """
+
+    def __init__(self, rows: Rows, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.transposed = rows.transposed
+        self.values: torch.Tensor
+        self.scale: torch.Tensor | None
+        self.bias: torch.Tensor | None
+        self.register_buffer("values", rows.values)
+        self.register_buffer("scale", rows.scale)
+        self.register_buffer("bias", bias)
+
+    @property
+    def rows(self) -> Rows:
+        """The weight."""
+        return Rows(self.values, self.scale, self.transposed)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply: x float32 [..., inputs] to [..., outputs]."""
+        rows = self.rows
+        n, width = rows.values.shape
+        if self.transposed:
+            return nn.functional.linear(x, rows.wide().t(), self.bias)
+        block = n if rows.values.dtype == torch.float32 else max(1, WIDEN_AT_ONCE // width)
+        parts = [nn.functional.linear(x, rows.wide(slice(i, i + block))) for i in range(0, n, block)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return y if self.bias is None else y + self.bias
+
+
+class PackedEmbedding(nn.Module):
+    """Token embeddings from packed rows.
+
+    Args:
+        rows: [V, E].
+        scale: what the model multiplies embeddings with.
+    """
+
+    def __init__(self, rows: Rows, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.table = PackedLinear(rows)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """For transformers, which asks an embedding for its dtype and device."""
+        return self.table.values
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids [...] to float32 [..., E]."""
+        return self.table.rows.wide(ids) * self.scale
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Directions of the head's input along which logits vary most, to screen the vocabulary with.
+
+    Attributes:
+        rows: float32 [K - 1, E], orthonormal.
+        center: float32 [E], the mean input.
+    """
+
+    rows: torch.Tensor
+    center: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A packed model.
+
+    Attributes:
+        tensors: for the kernels; arrays share memory with `model`.
+        constants: for the kernels.
+        model: a transformers model on the same memory.
+        stack: the part of it that maps tokens to the last hidden states.
+        dtype: of the weights.
+        rotary_kinds: layer types that `rotary_rows` is asked for.
+        input_norm: [L, 2, H], norms of the columns of the query, key and value and of the gate and up projections.
+        output_norm: [L, Q], norms of the columns of the attention's output projection.
+        down_norm: [L, N], ||w_down[:, i]||.
+        qkv: of `model`, by layer, the query, key and value projections.
+        gate: the gate projections, None where there are none.
+        up: the up-projections.
+        down: the down-projections, whose inputs are the activations.
+        outputs: the attention's output projections.
+        screen: rows [K, V] of the head's screen.
+        activation: of the MLP.
+        positions: [n, H], added to embeddings; None where positions are rotary.
+    """
+
+    tensors: Tensors
+    constants: Constants
+    model: Any
+    stack: Any
+    dtype: str
+    rotary_kinds: tuple[str, ...]
+    input_norm: np.ndarray
+    output_norm: np.ndarray
+    down_norm: np.ndarray
+    qkv: list[list[Any]]
+    gate: list[Any]
+    up: list[Any]
+    down: list[Any]
+    outputs: list[Any]
+    screen: Rows
+    activation: str
+    positions: torch.Tensor | None
+
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What enters the first layer: float32 [n, H] of tokens [n] at positions [n]."""
+        x = self.model.get_input_embeddings()(tokens)
+        project_in = getattr(self.stack, "project_in", None)
+        if project_in is not None:
+            x = project_in(x)
+        return x if self.positions is None else x + self.positions[positions]
+
+    def rotary(self, positions: torch.Tensor) -> np.ndarray:
+        """Cosines and sines of positions for the kernels, float32 [n, kinds, 2, rotary width]."""
+        if not self.rotary_kinds:
+            return np.empty((len(positions), 0, 2, 0), np.float32)
+        return np.ascontiguousarray(rotary_rows(self.stack.rotary_emb, self.rotary_kinds, positions).numpy())
+
+
+@torch.inference_mode()
+def pack(model: Any, dtype: str, basis: Basis | None = None, *, input_major: bool = False) -> Weights:
+    """Copy a model's weights into the layout of the kernels.
+
+    Args:
+        model: a transformers model in float32, of a supported family; it is not changed.
+        dtype: `float32`, `bfloat16` or `int8` (one scale per output, its largest weight is 127).
+        basis: adds a screen to the output head; None leaves it out.
+        input_major: lay the projections out so that inputs can be left out, not neurons.
+
+    Raises:
+        ModelError: the engine cannot decode this model.
+    """
+    parts = anatomy(model)
+    layers, hidden = parts.layers, model.config.hidden_size
+    width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
+    neurons = _matrix(layers[0].up).shape[0]
+    gated = neurons if layers[0].gate is not None else 0
+    n = len(layers)
+
+    def room(outputs: int) -> Rows:
+        shape = (hidden, outputs) if input_major else (outputs, hidden)
+        return Rows.empty(dtype, n, *shape, transposed=input_major)
+
+    qkv, gate, up = room(width + 2 * kv_width), room(gated), room(neurons)
+    if not gated:
+        gate = Rows.empty(dtype, n, 0, hidden)
+    output, down = (Rows.empty(dtype, n, inputs, hidden, transposed=True) for inputs in (width, neurons))
+    qkv_bias, output_bias = torch.zeros(n, width + 2 * kv_width), torch.zeros(n, hidden)
+    gate_bias, up_bias, down_bias = torch.zeros(n, gated), torch.zeros(n, neurons), torch.zeros(n, hidden)
+    norms, head_norms = torch.zeros(n, 6, 2, hidden), torch.zeros(n, 2, 2, parts.head_dim)
+    output_norm, down_norm = torch.empty(n, width), torch.empty(n, neurons)
+    input_norm = torch.empty(n, 2, hidden)
+
+    shell = _shell(model)
+    name_of = {module: name for name, module in model.named_modules()}
+
+    def place(module: nn.Module, packed: nn.Module) -> None:
+        shell.set_submodule(name_of[module], packed)
+
+    for i, layer in enumerate(layers):
+        merged = torch.cat([_matrix(module) for module in layer.qkv])
+        qkv[i].put(merged.t() if input_major else merged)
+        at = 0
+        for module in layer.qkv:
+            part = slice(at, at + len(_matrix(module)))
+            _put_bias(qkv_bias[i, part], module)
+            whole = qkv[i]
+            scale = None if whole.scale is None else whole.scale[part]
+            rows = Rows(whole.values[:, part] if input_major else whole.values[part], scale, input_major)
+            place(module, PackedLinear(rows, qkv_bias[i, part]))
+            at = part.stop
+        input_norm[i, ATTENTION_INPUT] = merged.norm(dim=0)
+        mlp_input = [_matrix(module) for module in (layer.gate, layer.up) if module is not None]
+        input_norm[i, MLP_INPUT] = torch.cat(mlp_input).norm(dim=0)
+        output_norm[i] = _matrix(layer.output).norm(dim=0)
+        down_norm[i] = _matrix(layer.down).norm(dim=0)
+        for module, packed, bias in (
+            (layer.output, output[i], output_bias[i]),
+            (layer.gate, gate[i], gate_bias[i]),
+            (layer.up, up[i], up_bias[i]),
+            (layer.down, down[i], down_bias[i]),
+        ):
+            if module is None:
+                continue
+            matrix = _matrix(module)
+            packed.put(matrix.t() if packed.transposed else matrix)
+            _put_bias(bias, module)
+            place(module, PackedLinear(packed, bias))
+        for place_of_norm, norm in enumerate(layer.norms):
+            if norm is not None:
+                _put_norm(norms[i, place_of_norm], norm, parts)
+        for which, norm in enumerate(layer.head_norms or ()):
+            _put_norm(head_norms[i, which], norm, parts)
+
+    final_norm = torch.zeros(2, hidden)
+    if parts.final_norm is not None:
+        _put_norm(final_norm, parts.final_norm, parts)
+    vector_dtype = "float32" if dtype == "float32" else "bfloat16"  # int8 would need scales for one small matrix
+    before_head = Rows.empty(vector_dtype, 0, hidden)
+    if parts.project_out is not None:
+        before_head = Rows.empty(vector_dtype, *parts.project_out.weight.shape)
+        before_head.put(_matrix(parts.project_out))
+        place(parts.project_out, PackedLinear(before_head))
+    matrix = _matrix(parts.head)
+    head = Rows.empty(dtype, *matrix.shape)
+    head.put(matrix)
+    place(parts.head, PackedLinear(head))
+    embedding = head
+    if not parts.tied:
+        embedding = Rows.empty(dtype, *parts.embedding.weight.shape)
+        embedding.put(parts.embedding.weight.detach())
+    place(parts.embedding, PackedEmbedding(embedding, getattr(parts.embedding, "scalar_embed_scale", 1.0)))
+    screen, screen_arrays = _screen(matrix, dtype, basis)
+    if parts.project_in is not None:
+        project_in = Rows.empty(vector_dtype, *parts.project_in.weight.shape)
+        project_in.put(_matrix(parts.project_in))
+        place(parts.project_in, PackedLinear(project_in))
+
+    kinds = tuple(dict.fromkeys(layer.rotary for layer in layers if layer.rotary is not None))
+    constants = Constants(
+        heads=parts.heads,
+        kv_heads=parts.kv_heads,
+        head_dim=parts.head_dim,
+        activation=ACTIVATIONS[parts.activation],
+        has_norm=np.array([norm is not None for norm in layers[0].norms], np.int64),
+        has_head_norms=int(layers[0].head_norms is not None),
+        has_final_norm=int(parts.final_norm is not None),
+        rms=int(parts.rms),
+        eps=float(parts.eps),
+        scaling=np.array([layer.scaling for layer in layers], np.float32),
+        softcap=np.float32(parts.softcap),
+        final_softcap=np.float32(parts.final_softcap),
+        window=np.array([layer.window or NO_WINDOW for layer in layers], np.int64),
+        input_major=int(input_major),
+        rotary=np.array([-1 if layer.rotary is None else kinds.index(layer.rotary) for layer in layers], np.int64),
+    )
+    tensors = Tensors(
+        qkv.array, qkv.scales, qkv_bias.numpy(),
+        output.array, output.scales, output_bias.numpy(),
+        gate.array, gate.scales, gate_bias.numpy(),
+        up.array, up.scales, up_bias.numpy(),
+        down.array, down.scales, down_bias.numpy(),
+        norms.numpy(), head_norms.numpy(), final_norm.numpy(),
+        before_head.array, head.array, head.scales,
+        screen.array, screen.scales, *screen_arrays,
+    )  # fmt: skip
+    return Weights(
+        tensors,
+        constants,
+        shell,
+        shell.get_submodule(name_of[parts.stack]),
+        dtype,
+        kinds,
+        input_norm.numpy(),
+        output_norm.numpy(),
+        down_norm.numpy(),
+        qkv=[[shell.get_submodule(name_of[module]) for module in layer.qkv] for layer in layers],
+        gate=[layer.gate and shell.get_submodule(name_of[layer.gate]) for layer in layers],
+        up=[shell.get_submodule(name_of[layer.up]) for layer in layers],
+        down=[shell.get_submodule(name_of[layer.down]) for layer in layers],
+        outputs=[shell.get_submodule(name_of[layer.output]) for layer in layers],
+        screen=screen,
+        activation=parts.activation,
+        positions=parts.positions,
+    )
+
+
+def _screen(head: torch.Tensor, dtype: str, basis: Basis | None) -> tuple[Rows, tuple[np.ndarray, ...]]:
+    """The screen's rows, and basis, center, weights and mean row.
+
+    The mean row is taken out of the head and computed for itself: it shifts all logits alike, and a screen that left
+    out a part of it would move the words it screens against those computed in full.
+    """
+    vocabulary, width = head.shape
+    if basis is None:
+        empty = np.empty((0, width), np.float32)
+        return Rows.empty(dtype, 0, vocabulary), (empty, empty[:, 0], empty[:, 0], empty[:, 0])
+    mean = head.mean(0)
+    rows = torch.cat([basis.center[None], basis.rows])
+    terms = rows @ (head - mean).t()
+    screen = Rows.empty(dtype, *terms.shape)
+    screen.put(terms)
+    weight = terms.norm(dim=1)
+    return screen, tuple(v.contiguous().numpy() for v in (rows, basis.center, weight, mean))
+
+
+def _shell(model: Any) -> Any:
+    """The model again on the same tensors; parts can be replaced without changing the model."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _matrix(module: Any) -> torch.Tensor:
+    """A linear layer's weight as [outputs, inputs]; GPT-2's Conv1D keeps it transposed."""
+    weight = module.weight.detach()
+    return weight.t() if type(module).__name__ == "Conv1D" else weight
+
+
+def _put_bias(room: torch.Tensor, module: Any) -> None:
+    if getattr(module, "bias", None) is not None:
+        room.copy_(module.bias.detach())
+
+
+def _put_norm(room: torch.Tensor, norm: Any, parts: Anatomy) -> None:
+    weight = getattr(norm, "weight", None)  # OPT can have norms without one
+    room[0] = 1.0 if weight is None else weight.detach().float() + (1.0 if parts.unit_offset else 0.0)
+    _put_bias(room[1], norm)
