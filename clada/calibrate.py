@@ -1,10 +1,16 @@
-"""`clada calibrate`: base thresholds by an error-controlled search on the model's output (Eq. 10).
+"""`clada calibrate`: what each method may leave out of a model within a loss budget (Eq. 10).
 
-One number is searched, the share of neurons to drop; every layer's thresholds are the quantiles of its own magnitudes
-at that share. It grows step by step as long as the loss stays within the budget: the rise of perplexity over the dense
-model, its upper 95 % bound, on held text, with the load rule active and every token sparse. The steps are fixed and the
-first failure ends the search (fixed-sequence testing), so the bound of the chosen step holds although several were
-tried on the same text.
+Two parts of a text, neither of which sees the other:
+
+1. Tables: per layer, quantiles of what the methods test (magnitudes, gates, inputs), and the statistics they weigh
+   tests with. A share to drop then names a threshold in every layer.
+2. The search: the share grows step by step as long as the loss stays within the budget: the rise of perplexity over
+   the dense model, its upper 95 % bound, on held windows, decoded by the engine's own steps with the load rule active.
+   Steps are fixed beforehand and the first failure ends the search (fixed-sequence testing), so the bound of the
+   chosen step holds although several were tried on the same text.
+
+Thresholds are judged by the model's output alone. Giving every layer the same error of its own is ruinous: a few
+massive activations own it.
 """
 
 from __future__ import annotations
@@ -17,51 +23,42 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["calibrate", *sys.argv[1:]]))
 
 import argparse
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from scipy import stats
 from tqdm import tqdm
+from transformers.activations import ACT2FN
 
 from clada.coefficients import Coefficients, resolve_coefficients, to_json
+from clada.decoder import Decoder
 from clada.errors import InputError
-from clada.families import gate_activation, gated_mlps, replaced_forwards
-from clada.kernels import GatedMLP, available_cores, neuron_mask, set_threads
+from clada.families import anatomy
 from clada.load import surprisal_and_entropy_bits
-from clada.models import bos_tokens, load_model, model_revision
-from clada.plan import Plan, cached_plan_path
-from clada.policies import make_policy
+from clada.loss import Loss, Scorer
+from clada.models import load_model, model_revision
+from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
+from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, shares_of
+from clada.texts import read_windows
+from clada.threads import available_cores, set_threads
+from clada.weights import pack
 
-WINDOW = 512  # tokens with a growing context; long enough that most have hundreds of tokens before them
-SCORED_TOKENS = 16_000  # least number for the loss, so that a 2 % budget stands well above its own uncertainty
-SAMPLED_TOKENS = 1_024  # per layer for the quantiles: 1.5 million magnitudes on the smallest model
-GATE_SHARE = 0.4  # of the neurons to drop, those the gate test drops: 20 of 50 % cost little more than none
-SHARES = np.arange(0.15, 0.96, 0.03)  # of neurons to drop; fewer save too little to be worth a plan
-QUANTILES = np.linspace(0, 1, 1001)
-LOAD_QUANTILE = "0.7"
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a setting loses against the dense model on held windows.
-
-    Attributes:
-        nll: mean negative log-likelihood of each window in nats, [windows].
-        active: share of neurons computed.
-    """
-
-    nll: np.ndarray
-    active: float
+WINDOW = 512  # tokens: a prompt, then as many again
+PROMPT = 256
+TABLE_WINDOWS = 24
+DIVERGENCE_WINDOWS = 16
+SCORED_WINDOWS = 64  # 16,384 tokens, so that a 2 % budget stands well above its own uncertainty
+SAMPLED = 512  # tokens for quantiles: 800,000 magnitudes a layer on the smallest model
+# Shares that are tested, one after the other; below the first little is saved.
+SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
+SCREEN_PART = 3  # one in so many directions of the head's input is kept for the screen: memory, not bytes read
+DTYPE = "bfloat16"  # what decodes fastest here; thresholds and losses hardly depend on it
+LOAD_QUANTILES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -70,240 +67,231 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    if not 0 < args.max_loss < 1:
-        raise InputError(f"--max-loss {args.max_loss} is outside (0, 1); 0.02 allows perplexity to rise by 2 %")
+    budgets = sorted(set(args.max_loss or [BUDGET]))
+    for budget in budgets:
+        if not 0 < budget < 1:
+            raise InputError(f"--max-loss {budget} is outside (0, 1); 0.02 allows perplexity to rise by 2 %")
+    methods = args.methods or ["clada"]
+    for method in methods:
+        check_method(method)
     model, tokenizer = load_model(args.model)
     set_threads(args.threads or available_cores())
-    windows, text_sha256 = read_windows(args.text, tokenizer, model_revision(args.model))
+    needed = TABLE_WINDOWS + SCORED_WINDOWS
+    windows, text_sha256 = read_windows(args.text, tokenizer, model_revision(args.model), WINDOW, needed)
     coefficients = resolve_coefficients(args.coefficients, args.model)
-    plan = calibrate(model, args.model, windows, args.max_loss, coefficients, {"text_sha256": text_sha256})
-    out = Path(args.out) if args.out else cached_plan_path(plan.revision)
-    plan.save(out)
-    print(
-        f"clada: {plan.loss['active_fraction']:.1%} of the neurons active, perplexity {plan.loss['ppl_rise']:+.2%} "
-        f"(95 % bound {plan.loss['ppl_rise_upper']:+.2%}) on {plan.loss['scored_tokens']:,} tokens; plan in {out}",
-        file=sys.stderr,
-    )
-
-
-def read_windows(name: str, tokenizer: Any, revision: str) -> tuple[list[list[int]], str]:
-    """Windows of calibration text: half for the thresholds' quantiles, half held for the loss.
-
-    Args:
-        name: a UTF-8 text file, or the folder of a study of the same model, whose natural sequences are taken.
-        tokenizer: of the model.
-        revision: of the model.
-
-    Returns:
-        (windows of `WINDOW` + 1 token ids, each with BOS where the tokenizer puts one; SHA-256 of the tokens).
-
-    Raises:
-        InputError: no such file, not UTF-8, a study of another model, or too little text.
-    """
-    path = Path(name)
-    bos = bos_tokens(tokenizer)
-    try:
-        if path.is_dir():
-            if json.loads((path / "study.json").read_text(encoding="utf-8"))["revision"] != revision:
-                raise InputError(
-                    f"{name} is a study of another model, whose tokens mean something else; make one of this"
+    out = Path(args.out) if args.out else cached_plan_path(model_revision(args.model))
+    plan = _begun(out, args.model, text_sha256)
+    if plan is None:
+        plan = tabulate(model, args.model, windows[:TABLE_WINDOWS], {"text_sha256": text_sha256})
+    for method in methods:
+        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients)
+        plan.save(out)  # after every method, so that an interrupted command loses one at most
+        for setting in plan.settings:
+            if setting.method == method:
+                print(
+                    f"clada: {method} within {setting.max_loss:.0%}: perplexity {setting.loss['ppl_rise']:+.2%} (95 % "
+                    f"bound {setting.loss['ppl_rise_upper']:+.2%}) on {setting.loss['scored_tokens']:,} tokens, "
+                    f"{setting.loss['active_fraction']:.1%} of the neurons active; plan in {out}",
+                    file=sys.stderr,
                 )
-            table = pq.read_table(path / "corpus.parquet", columns=["group", "role", "token_ids"]).to_pylist()
-            texts = [
-                row["token_ids"][len(bos) :] for row in table if row["group"] == "nls" and row["role"] in ("A", "B")
-            ]
-        else:
-            text = path.read_text(encoding="utf-8")
-            texts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-    except (OSError, ValueError, KeyError) as problem:
-        raise InputError(
-            f"cannot read calibration text from {name} ({problem}); give a UTF-8 file or a study folder"
-        ) from None
-    size = WINDOW + 1 - len(bos)
-    windows = [bos + ids[i : i + size] for ids in texts for i in range(0, len(ids) - size + 1, size)]
-    needed = 2 * math.ceil(SCORED_TOKENS / WINDOW)
-    if len(windows) < needed:
-        raise InputError(
-            f"too little text: {name} gives {len(windows)} windows of {WINDOW + 1} tokens, {needed} needed; give more "
-            f"text, or a study of at least {needed // 2} pairs at length {WINDOW}"
-        )
-    windows = windows[:needed]
-    return windows, hashlib.sha256(np.array(windows, dtype="<i4").tobytes()).hexdigest()
 
 
-def calibrate(
-    model: Any,
-    name: str,
-    windows: Sequence[Sequence[int]],
-    max_loss: float,
-    coefficients: Coefficients,
-    provenance: dict[str, Any],
-) -> Plan:
-    """Search the plan of a model.
+def _begun(path: Path, model: str, text_sha256: str) -> Plan | None:
+    """The plan that an earlier run on the same text left, whose tables and methods are kept."""
+    if not path.is_file():
+        return None
+    try:
+        plan = Plan.load(path)
+    except InputError:
+        return None  # another version's, or half a plan: made anew
+    same = plan.revision == model_revision(model) and plan.provenance.get("text_sha256") == text_sha256
+    return plan if same else None
+
+
+@torch.inference_mode()
+def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
+    """Statistics of a text that thresholds are looked up in; a plan without settings.
 
     Args:
-        model: a transformers model with gated MLPs.
+        model: a transformers model in float32.
         name: what it is called.
-        windows: token ids; the first half sets quantiles, the second half is scored.
-        max_loss: perplexity rise allowed, as a share.
-        coefficients: the load rule, active while searching.
+        windows: token ids.
         provenance: of the text.
 
     Returns:
-        the plan with the largest share dropped whose loss, upper 95 % bound, is within the budget.
+        a plan whose tables are, for L layers, N neurons, Q inputs of the output projection and H inputs of the others:
+        quantiles [L, G] at the shares `GRID` of `magnitude` |h_i| ||w_down_i|| (Eq. 9), `magnitude_plain` |h_i|,
+        `gate` |act(gate_i)| gate_weight_i, `activation` |act(gate_i)|, `output`, `attention_input` and `mlp_input`
+        |x_j| ||w_j|| and the same `_plain` without the norm, and of `screen` [1, G]; `gate_weight` [L, N] E|up_i|
+        ||w_down_i||; `prior` [L, N], root mean square magnitudes; `basis` and `center` of the output head's screen.
     """
-    mlps = gated_mlps(model)
-    weights = [GatedMLP.from_module(mlp, gate_activation(model.config)) for mlp in mlps]
-    half = len(windows) // 2
-    with tqdm(
-        total=len(windows) + (1 + len(SHARES)) * half, unit="window", desc="calibrate", file=sys.stderr
-    ) as progress:
-        gate_grid, magnitude_grid = _magnitude_quantiles(model, mlps, weights, windows[:half], progress)
-        loads = _loads(model, windows, progress)
-        pooled = np.concatenate([np.stack(load) for load in loads], axis=1)
-        quantiles = {
-            LOAD_QUANTILE: dict(
-                zip(("surprisal_bits", "entropy_bits"), np.quantile(pooled, 0.7, axis=1).tolist(), strict=True)
-            )
-        }
-        dense_nll = np.array([load[0].mean() * math.log(2) for load in loads[half:]])
+    parts = anatomy(model)
+    weights = pack(model, "float32")  # for the norms, which are those of the weights as given
+    activation, sample = ACT2FN[parts.activation], np.random.default_rng(0)
+    n = len(parts.layers)
+    per_window = math.ceil(SAMPLED / len(windows))
+    rows: dict[tuple[str, int], list[torch.Tensor]] = {}
+    squares, count = torch.zeros(n, weights.down_norm.shape[1], dtype=torch.float64), 0
+    inputs: list[torch.Tensor] = []
+    chosen = torch.zeros(0, dtype=torch.int64)
 
-        def plan_at(drop: float, loss: dict[str, Any]) -> Plan:
-            gate, magnitude = (
-                tuple(float(np.interp(share, QUANTILES, layer)) for layer in grid)
-                for grid, share in ((gate_grid, GATE_SHARE * drop), (magnitude_grid, drop))
-            )
-            return Plan(
-                name,
-                model_revision(name),
-                gate,
-                magnitude,
-                max_loss,
-                loss,
-                quantiles,
-                to_json(coefficients),
-                {
-                    **provenance,
-                    "window": WINDOW,
-                    "packages": {p: version(p) for p in ("clada", "torch", "transformers")},
-                },
-            )
+    def keep(kind: str, layer: int, x: torch.Tensor) -> None:
+        rows.setdefault((kind, layer), []).append(x.reshape(-1, x.shape[-1])[chosen].abs())
 
-        def measure(drop: float) -> dict[str, Any]:
-            found = _sparse_loss(
-                model, mlps, weights, plan_at(drop, {}), coefficients, windows[half:], loads[half:], progress
-            )
-            return _loss_against(found, dense_nll)
+    def taken(kind: str, layer: int, *, output: bool = False, act: bool = False) -> Any:
+        def hook(_module: Any, args: tuple[torch.Tensor, ...], result: torch.Tensor | None = None) -> None:
+            x = result if output and result is not None else args[0]
+            if kind == "h":
+                squares[layer] += x.reshape(-1, x.shape[-1]).double().square().sum(0)
+            keep(kind, layer, activation(x) if act else x)
 
-        chosen, best = 0.0, None
-        for share in SHARES:
-            loss = measure(share)
-            if loss["ppl_rise_upper"] > max_loss:
-                break
-            chosen, best = float(share), loss
-        best = best or measure(0.0)
-    return plan_at(chosen, {**best, "dropped_share": chosen, "scored_tokens": half * WINDOW})
+        return hook
 
-
-def _loss_against(found: Loss, dense_nll: np.ndarray) -> dict[str, Any]:
-    """Perplexity rise with its one-sided 95 % bound, windows as the units (tokens within one are dependent)."""
-    difference = found.nll - dense_nll
-    bound = stats.t.ppf(0.95, len(difference) - 1) * difference.std(ddof=1) / math.sqrt(len(difference))
-    return {
-        "ppl_rise": math.expm1(difference.mean()),
-        "ppl_rise_upper": math.expm1(difference.mean() + bound),
-        "active_fraction": found.active,
-    }
-
-
-@torch.inference_mode()
-def _magnitude_quantiles(
-    model: Any, mlps: list[Any], weights: list[GatedMLP], windows: Sequence[Sequence[int]], progress: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles of |act(gate)| * norm and of c, each [layers, len(QUANTILES)], over tokens spread over the windows."""
-    every = max(1, len(windows) * WINDOW // SAMPLED_TOKENS)
-    seen: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in mlps]
-
-    def observing(layer: int) -> Any:
-        w, mlp = weights[layer], mlps[layer]
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            gate = mlp.act_fn(mlp.gate_proj(x))
-            h = gate * mlp.up_proj(x)
-            sampled = slice(every // 2, None, every)
-            seen[layer].append(((gate[0, sampled].abs() * w.norm).numpy(), (h[0, sampled].abs() * w.norm).numpy()))
-            return mlp.down_proj(h)
-
-        return forward
-
-    with replaced_forwards(mlps, [observing(i) for i in range(len(mlps))]):
-        for window in windows:
-            model.base_model(torch.tensor([window[:-1]]), use_cache=False)
-            progress.update()
-    grids = [[np.quantile(np.concatenate(values), QUANTILES) for values in zip(*layer, strict=True)] for layer in seen]
-    return np.stack([g[0] for g in grids]), np.stack([g[1] for g in grids])
-
-
-@torch.inference_mode()
-def _loads(model: Any, windows: Sequence[Sequence[int]], progress: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Surprisal and entropy (bits) of tokens 1.. of each window under the dense model."""
-    found = []
-    for window in windows:
-        ids = torch.tensor(window)
-        s, h = surprisal_and_entropy_bits(model(ids[None, :-1], use_cache=False).logits[0], ids[1:])
-        found.append((s.numpy(), h.numpy()))
-        progress.update(0.5)
-    return found
-
-
-@torch.inference_mode()
-def _sparse_loss(
-    model: Any,
-    mlps: list[Any],
-    weights: list[GatedMLP],
-    plan: Plan,
-    coefficients: Coefficients,
-    windows: Sequence[Sequence[int]],
-    loads: Sequence[tuple[np.ndarray, np.ndarray]],
-    progress: Any,
-) -> Loss:
-    """Score windows with every token sparse. Loads are the dense model's: one pass cannot know its own beforehand."""
-    policy = make_policy("clada", plan, coefficients, len(mlps))
-    nll, active = [], []
-    for window, (surprisal, entropy) in zip(windows, loads, strict=True):
-        # The first token was drawn from nothing, so it is under no load; the last one is only predicted.
-        flags = [
-            (False, False),
-            *(policy.coefficients.loads(s, h) for s, h in zip(surprisal[:-1], entropy[:-1], strict=True)),
+    handles = []
+    for i, layer in enumerate(parts.layers):
+        handles += [
+            layer.qkv[0].register_forward_pre_hook(taken("attention_input", i)),
+            layer.output.register_forward_pre_hook(taken("output", i)),
+            layer.up.register_forward_pre_hook(taken("mlp_input", i)),
+            layer.down.register_forward_pre_hook(taken("h", i)),
         ]
-        factor = torch.tensor([policy.coefficients.factor(*f) for f in flags], dtype=torch.float32)
-        ids = torch.tensor(window)
-        with _masked_mlps(mlps, weights, policy.gate, policy.magnitude, factor) as shares:
-            logits = model(ids[None, :-1], use_cache=False).logits[0]
-        nll.append(float(torch.nn.functional.cross_entropy(logits, ids[1:])))
-        active.append(np.mean(shares))
-        progress.update()
-    return Loss(np.array(nll), float(np.mean(active)))
+        if layer.gate is not None:
+            handles.append(layer.gate.register_forward_hook(taken("activation", i, output=True, act=True)))
+            handles.append(layer.up.register_forward_hook(taken("up", i, output=True)))
+    surprisal, entropy = [], []
+    try:
+        for window in tqdm(windows, unit="window", desc="tables", file=sys.stderr):
+            ids = torch.tensor(window)
+            chosen = torch.from_numpy(sample.choice(len(window) - 1, min(per_window, len(window) - 1), replace=False))
+            hidden = parts.stack(ids[None, :-1], use_cache=False).last_hidden_state[0]
+            inputs.append(hidden)
+            count += len(hidden)
+            logits = parts.head(hidden[chosen])
+            if parts.final_softcap:
+                logits = parts.final_softcap * torch.tanh(logits / parts.final_softcap)
+            s, h = surprisal_and_entropy_bits(logits, ids[1:][chosen])
+            surprisal.append(s.numpy())
+            entropy.append(h.numpy())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    tables: dict[str, np.ndarray] = {}
+
+    def put(name: str, values: list[np.ndarray]) -> None:
+        tables[name] = np.stack([np.quantile(v, GRID) for v in values]).astype(np.float32)
+
+    def both(name: str, kind: str, norms: np.ndarray) -> None:
+        values = [torch.cat(rows.pop((kind, i))).numpy() for i in range(n)]
+        put(f"{name}_plain", values)
+        put(name, [v * norm for v, norm in zip(values, norms, strict=True)])
+
+    gate_weight = np.ones_like(weights.down_norm)
+    if parts.layers[0].gate is not None:
+        for i in range(n):
+            gate_weight[i] = weights.down_norm[i] * torch.cat(rows.pop(("up", i))).mean(0).numpy()
+        gates = [torch.cat(rows.pop(("activation", i))).numpy() for i in range(n)]
+        put("activation", gates)
+        put("gate", [v * weight for v, weight in zip(gates, gate_weight, strict=True)])
+    else:  # the only test there is comes after the only product there is
+        tables["activation"] = tables["gate"] = np.zeros((n, len(GRID)), np.float32)
+    both("magnitude", "h", weights.down_norm)
+    both("output", "output", weights.output_norm)
+    both("attention_input", "attention_input", weights.input_norm[:, 0])
+    both("mlp_input", "mlp_input", weights.input_norm[:, 1])
+    tables["gate_weight"] = gate_weight
+    tables["prior"] = ((squares / count).sqrt().numpy() * weights.down_norm).astype(np.float32)
+
+    x = torch.cat(inputs)
+    center = x.mean(0)
+    width = x.shape[1]
+    # Principal directions of the head's input: few of them make most of what differs between words.
+    directions = torch.linalg.eigh((x - center).t().double() @ (x - center).double())[1].flip(1).t()
+    tables["basis"] = directions[: width // SCREEN_PART].float().numpy()
+    tables["center"] = center.numpy()
+    head = parts.head.weight.detach()
+    terms = torch.from_numpy(tables["basis"])
+    size = (terms @ (head - head.mean(0)).t()).norm(dim=1)
+    put("screen", [(((x - center) @ terms.t()).abs() * size).numpy()])
+
+    loads = np.stack([np.concatenate(surprisal), np.concatenate(entropy)])
+    names = ("surprisal_bits", "entropy_bits")
+    quantiles = {str(q): dict(zip(names, np.quantile(loads, q, axis=1).tolist(), strict=True)) for q in LOAD_QUANTILES}
+    packages = {p: version(p) for p in ("clada", "torch", "transformers")}
+    return Plan(
+        name, model_revision(name), (), quantiles, tables, {**provenance, "window": WINDOW, "packages": packages}
+    )
 
 
-@contextmanager
-def _masked_mlps(
-    mlps: list[Any], weights: list[GatedMLP], gates: Sequence[float], magnitudes: Sequence[float], factor: torch.Tensor
-) -> Iterator[list[float]]:
-    """Within the block the MLPs zero what the engine would not compute; yields the list of active shares."""
-    shares: list[float] = []
+def search(
+    model: Any,
+    plan: Plan,
+    method: str,
+    windows: Sequence[Sequence[int]],
+    budgets: Sequence[float],
+    coefficients: Coefficients,
+) -> Plan:
+    """Find what a method may leave out within each budget.
 
-    def masked(layer: int) -> Any:
-        w, mlp = weights[layer], mlps[layer]
+    Args:
+        model: a transformers model in float32.
+        plan: its tables.
+        method: of `clada.policies.METHODS`.
+        windows: token ids, scored.
+        budgets: rises of perplexity allowed, as shares, ascending.
+        coefficients: the load rule, active while searching.
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            gate = mlp.act_fn(mlp.gate_proj(x))
-            h = gate * mlp.up_proj(x)
-            mask = neuron_mask(w, gate[0], h[0], factor * gates[layer], factor * magnitudes[layer])
-            shares.append(float(mask.float().mean()))
-            return mlp.down_proj(h * mask)
+    Returns:
+        the plan with this method's settings, those of the same method and budgets replaced.
+    """
+    coefficients = coefficients.with_quantiles(plan.quantiles)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    family = shares_of(method, 0.5, vocabulary)
+    weights = pack(model, DTYPE, basis_of(plan, family), input_major=method in INPUT_METHODS)
+    decoder = Decoder(weights, torch.get_num_threads())
+    statistics = None if not family.prompt else "flocking" if method == "griffin" else "magnitude"
 
-        return forward
+    def policy(shares: Shares) -> Policy:
+        return make_policy(method, weights, plan, shares, coefficients)
 
-    with replaced_forwards(mlps, [masked(i) for i in range(len(mlps))]):
-        yield shares
+    dense = make_policy("dense", weights, None, Shares())
+    with tqdm(desc=f"calibrate {method}", unit="batch", file=sys.stderr) as progress:
+
+        def scorer(part: Sequence[Sequence[int]]) -> Scorer:
+            return Scorer(decoder, part, PROMPT, dense, statistics, progress.update)
+
+        held = scorer(windows)
+        held_dense = held.score(dense)
+        best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
+        open_budgets = list(budgets)
+        for dropped in SHARES:
+            shares = shares_of(method, dropped, vocabulary)
+            loss = held.score(policy(shares))
+            rise, _, upper = loss.rise(held_dense)
+            progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
+            open_budgets = [budget for budget in open_budgets if upper <= budget]
+            best.update(dict.fromkeys(open_budgets, (shares, loss)))
+            if not open_budgets:
+                break
+
+        # The divergence from the model that leaves nothing out; it varies far less than the loss, so that a part of
+        # the windows is enough for what needs the dense model's every distribution beside the method's own.
+        chosen = list(dict.fromkeys(shares for shares, _ in best.values()))
+        part = scorer(windows[:DIVERGENCE_WINDOWS])
+        diverged = dict(zip(chosen, part.score_all([policy(shares) for shares in chosen], dense), strict=True))
+    found = []
+    for budget, (shares, loss) in best.items():
+        rise, _, upper = loss.rise(held_dense)
+        kl = diverged[shares].kl
+        measured = {
+            "ppl_rise": rise,
+            "ppl_rise_upper": upper,
+            "kl_to_dense": 0.0 if kl is None else float(kl.mean()),
+            "dense_perplexity": float(np.exp(held_dense.nll.mean())),
+            "scored_tokens": loss.tokens,
+            "active_fraction": loss.active,
+            "dtype": DTYPE,
+        }
+        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients)))
+    kept = [s for s in plan.settings if (s.method, s.max_loss) not in {(f.method, f.max_loss) for f in found}]
+    return replace(plan, settings=tuple(sorted([*kept, *found], key=lambda s: (s.method, s.max_loss))))

@@ -1,81 +1,201 @@
-"""The plan: base thresholds per layer, and the loss they were measured at (Eq. 10)."""
+"""The plan: what calibration found about a model, and what each method may leave out at a given loss (Eq. 10).
+
+A plan is two files: `NAME.json` for people and programs, and `NAME.safetensors` beside it with the tables that
+thresholds are looked up in.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save
+
 from clada.assets import ASSETS, cache_dir
 from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
-from clada.jsonfile import read_json, write_json
+from clada.jsonfile import read_json, replacing, write_json
 
-SCHEMA = "clada/plan/1"
+SCHEMA = "clada/plan/2"
+GRID = np.linspace(0, 1, 101)  # shares that tables give quantiles at
+BUDGET = 0.02  # loss that is meant when none is named
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much a method leaves out, as shares of the calibration text's values that fall below a threshold.
+
+    Attributes:
+        neurons: of magnitudes, by layer.
+        gate: of gate tests, by layer.
+        output: of inputs of the attention's output projection, by layer.
+        inputs: of inputs of the other projections, by layer.
+        prompt: of neurons left out for a whole sequence, by the prompt's statistics.
+        screen: of the terms that screen the vocabulary; 1 leaves only the mean term.
+        margin: words of a screened log-probability (nats) below the negative of it are not computed in full; None:
+            the head is not screened.
+    """
+
+    neurons: float = 0.0
+    gate: float = 0.0
+    output: float = 0.0
+    inputs: float = 0.0
+    prompt: float = 0.0
+    screen: float = 0.0
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("neurons", "gate", "output", "inputs", "prompt", "screen"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"the share '{name}' is {getattr(self, name)}; shares lie within 0 and 1")
+        if self.margin is not None and self.margin < 0:
+            raise InputError(f"the margin is {self.margin}; it is at least 0")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method leaves out within a loss budget.
+
+    Attributes:
+        method: of `clada.policies.METHODS`.
+        max_loss: the budget, a share of perplexity.
+        shares: the most that was found to stay within it.
+        loss: what was measured there: ppl_rise and its upper 95 % bound, kl_to_dense, scored_tokens, active_fraction.
+        coefficients: the load rule that was active.
+    """
+
+    method: str
+    max_loss: float
+    shares: Shares
+    loss: dict[str, Any]
+    coefficients: dict[str, Any]
+
+    @property
+    def measured_with(self) -> Coefficients:
+        """The load rule that was active."""
+        c = self.coefficients
+        return Coefficients(c["lambda"], c["gamma"], c["tau_surprisal_bits"], c["tau_entropy_bits"], c["tau_quantile"])
+
+    def covers(self, coefficients: Coefficients) -> bool:
+        """Whether the loss holds with these coefficients too.
+
+        It does with the same rule, and with one that in no state of load has thresholds above the lowest measured.
+        """
+        measured = self.measured_with
+        return coefficients.rule() == measured.rule() or max(coefficients.factors()) <= min(measured.factors())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Base thresholds of a model.
+    """What calibration found about a model.
 
     Attributes:
         model: name it was calibrated as.
         revision: content of that model, as `clada.models.model_revision` says it.
-        gate: per layer, threshold on |act(gate_i)| * ||w_down_i||.
-        magnitude: per layer, threshold tau_l on c_i = |h_i| * ||w_down_i||.
-        max_loss: the budget that was given: perplexity rise as a share.
-        loss: what was measured at these thresholds: ppl_rise, its 95 % upper bound, scored tokens, active share.
+        settings: by method and budget.
         quantiles: of the calibration text, by name ("0.7"): surprisal_bits and entropy_bits.
-        coefficients: the load rule that was active while searching.
-        provenance: text and its hash, command, versions.
+        tables: arrays by name; `clada.calibrate` says which.
+        provenance: text and its hash, versions.
     """
 
     model: str
     revision: str
-    gate: tuple[float, ...]
-    magnitude: tuple[float, ...]
-    max_loss: float
-    loss: dict[str, Any]
+    settings: tuple[Setting, ...]
     quantiles: dict[str, dict[str, float]]
-    coefficients: dict[str, Any]
+    tables: dict[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON, atomically."""
-        write_json(path, {"schema": SCHEMA, **asdict(self)})
+    def setting(self, method: str, max_loss: float | None = None) -> Setting:
+        """The setting of a method for a budget; None: the default one, or the only one there is.
 
-    def covers(self, coefficients: Coefficients) -> bool:
-        """Whether the loss measured here holds with these coefficients too.
-
-        It does with the same rule, and with one that in no state of load has thresholds above the lowest measured.
+        Raises:
+            InputError: the plan has none.
         """
-        measured = self.measured_with.with_quantiles(self.quantiles)
-        return coefficients.rule() == measured.rule() or max(coefficients.factors()) <= min(measured.factors())
+        found = [s for s in self.settings if s.method == method]
+        if max_loss is None and len(found) > 1:
+            max_loss = BUDGET
+        for s in found:
+            if max_loss is None or abs(s.max_loss - max_loss) < 1e-9:
+                return s
+        budgets = ", ".join(f"{s.max_loss:g}" for s in found)
+        have = f"only for losses of {budgets}" if found else "not at all"
+        raise InputError(
+            f"the plan of {self.model} was measured with method {method} {have}; add it with "
+            f"'clada calibrate --methods {method} --max-loss {BUDGET if max_loss is None else max_loss:g}'"
+        )
 
-    @property
-    def measured_with(self) -> Coefficients:
-        """The load rule that was active while searching."""
-        c = self.coefficients
-        return Coefficients(c["lambda"], c["gamma"], c["tau_surprisal_bits"], c["tau_entropy_bits"], c["tau_quantile"])
+    def threshold(self, table: str, share: float) -> np.ndarray:
+        """Per layer, the value that a share of the calibration text's values lies below; 0 for share 0."""
+        rows = self.tables[table]
+        if share == 0:
+            return np.zeros(rows.shape[:-1], np.float32)
+        place = share * (len(GRID) - 1)
+        low = min(int(place), len(GRID) - 2)
+        return np.asarray(rows[..., low] + (place - low) * (rows[..., low + 1] - rows[..., low]), np.float32)
+
+    def load_quantile(self, name: str, quantile: float) -> float:
+        """Surprisal or entropy (`surprisal_bits`, `entropy_bits`) that a share of the calibration tokens lies below.
+
+        Raises:
+            InputError: outside the quantiles that the plan holds.
+        """
+        known = sorted((float(q), values[name]) for q, values in self.quantiles.items())
+        low, high = (known[0][0], known[-1][0]) if known else (math.nan, math.nan)
+        if not low <= quantile <= high:
+            raise InputError(f"the quantile {quantile} is outside those of the plan, {low} to {high}; give one of them")
+        return float(np.interp(quantile, [q for q, _ in known], [v for _, v in known]))
+
+    def save(self, path: Path) -> None:
+        """Write both files, each atomically; tables first, so that the JSON never names what is not there."""
+        tables = path.with_suffix(".safetensors")
+        content = save({name: np.ascontiguousarray(value) for name, value in self.tables.items()})
+        tables.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(tables) as temporary:
+            temporary.write_bytes(content)
+        value = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "revision": self.revision,
+            "settings": [asdict(setting) for setting in self.settings],
+            "quantiles": self.quantiles,
+            "tables_sha256": hashlib.sha256(content).hexdigest(),
+            "provenance": self.provenance,
+        }
+        write_json(path, value)
 
     @classmethod
     def load(cls, path: Path) -> Plan:
         """Read a plan.
 
         Raises:
-            InputError: no such file, or not a plan.
+            InputError: no such file, not a plan, or its tables are missing or another plan's.
         """
         value = read_json(path, SCHEMA)
-        value.pop("schema")
+        tables = path.with_suffix(".safetensors")
+        remedy = "make it again with 'clada calibrate'"
         try:
-            plan = cls(**{**value, "gate": tuple(value["gate"]), "magnitude": tuple(value["magnitude"])})
-            valid = all(isinstance(t, (int, float)) and t >= 0 for t in (*plan.gate, *plan.magnitude))
-            plan.covers(NONE)
-        except (KeyError, TypeError, AttributeError):
-            valid = False
-        if not valid or len(plan.gate) != len(plan.magnitude):
-            raise InputError(f"{path} is not a whole plan; make it again with 'clada calibrate'")
-        return plan
+            content = tables.read_bytes()
+            if hashlib.sha256(content).hexdigest() != value["tables_sha256"]:
+                raise InputError(f"{tables} does not belong to {path}; {remedy}")
+            settings = tuple(
+                Setting(s["method"], s["max_loss"], Shares(**s["shares"]), s["loss"], s["coefficients"])
+                for s in value["settings"]
+            )
+            for setting in settings:
+                setting.covers(NONE)
+            return cls(
+                value["model"], value["revision"], settings, value["quantiles"], load_file(tables), value["provenance"]
+            )
+        except OSError:
+            raise InputError(f"{path} needs {tables.name} beside it; copy both files, or {remedy}") from None
+        except (KeyError, TypeError, AttributeError, safetensors.SafetensorError):
+            raise InputError(f"{path} is not a whole plan; {remedy}") from None
 
     def check_model(self, revision: str, layers: int) -> None:
         """Refuse a plan of another model: a threshold means nothing there.
@@ -83,7 +203,7 @@ class Plan:
         Raises:
             InputError: the model's content or number of layers is another.
         """
-        if self.revision != revision or len(self.magnitude) != layers:
+        if self.revision != revision or len(self.tables["magnitude"]) != layers:
             raise InputError(
                 f"the plan is for {self.model} ({self.revision[:20]}), the model {revision[:20]} has {layers} layers; "
                 "make one with 'clada calibrate' or use --plan none"
@@ -106,11 +226,12 @@ def resolve_plan(name: str | Path | None, model: str, revision: str) -> Plan | N
     if name is not None:
         return Plan.load(Path(name))
     shipped = [Path(__file__).parent / "plans" / f"{model}.json"] if model in ASSETS else []
-    for path in (*shipped, cached_plan_path(revision)):
+    for path in (cached_plan_path(revision), *shipped):  # one made here says more than one made elsewhere
         if path.is_file():
-            plan = Plan.load(path)
-            if plan.revision == revision:
-                return plan
+            found = json.loads(path.read_text(encoding="utf-8"))
+            # A plan that an earlier version left in the cache is no reason to refuse the shipped one.
+            if (found.get("schema"), found.get("revision")) == (SCHEMA, revision):
+                return Plan.load(path)
     raise InputError(
         f"no plan for {model}; make one with 'clada calibrate --model {model} --text FILE', or use --plan none "
         "(everything computed)"

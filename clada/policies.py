@@ -1,59 +1,289 @@
-"""Which neurons a token computes: the methods, as thresholds per layer and load."""
+"""What each method computes for a token: thresholds by layer, adapted to the load, and neurons chosen by the prompt."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
-from clada.plan import Plan
+from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Selection
+from clada.plan import GRID, Plan, Setting, Shares
+from clada.weights import Basis, Weights
 
-METHODS = ("clada", "dense")
+# Methods of our own and of others; all run in the same kernels.
+METHODS = {
+    "clada": "two tests per neuron, the prompt's statistics, output projection and vocabulary screened, load rule",
+    "clada-no-statistics": "clada without the prompt's statistics",
+    "clada-no-load": "clada with thresholds that ignore the load",
+    "clada-mlp": "clada in the MLP alone: no screen, whole attention",
+    "tt": "one magnitude threshold per layer",
+    "top-p": "magnitude thresholds that keep a share of the layer's summed magnitude",
+    "cats": "thresholds on |act(gate)|",
+    "griffin": "neurons chosen by the prompt, fixed while decoding",
+    "teal": "thresholds on the inputs of every projection",
+    "wina": "the same, inputs weighted by the norms of their columns",
+    "dense": "everything",
+}
+INPUT_METHODS = ("teal", "wina")
+CLADA = tuple(method for method in METHODS if method.startswith("clada"))
+
+
+def shares_of(method: str, dropped: float, vocabulary: int = 1) -> Shares:
+    """The one-parameter family of settings that a method is searched along.
+
+    Args:
+        method: of `METHODS`.
+        dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
+        vocabulary: how many words the head has.
+
+    Raises:
+        InputError: unknown method.
+    """
+    check_method(method)
+    if method in CLADA:
+        # The proportions trade bytes for loss at about the same rate; see benchmarks/RESULTS.md. The screen costs next
+        # to nothing: it leaves words that it finds at most a twenty-fifth as likely as a word is on average.
+        shares = Shares(
+            neurons=dropped,
+            gate=0.4 * dropped,
+            output=0.5 * dropped,
+            screen=0.6,
+            margin=math.log(vocabulary) + math.log(25),
+        )
+        return _without(method, shares)
+    if method == "griffin":
+        return Shares(prompt=dropped)
+    if method == "cats":
+        return Shares(gate=dropped)
+    if method in INPUT_METHODS:
+        return Shares(neurons=dropped, output=dropped, inputs=dropped)
+    return Shares(neurons=dropped) if method in ("tt", "top-p") else Shares()
+
+
+def _without(method: str, shares: Shares) -> Shares:
+    """The shares of an ablation: those of `clada` without its part."""
+    if method == "clada-mlp":
+        return replace(shares, output=0.0, screen=0.0, margin=None)
+    return replace(shares, prompt=0.0) if method == "clada-no-statistics" else shares
+
+
+def resolve_shares(
+    method: str, plan: Plan | None, vocabulary: int, max_loss: float | None = None, keep: float | None = None
+) -> tuple[Shares, Setting | None]:
+    """What a method leaves out here, and the plan's setting where that is what the plan measured.
+
+    Args:
+        method: of `METHODS`.
+        plan: None leaves nothing out.
+        vocabulary: how many words the head has.
+        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        keep: compute this share of the neurons instead.
+
+    Returns:
+        the plan's setting for the method; where it has none, that of `clada` for its ablations, and for other methods
+        as many neurons as `clada` leaves out, whatever that costs.
+
+    Raises:
+        InputError: a share out of range or without tables, or a budget that the plan does not have.
+    """
+    check_method(method)
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"keep {keep} is outside (0, 1]; it is the share of neurons to compute")
+    if keep is not None and keep < 1 and plan is None and method != "dense":
+        raise InputError("keeping a share needs the plan's tables; leave --plan none out")
+    if plan is None or method == "dense":
+        return Shares(), None
+    if keep is not None:
+        return shares_of(method, 1 - keep, vocabulary), None
+    if any(setting.method == method for setting in plan.settings) or method == "clada":
+        setting = plan.setting(method, max_loss)
+        return setting.shares, setting
+    shares = plan.setting("clada", max_loss).shares
+    return (_without(method, shares) if method in CLADA else shares_of(method, shares.neurons, vocabulary)), None
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that is not one.
+
+    Raises:
+        InputError: with those that are.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown method '{method}'; use {', '.join(METHODS)}")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Base thresholds and the rule that adapts them to the load of a token.
+    """Base thresholds and the rule that adapts them to the load of a token; L layers, N neurons.
 
     Attributes:
-        gate: per layer, on |act(gate_i)| * ||w_down_i||.
-        magnitude: per layer, tau_l on c_i (Eq. 10).
+        method: of `METHODS`.
+        shares: how much it leaves out.
         coefficients: the load rule (Eq. 11).
+        gate_weight: [L, N], of the gate test |act(gate_i)| gate_weight_i.
+        gate: [L].
+        weight: [L, N], of the magnitude test |h_i| weight_i.
+        magnitude: [L], tau_l (Eq. 10).
+        output_weight: [L, Q].
+        output: [L].
+        input_weight: [L, 2, H].
+        inputs: [L, 2].
+        screen: threshold of the screen's terms.
+        prior: [L, N], root mean square magnitude of each neuron over the calibration text; None without a plan.
     """
 
-    gate: tuple[float, ...]
-    magnitude: tuple[float, ...]
+    method: str
+    shares: Shares
     coefficients: Coefficients
+    gate_weight: np.ndarray
+    gate: np.ndarray
+    weight: np.ndarray
+    magnitude: np.ndarray
+    output_weight: np.ndarray
+    output: np.ndarray
+    input_weight: np.ndarray
+    inputs: np.ndarray
+    screen: float
+    prior: np.ndarray | None
 
-    def thresholds(self, load_surprisal: bool, load_entropy: bool) -> list[tuple[float, float]]:
-        """(gate, magnitude) thresholds of every layer for a token under this load (Eq. 11)."""
-        factor = self.coefficients.factor(load_surprisal, load_entropy)
-        return [(g * factor, m * factor) for g, m in zip(self.gate, self.magnitude, strict=True)]
+    def selection(self, loads: Sequence[tuple[bool, bool]], needed: np.ndarray | None = None) -> Selection:
+        """What tokens under these loads need (Eq. 11), one per sequence.
+
+        Args:
+            loads: by surprisal and by entropy.
+            needed: [B, L, N], neurons the prompts need; None for all.
+        """
+        factors = np.array([self.coefficients.factor(*load) for load in loads], np.float32)
+        # A factor below one computes more, of the vocabulary too.
+        margin = np.float32(np.inf) if self.shares.margin is None else np.float32(self.shares.margin) / factors
+        return self._selection(factors, np.broadcast_to(margin, len(loads)).copy(), needed)
+
+    def dense(self, batch: int) -> Selection:
+        """What leaves nothing out."""
+        return self._selection(np.zeros(batch, np.float32), np.full(batch, np.inf, np.float32), None)
+
+    def _selection(self, factors: np.ndarray, margin: np.ndarray, needed: np.ndarray | None) -> Selection:
+        return Selection(
+            gate_weight=self.gate_weight,
+            gate_threshold=factors[:, None] * self.gate,
+            weight=self.weight,
+            threshold=factors[:, None] * self.magnitude,
+            output_weight=self.output_weight,
+            output_threshold=factors[:, None] * self.output,
+            input_weight=self.input_weight,
+            input_threshold=factors[:, None, None] * self.inputs,
+            needed=np.empty((0, *self.weight.shape), np.uint8) if needed is None else needed,
+            screen_threshold=factors * np.float32(self.screen),
+            head_margin=margin,
+        )
+
+    def needed(self, statistics: np.ndarray) -> np.ndarray:
+        """Neurons that a prompt needs: all but the share with the lowest scores.
+
+        Args:
+            statistics: [L, N], of the prompt, see `prompt_statistics`.
+
+        Returns:
+            uint8 [L, N].
+        """
+        scores = statistics
+        if self.method != "griffin" and self.prior is not None:
+            # The geometric mean: a neuron is left out that neither the prompt nor the calibration text used much.
+            scores = np.sqrt(statistics * self.prior)
+        neurons = scores.shape[1]
+        dropped = round(self.shares.prompt * neurons)
+        needed = np.ones(scores.shape, np.uint8)
+        np.put_along_axis(needed, np.argpartition(scores, dropped - 1, axis=1)[:, :dropped], 0, axis=1)
+        return needed
 
 
-def make_policy(method: str, plan: Plan | None, coefficients: Coefficients, layers: int) -> Policy:
+def basis_of(plan: Plan | None, shares: Shares) -> Basis | None:
+    """The basis that the head is screened in; None where it is not."""
+    if plan is None or shares.margin is None:
+        return None
+    import torch
+
+    return Basis(torch.from_numpy(plan.tables["basis"]).float(), torch.from_numpy(plan.tables["center"]).float())
+
+
+def make_policy(
+    method: str, weights: Weights, plan: Plan | None, shares: Shares, coefficients: Coefficients = NONE
+) -> Policy:
     """The policy of a method.
 
     Args:
-        method: `dense` (all neurons) or `clada` (the plan's thresholds, adapted to the load).
-        plan: base thresholds; None: all zero, nothing is left out.
-        coefficients: lambda, gamma and the taus; taus that are None are taken from the plan's calibration text.
-        layers: of the model.
+        method: of `METHODS`.
+        weights: the packed model.
+        plan: tables that thresholds are looked up in; None: all zero, nothing is left out.
+        shares: how much is left out.
+        coefficients: lambda, gamma and the taus; taus that are None are taken from the plan's calibration text. Only
+            methods of ours have a load rule.
 
     Raises:
         InputError: unknown method, or a load rule without load thresholds.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method '{method}'; use {', '.join(METHODS)}")
-    zeros = (0.0,) * layers
-    if method == "dense":
-        return Policy(zeros, zeros, NONE)
-    if plan is None:
-        return Policy(zeros, zeros, coefficients)
-    complete = coefficients.with_quantiles(plan.quantiles)
-    if max(map(abs, (complete.lambda_, complete.gamma))) > 0 and None in complete.rule():
-        raise InputError(
-            f"neither the coefficients ({coefficients.source}) nor the plan say what high load is (quantile "
-            f"{coefficients.tau_quantile}); use coefficients of a study"
-        )
-    return Policy(plan.gate, plan.magnitude, complete)
+    check_method(method)
+    if method not in CLADA or method == "clada-no-load":
+        coefficients = NONE
+    layers, neurons = weights.down_norm.shape
+    inputs = np.zeros((layers, 2), np.float32)
+    weight, output_weight = weights.down_norm, weights.output_norm
+    gate_weight, input_weight = np.ones((layers, neurons), np.float32), weights.input_norm
+    gate = magnitude = output = np.zeros(layers, np.float32)
+    screen, prior = 0.0, None
+    if plan is not None:
+        plain = "_plain" if method == "teal" else ""
+        if plain:
+            weight, output_weight, input_weight = (np.ones_like(w) for w in (weight, output_weight, input_weight))
+        prior = plan.tables["prior"]
+        if method == "cats":
+            gate = plan.threshold("activation", shares.gate)
+        else:
+            gate, gate_weight = plan.threshold("gate", shares.gate), plan.tables["gate_weight"]
+        if method == "top-p":
+            magnitude = top_p_threshold(plan, shares)
+        else:
+            magnitude = plan.threshold("magnitude" + plain, shares.neurons)
+        output = plan.threshold("output" + plain, shares.output)
+        inputs[:, ATTENTION_INPUT] = plan.threshold("attention_input" + plain, shares.inputs)
+        inputs[:, MLP_INPUT] = plan.threshold("mlp_input" + plain, shares.inputs)
+        screen = float(plan.threshold("screen", shares.screen)[0])
+        complete = coefficients.with_quantiles(plan.quantiles)
+        if max(map(abs, (complete.lambda_, complete.gamma))) > 0 and None in complete.rule():
+            raise InputError(
+                f"neither the coefficients ({coefficients.source}) nor the plan say what high load is (quantile "
+                f"{coefficients.tau_quantile}); use coefficients of a study"
+            )
+        coefficients = complete
+
+    def f32(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array, np.float32)
+
+    return Policy(
+        method,
+        shares,
+        coefficients,
+        f32(gate_weight),
+        f32(gate),
+        f32(weight),
+        f32(magnitude),
+        f32(output_weight),
+        f32(output),
+        f32(input_weight),
+        inputs,
+        screen,
+        prior,
+    )
+
+
+def top_p_threshold(plan: Plan, shares: Shares) -> np.ndarray:
+    """Per layer, the magnitude above which neurons hold a share 1 - `neurons` of the layer's summed magnitude."""
+    values = plan.tables["magnitude"].astype(np.float64)
+    mass = np.diff(GRID) * (values[:, 1:] + values[:, :-1]) / 2
+    below = np.concatenate([np.zeros((len(values), 1)), np.cumsum(mass, 1)], 1)
+    below /= below[:, -1:]
+    return np.array([np.interp(shares.neurons, b, v) for b, v in zip(below, values, strict=True)], np.float32)

@@ -1,0 +1,74 @@
+"""Windows of tokens from the texts a user names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from clada.errors import InputError
+from clada.models import bos_tokens
+
+
+def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: int) -> tuple[list[list[int]], str]:
+    """The first windows of a text.
+
+    Args:
+        name: a UTF-8 text file, `jsonl:FILE:FIELD`, or the folder of a study of the same model, whose natural
+            sequences are taken.
+        tokenizer: of the model.
+        revision: of the model.
+        length: of a window in tokens, with BOS where the tokenizer puts one.
+        needed: how many windows.
+
+    Returns:
+        (windows of token ids; SHA-256 of the tokens).
+
+    Raises:
+        InputError: no such file, not UTF-8, a study of another model, or too little text.
+    """
+    bos = bos_tokens(tokenizer)
+    size = length - len(bos)
+    windows: list[list[int]] = []
+    try:
+        for ids in _tokens(name, tokenizer, revision, len(bos)):
+            windows += [bos + ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+            if len(windows) >= needed:
+                break
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(
+            f"cannot read text from {name} ({problem}); give a UTF-8 file, jsonl:FILE:FIELD or a study folder"
+        ) from None
+    if len(windows) < needed:
+        raise InputError(
+            f"too little text: {name} gives {len(windows)} windows of {length} tokens, {needed} needed; give more "
+            f"text, or a study of at least {-(-needed // 2)} pairs at length {length}"
+        )
+    windows = windows[:needed]
+    return windows, hashlib.sha256(np.array(windows, dtype="<i4").tobytes()).hexdigest()
+
+
+def _tokens(name: str, tokenizer: Any, revision: str, bos: int) -> Iterator[list[int]]:
+    """Token ids without BOS, text by text; short texts of a JSONL file are joined, so that windows fill."""
+    path = Path(name)
+    if path.is_dir():
+        if json.loads((path / "study.json").read_text(encoding="utf-8"))["revision"] != revision:
+            raise InputError(f"{name} is a study of another model, whose tokens mean something else; make one of this")
+        for row in pq.read_table(path / "corpus.parquet", columns=["group", "role", "token_ids"]).to_pylist():
+            if row["group"] == "nls" and row["role"] in ("A", "B"):
+                yield row["token_ids"][bos:]
+        return
+    if name.startswith("jsonl:"):
+        _, file, key = name.split(":", 2)
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)[key] for line in lines if line.strip()]
+        # Tokens of some texts together: a tokenizer takes seconds for millions of characters, and few may be needed.
+        for i in range(0, len(texts), 50):
+            yield tokenizer("\n\n".join(texts[i : i + 50]), add_special_tokens=False, verbose=False)["input_ids"]
+        return
+    yield tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
