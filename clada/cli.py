@@ -15,13 +15,33 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a file, verbatim; - is standard input"
     )
-    parser.add_argument("--max-new-tokens", type=positive_int, default=128, metavar="N", help="default 128")
-    parser.add_argument("--method", choices=("clada", "dense"), default="clada", help="default clada")
-    _coefficients(parser)
-    parser.add_argument(
-        "--plan", metavar="FILE|none", help="base thresholds; default: the shipped or cached plan of the model"
+    prompt.add_argument(
+        "--prompt-jsonl", metavar="FILE", help="a prompt from every line, a JSON object; answers come as JSON lines"
     )
-    parser.add_argument("--dtype", choices=("float32",), default="float32", help="precision of the weights")
+    parser.add_argument("--field", default="text", metavar="NAME", help="of the JSON objects; default text")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=1, metavar="N", help="prompts decoded side by side; default 1"
+    )
+    parser.add_argument("--max-new-tokens", type=positive_int, default=128, metavar="N", help="default 128")
+    parser.add_argument("--method", default="clada", metavar="M", help="default clada; see README for the others")
+    _coefficients(parser)
+    _plan(parser)
+    parser.add_argument("--max-loss", type=float, metavar="X", help="which of the plan's budgets; default 0.02")
+    parser.add_argument("--keep", type=float, metavar="X", help="compute this share of the neurons, whatever the loss")
+    parser.add_argument(
+        "--update-window",
+        type=positive_int,
+        metavar="N",
+        help="judge load by quantiles of the last N tokens; default: of the corpus",
+    )
+    for load in ("surprisal", "entropy"):
+        parser.add_argument(
+            f"--{load}-quantile",
+            type=float,
+            metavar="Q",
+            help=f"{load} above this quantile of the calibration text is high load; default: as the coefficients say",
+        )
+    _dtype(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability")
@@ -29,6 +49,8 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="of the sampling")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of streaming text")
+    parser.add_argument("--metrics", metavar="FILE", help="write a CSV row per generated token")
+    parser.add_argument("--plot", metavar="FILE", help="draw surprisal and entropy with their load thresholds")
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:
@@ -41,15 +63,42 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-loss",
-        type=float,
-        default=0.02,
-        metavar="X",
-        help="budget: rise of perplexity over dense, as a share; default 0.02",
+        type=_floats,
+        metavar="X,...",
+        help="budgets: rise of perplexity over dense, as a share; default 0.02",
     )
+    parser.add_argument("--methods", type=_names, metavar="M,...", help="default clada")
     _coefficients(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="where the plan goes; default: the cache, where generate finds it"
     )
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--text", required=True, metavar="FILE|STUDY", help="a UTF-8 file, jsonl:FILE:FIELD, or a study folder"
+    )
+    parser.add_argument("--methods", type=_names, metavar="M,...", help="beside dense; default clada")
+    _dtype(parser)
+    parser.add_argument("--prompt-tokens", type=positive_int, default=512, metavar="P", help="default 512")
+    parser.add_argument("--new-tokens", type=positive_int, default=128, metavar="N", help="default 128")
+    parser.add_argument("--repeats", type=positive_int, default=7, metavar="R", help="interleaved rounds; default 7")
+    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="default 1, without peers else")
+    parser.add_argument("--peers", type=_names, metavar="P,...", help="transformers, llama.cpp; default none")
+    parser.add_argument(
+        "--scored-tokens",
+        type=int,
+        default=16_384,
+        metavar="N",
+        help="least for the loss, 0: speed only; default 16,384",
+    )
+    _coefficients(parser)
+    _plan(parser)
+    parser.add_argument("--max-loss", type=float, metavar="X", help="which of the plan's budgets; default 0.02")
+    parser.add_argument("--keep", type=float, metavar="X", help="compute this share of the neurons, whatever the loss")
+    parser.add_argument("--plot", metavar="FILE", help="draw speed against loss")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +119,36 @@ def _coefficients(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan", metavar="FILE|none", help="what may be left out; default: the cached or shipped plan of the model"
+    )
+
+
+def _dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="precision of the weights; default float32",
+    )
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0.01,0.02") from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
 COMMANDS: Commands = {
     "generate": ("continue a prompt, computing only the neurons each token needs", _generate),
-    "calibrate": ("find the base thresholds of a model within a loss budget", _calibrate),
+    "calibrate": ("find what may be left out of a model within a loss budget", _calibrate),
+    "bench": ("compare speed and loss of methods, and the speed of other engines", _bench),
 }
 
 

@@ -1,25 +1,26 @@
-"""The engine: prefill, then decode token by token, computing only the neurons each token needs.
+"""The engine: prefill, then decode token by token, computing only what each token needs.
 
-    state = engine.prefill(prompt)      the prompt runs dense
-    for step in engine.decode(state):   choose a token, know its load, run it through sparse MLPs
+    state = engine.prefill(prompts)     the prompts run dense
+    for step in engine.decode(state):   choose a token, know its load, run it as the policy says
         ...
-    engine.generate(prompt)             both
+    engine.generate(prompt)             both, for one prompt
+    engine.generate_batch(prompts)      both, for several side by side
 
-Attention, norms and embeddings run in transformers' own modules on its key-value cache; the MLPs are replaced for the
-one forward pass of each decoded token, and only then.
+Prompts run in transformers' own modules, on the weights that the kernels read too.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
-from transformers import DynamicCache
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -27,14 +28,15 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from clada.coefficients import NONE, Coefficients, resolve_coefficients
+from clada.coefficients import Coefficients, resolve_coefficients
+from clada.decoder import Decoder, State, TorchDecoder
 from clada.errors import InputError, ModelError
-from clada.families import check_length, gate_activation, gated_mlps, replaced_forwards
-from clada.kernels import GatedMLP, available_cores, set_threads, sparse_mlp
-from clada.load import surprisal_and_entropy_bits
+from clada.families import check_length, family_of
 from clada.models import model_revision
 from clada.plan import Plan, resolve_plan
-from clada.policies import Policy, make_policy
+from clada.policies import INPUT_METHODS, basis_of, check_method, make_policy, resolve_shares
+from clada.threads import available_cores, set_threads
+from clada.weights import DTYPES, pack
 
 
 @dataclass(frozen=True)
@@ -85,24 +87,24 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed} is outside 0 to 2^63 - 1")
 
-    def chooser(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function from logits [vocabulary] to the token chosen (a 0-d tensor)."""
+    def chooser(self) -> Callable[[np.ndarray, int], int]:
+        """A function from logits [V] and the most likely token to the token chosen."""
         if self.temperature == 0:
-            return torch.argmax
+            return lambda _logits, best: best
         warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         if self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             warpers.append(TopPLogitsWarper(self.top_p))
-        generator = torch.Generator(device)
+        generator = torch.Generator()
         if self.seed is None:
             generator.seed()
         else:
             generator.manual_seed(self.seed)
 
-        def choose(logits: torch.Tensor) -> torch.Tensor:
-            scores = warpers(None, logits[None].float())[0]
-            return torch.multinomial(scores.softmax(-1), 1, generator=generator)[0]
+        def choose(logits: np.ndarray, _best: int) -> int:
+            scores = warpers(None, torch.from_numpy(logits)[None].clone())[0]
+            return int(torch.multinomial(scores.softmax(-1), 1, generator=generator)[0])
 
         return choose
 
@@ -110,36 +112,49 @@ class Sampling:
 GREEDY = Sampling()
 
 
-@dataclass
-class DecodeState:
-    """Where decoding stands: the cache, and the distribution of the next token.
+class RollingLoad:
+    """Load thresholds from the last tokens instead of the corpus: their quantile, once there are enough of them.
 
-    Attributes:
-        prompt_ids: tokens of the prompt.
-        cache: keys and values so far.
-        logits: [vocabulary], of the next token.
+    Args:
+        window: how many tokens count.
+        quantile: of the coefficients.
     """
 
-    prompt_ids: list[int]
-    cache: DynamicCache
-    logits: torch.Tensor
+    def __init__(self, window: int, quantile: float) -> None:
+        self.quantile = quantile
+        self.seen: deque[tuple[float, float]] = deque(maxlen=window)
+
+    def __call__(self, surprisal: float, entropy: float) -> tuple[bool, bool]:
+        """Whether a token is under load, compared with those before it; it joins them."""
+        full = len(self.seen) == self.seen.maxlen
+        limits = np.quantile(np.array(self.seen), self.quantile, axis=0) if full else (math.inf, math.inf)
+        self.seen.append((surprisal, entropy))
+        return bool(surprisal > limits[0]), bool(entropy > limits[1])
 
 
 class Engine:
-    """Decodes with a model, computing only the neurons that each token needs.
+    """Decodes with a model, computing only what each token needs.
+
+    The weights are copied at `dtype`; the engine keeps no reference to `model`, whose memory is free once the caller
+    lets go of it.
 
     Args:
-        model: a transformers causal language model of a family with gated MLPs, as `clada.load_model` opens it.
+        model: a transformers causal language model in float32, as `clada.load_model` opens it.
         tokenizer: its tokenizer; may be None when prompts are token ids.
-        method: `clada` or `dense`.
-        plan: base thresholds: a `Plan`, a file, "none" (nothing left out), or None for the shipped or cached plan.
+        method: of `clada.policies.METHODS`.
+        plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
-        dtype: of the weights; float32.
-        device: where to run, None for where the model is.
+        dtype: of the weights: `float32`, `bfloat16` or `int8`.
+        device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.
+        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        keep: keep this share of the neurons instead of what the plan's budget says.
+        update_window: judge load by quantiles of so many last tokens instead of the corpus'.
+        surprisal_quantile: surprisal is high above this quantile of the plan's text; None: as the coefficients say.
+        entropy_quantile: the same of entropy.
 
     Raises:
-        ModelError: the family is not supported by the engine; it never runs dense in silence.
+        ModelError: the model is not supported by the engine; it never runs dense in silence.
         InputError: a plan of another model, or a plan or coefficients that cannot be used.
     """
 
@@ -154,39 +169,85 @@ class Engine:
         dtype: str = "float32",
         device: str | None = None,
         threads: int | None = None,
+        max_loss: float | None = None,
+        keep: float | None = None,
+        update_window: int | None = None,
+        surprisal_quantile: float | None = None,
+        entropy_quantile: float | None = None,
     ) -> None:
-        if dtype != "float32" or model.dtype != torch.float32:
-            asked = dtype if dtype != "float32" else model.dtype
-            raise ModelError(f"the engine decodes in float32, not in {asked}; use --dtype float32")
-        self._mlps = gated_mlps(model)
+        check_method(method)
+        if dtype not in DTYPES:
+            raise InputError(f"unknown dtype '{dtype}'; use {', '.join(DTYPES)}")
+        family_of(model.config)
+        if model.dtype != torch.float32:
+            raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
         if tokenizer is not None and not tokenizer.is_fast:
             raise InputError("the tokenizer has no fast version, which streaming text needs; give None and token ids")
-        set_threads(threads or available_cores())
-        self.model = model.to(device) if device is not None else model
-        self.tokenizer = tokenizer
-        self.method = method
-        self._weights = [GatedMLP.from_module(mlp, gate_activation(model.config)) for mlp in self._mlps]
-        self._neurons = sum(len(w.norm) for w in self._weights)
-        self.policy = self._resolve_policy(plan, coefficients)
-        # The first call compiles the loop; without this one that would count as decoding.
-        sparse_mlp(self._weights[0], self._weights[0].gate.new_zeros(self._weights[0].gate.shape[1]), 0.0, 0.0)
-
-    def _resolve_policy(self, plan: Plan | str | Path | None, coefficients: Coefficients | str | Path | None) -> Policy:
-        name = self.model.name_or_path
-        if self.method == "dense":
-            plan, coefficients = "none", NONE
+        threads = threads or available_cores()
+        set_threads(threads)
+        self.tokenizer, self.method, self.name, self.config = tokenizer, method, model.name_or_path, model.config
+        self.update_window = update_window
+        self._generation_config = model.generation_config
+        self.plan = self._resolve_plan("none" if method == "dense" else plan)
         if not isinstance(coefficients, Coefficients):
-            coefficients = resolve_coefficients(coefficients, name)
-        if not isinstance(plan, Plan) and plan != "none" and not name:
+            coefficients = resolve_coefficients(coefficients, self.name)
+        if surprisal_quantile is not None or entropy_quantile is not None:
+            coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        shares, self.setting = resolve_shares(method, self.plan, vocabulary, max_loss, keep)
+        basis = basis_of(self.plan, shares)
+        self.weights = pack(model, dtype, basis, input_major=method in INPUT_METHODS)
+        device = device or str(model.device)
+        self.policy = make_policy(method, self.weights, self.plan, shares, coefficients)
+        self.decoder: Decoder | TorchDecoder
+        if device == "cpu":
+            self.decoder = Decoder(self.weights, threads)
+        else:
+            self.weights.model.to(device)
+            self.decoder = TorchDecoder(self.weights)
+        self._neurons = self.weights.down_norm.size
+        # The first step compiles the kernels, or loads them; without this one that would count as prefill.
+        self.decoder.prefill([[0]], 0, self.policy.dense(1))
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        return self.weights.dtype
+
+    @property
+    def measured(self) -> bool:
+        """Whether the plan's loss was measured with what is left out here, under this load rule or a more careful one.
+
+        True when nothing is left out.
+        """
+        if self.plan is None:
+            return True
+        if self.setting is None or self.update_window is not None:
+            return False
+        return self.setting.covers(self.policy.coefficients)
+
+    def _with_taus(
+        self, coefficients: Coefficients, surprisal_quantile: float | None, entropy_quantile: float | None
+    ) -> Coefficients:
+        if self.plan is None:
+            raise InputError("quantiles of load are those of a plan's calibration text; leave --plan none out")
+        tau_s, tau_h = coefficients.tau_surprisal_bits, coefficients.tau_entropy_bits
+        if surprisal_quantile is not None:
+            tau_s = self.plan.load_quantile("surprisal_bits", surprisal_quantile)
+        if entropy_quantile is not None:
+            tau_h = self.plan.load_quantile("entropy_bits", entropy_quantile)
+        return replace(coefficients, tau_surprisal_bits=tau_s, tau_entropy_bits=tau_h)
+
+    def _resolve_plan(self, plan: Plan | str | Path | None) -> Plan | None:
+        if not isinstance(plan, Plan) and plan != "none" and not self.name:
             raise InputError(
                 "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
             )
-        revision = "" if plan == "none" or not name else model_revision(name)
-        found = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision)
+        revision = "" if plan == "none" or not self.name else model_revision(self.name)
+        found = plan if isinstance(plan, Plan) else resolve_plan(plan, self.name, revision)
         if found is not None:
-            found.check_model(revision or found.revision, len(self._mlps))
-        self.plan = found
-        return make_policy(self.method, found, coefficients, len(self._mlps))
+            found.check_model(revision or found.revision, self.config.num_hidden_layers)
+        return found
 
     # -- the main path --------------------------------------------------------------------------------------------
 
@@ -220,8 +281,28 @@ class Engine:
             ModelError: prompt and new tokens exceed the model's positions.
         """
         sampling = Sampling(temperature, top_p, top_k, seed)
-        state = self.prefill(self.encode(prompt, chat=chat), max_new_tokens)
-        yield from self.decode(state, max_new_tokens, sampling)
+        state = self.prefill([self.encode(prompt, chat=chat)], max_new_tokens)
+        for _index, step in self.decode(state, max_new_tokens, sampling):
+            yield step
+
+    def generate_batch(
+        self, prompts: Sequence[str | Sequence[int]], max_new_tokens: int = 128, sampling: Sampling | None = None
+    ) -> Iterator[tuple[int, Step]]:
+        """Continue several prompts side by side: a row of weights is read once for all that need it.
+
+        Args:
+            prompts: texts, or token ids.
+            max_new_tokens: at most so many each.
+            sampling: how tokens are chosen; None: greedy.
+
+        Yields:
+            (index of the prompt, step); greedy steps are those of the prompt by itself.
+        """
+        yield from self.decode(
+            self.prefill([self.encode(prompt) for prompt in prompts], max_new_tokens),
+            max_new_tokens,
+            sampling or GREEDY,
+        )
 
     def encode(self, prompt: str | Sequence[int], *, chat: bool = False) -> list[int]:
         """Token ids of a prompt; text as a user's turn of the model's chat template if `chat`.
@@ -231,8 +312,8 @@ class Engine:
         """
         if not isinstance(prompt, str):
             ids = [int(i) for i in prompt]
-            if any(not 0 <= i < self.model.config.vocab_size for i in ids):
-                raise InputError(f"the prompt has token ids outside the vocabulary of {self.model.config.vocab_size:,}")
+            if any(not 0 <= i < self.config.vocab_size for i in ids):
+                raise InputError(f"the prompt has token ids outside the vocabulary of {self.config.vocab_size:,}")
         elif not prompt.strip():
             ids = []
         elif self.tokenizer is None:
@@ -248,63 +329,68 @@ class Engine:
             raise InputError("the prompt is empty; give a text with at least one character")
         return list(ids)
 
-    @torch.inference_mode()
-    def prefill(self, prompt_ids: list[int], max_new_tokens: int = 0) -> DecodeState:
-        """Run the prompt, dense.
+    def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> State:
+        """Run prompts, dense.
 
         Args:
-            prompt_ids: from `encode`.
-            max_new_tokens: how many will follow, so that a model too short for them is refused before the work.
+            prompts: token ids, from `encode`.
+            max_new_tokens: how many will follow each, so that a model too short for them is refused before the work.
+
+        Raises:
+            ModelError: too long for the model.
         """
-        check_length(
-            self.model.config, len(prompt_ids) + max_new_tokens, "shorten the prompt or ask for fewer new tokens"
-        )
-        cache = DynamicCache(config=self.model.config)
-        ids = torch.tensor([prompt_ids], device=self.model.device)
-        logits = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-        return DecodeState(prompt_ids, cache, logits)
+        for prompt in prompts:
+            check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
+        kind = None
+        if self.policy.shares.prompt:
+            kind = "flocking" if self.method == "griffin" else "magnitude"
+        return self.decoder.prefill(prompts, max_new_tokens, self.policy.dense(len(prompts)), kind)
 
-    def decode(
-        self,
-        state: DecodeState,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[Step]:
-        """Decode from a state, which moves along; ends and steps as in `generate`."""
-        choose = sampling.chooser(state.logits.device)
+    def decode(self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[tuple[int, Step]]:
+        """Decode from a state, which moves along; ends and steps as in `generate_batch`."""
+        choosers = [sampling.chooser() for _ in state.tokens]
         stops = self._stop_ids()
-        text = _TextStream(self.tokenizer, state.prompt_ids)
+        texts = [_TextStream(self.tokenizer, tokens) for tokens in state.tokens]
+        rolling = [self._load_rule() for _ in state.tokens]
+        going = list(range(len(state.tokens)))
+        needed = self._needed(state)
         for _ in range(max_new_tokens):
-            token = choose(state.logits)
-            surprisal, entropy = surprisal_and_entropy_bits(state.logits, token)
-            loads = self.policy.coefficients.loads(float(surprisal), float(entropy))
-            active = self._decode_one(state, int(token), self.policy.thresholds(*loads))
-            yield Step(int(token), text(int(token)), float(surprisal), float(entropy), active / self._neurons, *loads)
-            if int(token) in stops:
-                return
+            chosen = []
+            for row, prompt in enumerate(going):
+                outcome = state.outcome
+                token = choosers[prompt](outcome.logits[row], int(outcome.best[row]))
+                surprisal = max(0.0, float(outcome.log_total[row] - outcome.logits[row, token])) / math.log(2)
+                entropy = float(outcome.entropy[row]) / math.log(2)
+                chosen.append((token, surprisal, entropy, rolling[prompt](surprisal, entropy)))
+            tokens = [token for token, *_ in chosen]
+            self.decoder.step(state, tokens, self.policy.selection([loads for *_, loads in chosen], needed))
+            active = state.outcome.active
+            for row, (token, surprisal, entropy, loads) in enumerate(chosen):
+                text = texts[going[row]](token)
+                yield going[row], Step(token, text, surprisal, entropy, int(active[row]) / self._neurons, *loads)
+            kept = [row for row, token in enumerate(tokens) if token not in stops]
+            if len(kept) < len(going):
+                if not kept:
+                    return
+                self.decoder.select(state, kept)
+                going = [going[row] for row in kept]
+                needed = None if needed is None else needed[kept]
 
-    @torch.inference_mode()
-    def _decode_one(self, state: DecodeState, token: int, thresholds: list[tuple[float, float]]) -> int:
-        """Run one token through sparse MLPs; the state moves along. Returns the number of active neurons."""
-        active: list[int] = []
+    def _needed(self, state: State) -> np.ndarray | None:
+        """Neurons that the prompts need, [B, L, N]; None for all."""
+        if state.statistics is None:
+            return None
+        return np.stack([self.policy.needed(statistics) for statistics in state.statistics])
 
-        def sparse(weights: GatedMLP, gate: float, magnitude: float) -> Any:
-            def forward(x: torch.Tensor) -> torch.Tensor:
-                y, n = sparse_mlp(weights, x.reshape(-1), gate, magnitude)
-                active.append(n)
-                return y.view_as(x)
-
-            return forward
-
-        forwards = [sparse(w, *limits) for w, limits in zip(self._weights, thresholds, strict=True)]
-        ids = torch.tensor([[token]], device=self.model.device)
-        with replaced_forwards(self._mlps, forwards):
-            state.logits = self.model(ids, past_key_values=state.cache, use_cache=True).logits[0, -1]
-        return sum(active)
+    def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
+        coefficients = self.policy.coefficients
+        if self.update_window is None:
+            return coefficients.loads
+        return RollingLoad(self.update_window, coefficients.tau_quantile)
 
     def _stop_ids(self) -> set[int]:
         """Tokens that end a text: those of the generation config, as in transformers' generate."""
-        listed = self.model.generation_config.eos_token_id
+        listed = self._generation_config.eos_token_id
         return set(listed if isinstance(listed, list) else [listed]) - {None}
 
 

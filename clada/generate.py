@@ -1,4 +1,4 @@
-"""`clada generate`: continue a prompt; text on stdout as it comes, a line about speed and neurons on stderr."""
+"""`clada generate`: continue prompts; text on stdout as it comes, a line about speed and neurons on stderr."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["generate", *sys.argv[1:]]))
 
 import argparse
+import csv
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from clada.engine import Engine, Sampling, Step
 from clada.errors import InputError
+from clada.jsonfile import replacing
 from clada.models import load_model
 
 
@@ -27,9 +29,9 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    prompt = _read_prompt(args)
+    texts = _read_prompts(args)
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
-    model, tokenizer = load_model(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = load_model(args.model, device=args.device)
     engine = Engine(
         model,
         tokenizer,
@@ -37,89 +39,157 @@ def main(args: argparse.Namespace) -> None:
         plan=args.plan,
         coefficients=args.coefficients,
         dtype=args.dtype,
+        device=args.device,
         threads=args.threads,
+        max_loss=args.max_loss,
+        keep=args.keep,
+        update_window=args.update_window,
+        surprisal_quantile=args.surprisal_quantile,
+        entropy_quantile=args.entropy_quantile,
     )
-    prompt_ids = engine.encode(prompt, chat=args.chat)
-    result = generate(engine, prompt_ids, args.max_new_tokens, sampling, stream=not args.json)
-    if args.json:
-        print(json.dumps({"model": args.model, "dtype": args.dtype, **result}, ensure_ascii=False))
-    else:
-        _say(engine, result)
+    del model  # the engine has its own copy of the weights, at its own precision
+    prompts = [engine.encode(text, chat=args.chat) for text in texts]
+    results = []
+    for begin in range(0, len(prompts), args.batch_size):
+        batch = prompts[begin : begin + args.batch_size]
+        found = generate(
+            engine, batch, args.max_new_tokens, sampling, stream=not args.json and args.prompt_jsonl is None
+        )
+        for result in found:
+            result = {"model": args.model, "dtype": args.dtype, **result}
+            results.append(result)
+            if args.json or args.prompt_jsonl is not None:
+                print(json.dumps(result, ensure_ascii=False), flush=True)
+    if args.metrics:
+        write_metrics(results, Path(args.metrics))
+    if args.plot:
+        from clada.plots import plot_load  # matplotlib takes a second to import
+
+        plot_load(results, engine.policy.coefficients, Path(args.plot))
+    if not args.json:
+        _say(engine, results)
 
 
 def generate(
-    engine: Engine, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling, *, stream: bool
-) -> dict[str, Any]:
-    """Decode a prompt and time it; text goes to stdout as it comes if `stream`.
+    engine: Engine, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, *, stream: bool
+) -> list[dict[str, Any]]:
+    """Decode prompts side by side and time it; text of a single one goes to stdout as it comes if `stream`.
 
     Returns:
-        the fields of `--json` but model and dtype; `decode_s` is one forward pass per new token.
+        for each prompt the fields of `--json` but model and dtype; times are those of the whole batch, `decode_s` is
+        one forward pass per new token, `tokens_per_s` counts the tokens of all its prompts.
     """
     begin = time.perf_counter()
-    state = engine.prefill(prompt_ids, max_new_tokens)
+    state = engine.prefill(prompts, max_new_tokens)
     prefilled = time.perf_counter()
-    steps: list[Step] = []
-    for step in engine.decode(state, max_new_tokens, sampling):
-        steps.append(step)
+    steps: list[list[Step]] = [[] for _ in prompts]
+    for index, step in engine.decode(state, max_new_tokens, sampling):
+        steps[index].append(step)
         if stream:
             print(step.token, end="", flush=True)
     decode_s = time.perf_counter() - prefilled
     if stream:
         print()
     coefficients = engine.policy.coefficients
-    return {
-        "text": "".join(step.token for step in steps),
-        "method": engine.method,
-        "prompt_tokens": len(prompt_ids),
-        "new_tokens": len(steps),
-        "prefill_s": prefilled - begin,
-        "decode_s": decode_s,
-        "tokens_per_s": len(steps) / decode_s,
-        "active_fraction": sum(step.active_fraction for step in steps) / len(steps),
-        "lambda": coefficients.lambda_,
-        "gamma": coefficients.gamma,
-        "coefficients": coefficients.source,
-        "plan_covers_coefficients": engine.plan is None or engine.plan.covers(coefficients),
-        "steps": [asdict(step) for step in steps],
-    }
+    return [
+        {
+            "text": "".join(step.token for step in own),
+            "method": engine.method,
+            "prompt_tokens": len(prompt),
+            "new_tokens": len(own),
+            "prefill_s": prefilled - begin,
+            "decode_s": decode_s,
+            "tokens_per_s": sum(map(len, steps)) / decode_s,
+            "active_fraction": sum(step.active_fraction for step in own) / len(own),
+            "lambda": coefficients.lambda_,
+            "gamma": coefficients.gamma,
+            "coefficients": coefficients.source,
+            "plan_covers_coefficients": engine.measured,
+            "steps": [asdict(step) for step in own],
+        }
+        for prompt, own in zip(prompts, steps, strict=True)
+    ]
+
+
+def write_metrics(results: list[dict[str, Any]], path: Path) -> None:
+    """Write a row per generated token as CSV: prompt (from 0), step (from 0) and the fields of `clada.Step`."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "step", *(field.name for field in fields(Step))])
+        writer.writeheader()
+        for prompt, result in enumerate(results):
+            writer.writerows({"prompt": prompt, "step": i, **step} for i, step in enumerate(result["steps"]))
+
+
+def _read_prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompt_jsonl is None:
+        return [_read_prompt(args)]
+    prompts = []
+    text = _read_text(args.prompt_jsonl)
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)[args.field]
+        except (ValueError, KeyError, TypeError):
+            value = None
+        if not isinstance(value, str):
+            raise InputError(
+                f"line {number} of {args.prompt_jsonl} is not a JSON object with text in '{args.field}'; name the "
+                "field with --field"
+            )
+        prompts.append(value)
+    if not prompts:
+        raise InputError(f"{args.prompt_jsonl} has no lines; give a JSON object a line")
+    return prompts
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
-    if args.prompt is not None:
-        return str(args.prompt)
+    return str(args.prompt) if args.prompt is not None else _read_text(args.prompt_file)
+
+
+def _read_text(name: str) -> str:
     try:
-        content = sys.stdin.buffer.read() if args.prompt_file == "-" else Path(args.prompt_file).read_bytes()
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode("utf-8")
     except OSError as problem:
-        raise InputError(f"cannot read {args.prompt_file}: {problem.strerror}; check the path") from None
+        raise InputError(f"cannot read {name}: {problem.strerror}; check the path") from None
     except UnicodeDecodeError as problem:
-        raise InputError(
-            f"{args.prompt_file} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance"
-        ) from None
+        raise InputError(f"{name} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
 
 
-def _say(engine: Engine, result: dict[str, Any]) -> None:
-    under_load = sum(step["load_surprisal"] or step["load_entropy"] for step in result["steps"])
+def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
+    steps = [step for result in results for step in result["steps"]]
+    under_load = sum(step["load_surprisal"] or step["load_entropy"] for step in steps)
+    first = results[0]
+    prompts = (
+        f"prompt of {first['prompt_tokens']} tokens, dense, in {first['prefill_s']:.1f} s"
+        if len(results) == 1
+        else f"{len(results)} prompts, dense"
+    )
     print(
-        f"clada: {result['new_tokens']} tokens at {result['tokens_per_s']:.1f} tokens/s, "
-        f"{result['active_fraction']:.1%} of the MLP neurons computed "
-        f"(prompt of {result['prompt_tokens']} tokens, dense, in {result['prefill_s']:.1f} s)",
+        f"clada: {len(steps)} tokens at {first['tokens_per_s']:.1f} tokens/s, "
+        f"{sum(step['active_fraction'] for step in steps) / len(steps):.1%} of the MLP neurons computed ({prompts})",
         file=sys.stderr,
     )
-    if engine.method == "clada":
-        plan = "none" if engine.plan is None else f"for at most {engine.plan.max_loss:.0%} loss"
+    coefficients = engine.policy.coefficients
+    if engine.method != "dense":
+        plan = "none"
+        if engine.setting is not None:
+            plan = f"for at most {engine.setting.max_loss:.0%} loss"
+        elif engine.plan is not None:
+            plan = "for a share of the neurons, its loss not measured"
         print(
-            f"clada: lambda {result['lambda']:+.3f}, gamma {result['gamma']:+.3f} from {result['coefficients']}, "
-            f"plan {plan}; {under_load} of {result['new_tokens']} tokens under load",
+            f"clada: lambda {coefficients.lambda_:+.3f}, gamma {coefficients.gamma:+.3f} from {coefficients.source}, "
+            f"plan {plan}; {under_load} of {len(steps)} tokens under load",
             file=sys.stderr,
         )
-    fitted_on = engine.policy.coefficients.model
-    if fitted_on not in (None, engine.model.name_or_path):
+    if coefficients.model not in (None, engine.name):
         print(
-            f"clada: these coefficients were fitted on {fitted_on}; what counts as high load there may not here",
+            f"clada: these coefficients were fitted on {coefficients.model}; what counts as high load there may not "
+            "here",
             file=sys.stderr,
         )
-    if not result["plan_covers_coefficients"]:
+    if engine.setting is not None and not engine.measured:
         print(
             "clada: the plan's loss was measured with coefficients that compute more neurons than these; "
             "'clada calibrate --coefficients FILE' makes a plan for them",

@@ -1,0 +1,331 @@
+"""`clada bench`: speed and loss of methods on the same work, and the dense engines beside them.
+
+Every method decodes the text's own tokens after the same prompts. Runs are interleaved (one of every method and peer,
+then again), so that a machine that slows down does so for all; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for torch
+    from clada.cli import main as cli
+
+    raise SystemExit(cli(["bench", *sys.argv[1:]]))
+
+import argparse
+import json
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from tabulate import tabulate
+from tqdm import tqdm
+
+from clada.coefficients import resolve_coefficients
+from clada.decoder import Decoder, State, Team
+from clada.errors import InputError
+from clada.kernels import FASTMATH, READ_MLP, decode_barrier
+from clada.loss import Loss, Scorer
+from clada.models import load_model, model_revision
+from clada.peers import Kind, LlamaCpp, Transformers, cached_gguf, write_gguf
+from clada.plan import Shares, resolve_plan
+from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, resolve_shares
+from clada.texts import read_windows
+from clada.threads import available_cores, set_threads
+from clada.weights import pack
+
+MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
+INFORMATIVE: tuple[Kind, ...] = ("Q8_0", "Q4_1")  # what else the same machine can do
+PEERS = ("transformers", "llama.cpp")
+BANDWIDTH_BYTES = 2**28  # far beyond any cache
+
+
+@dataclass
+class Contestant:
+    """A method, ready to run.
+
+    Attributes:
+        method: of `clada.policies.METHODS`.
+        policy: what it computes.
+        decoder: on weights laid out for it.
+        states: by window, prompts run.
+        speeds: tokens/s of each repeat.
+        bytes_read: per token, of attention weights, MLP, head and cache.
+    """
+
+    method: str
+    policy: Policy
+    decoder: Decoder
+    states: list[State]
+    speeds: list[float]
+    bytes_read: np.ndarray
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: a mistake of the user.
+    """
+    methods = list(dict.fromkeys(["dense", *(args.methods or ["clada"])]))
+    for method in methods:
+        check_method(method)
+    peers = args.peers or []
+    for peer in peers:
+        if peer not in PEERS:
+            raise InputError(f"unknown peer '{peer}'; use {', '.join(PEERS)}")
+    model, tokenizer = load_model(args.model)
+    threads = args.threads or available_cores()
+    set_threads(threads)
+    revision = model_revision(args.model)
+    plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision)
+    if plan is not None:
+        plan.check_model(revision, model.config.num_hidden_layers)
+    coefficients = resolve_coefficients(args.coefficients, args.model)
+    scored = math.ceil(args.scored_tokens / args.new_tokens)
+    windows, _ = read_windows(
+        args.text,
+        tokenizer,
+        revision,
+        args.prompt_tokens + args.new_tokens,
+        max(scored, args.repeats * args.batch_size),
+    )
+    del tokenizer
+
+    decoders: dict[Any, Decoder] = {}
+    contestants = []
+    for method in methods:
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        shares, _ = resolve_shares(method, plan, vocabulary, args.max_loss, args.keep)
+        kind = (shares.margin is not None and plan is not None, method in INPUT_METHODS)
+        if kind not in decoders:
+            weights = pack(model, args.dtype, basis_of(plan, shares), input_major=kind[1])
+            decoders[kind] = Decoder(weights, threads)
+        policy = make_policy(method, decoders[kind].weights, plan, shares, coefficients)
+        contestants.append(Contestant(method, policy, decoders[kind], [], [], np.zeros(4)))
+
+    bandwidth = measure_bandwidth(threads)
+    peer_rows = race(contestants, windows, args, model, peers, threads)
+    del model
+    losses = score(contestants, windows[:scored], args.prompt_tokens) if scored else {}
+    result = {
+        "machine": f"{platform.machine()} {platform.system()}, {threads} threads",
+        "bandwidth_gb_s": bandwidth,
+        "model": args.model,
+        "dtype": args.dtype,
+        "prompt_tokens": args.prompt_tokens,
+        "new_tokens": args.new_tokens,
+        "batch_size": args.batch_size,
+        "coefficients": coefficients.source,
+        "plan": "none" if plan is None else str(args.plan or f"{plan.model} ({plan.revision[:15]})"),
+        "rows": [_row(c, contestants[0], bandwidth, losses, args.batch_size) for c in contestants],
+        "peers": peer_rows,
+    }
+    if args.plot:
+        from clada.plots import plot_pareto  # matplotlib takes a second to import
+
+        plot_pareto(result, Path(args.plot))
+    print(json.dumps(result, ensure_ascii=False) if args.json else as_table(result))
+
+
+def race(
+    contestants: Sequence[Contestant],
+    windows: Sequence[Sequence[int]],
+    args: argparse.Namespace,
+    model: Any,
+    peers: Sequence[str],
+    threads: int,
+) -> list[dict[str, Any]]:
+    """Time everybody in turn; speeds go into the contestants, those of peers are returned."""
+    prompt, new, batch = args.prompt_tokens, args.new_tokens, args.batch_size
+    groups = [windows[i * batch : (i + 1) * batch] for i in range(args.repeats)]
+    runs: list[Callable[[int], Any]] = []
+    with ExitStack() as stack:
+        others: list[tuple[dict[str, Any], list[float]]] = []
+        if batch == 1:
+            for name, version, dtype, peer in _peers(model, peers, args.dtype, threads, prompt + new, stack):
+                speeds: list[float] = []
+                others.append(({"name": name, "version": version, "dtype": dtype}, speeds))
+                runs.append(partial(_time_peer, peer, speeds, groups, prompt, new))
+        for c in contestants:
+            statistics = _statistics(c)
+            c.states = [
+                c.decoder.prefill([w[:prompt] for w in group], new, c.policy.dense(batch), statistics)
+                for group in groups
+            ]
+            runs.append(partial(_time, c, groups, prompt))
+        for repeat in tqdm(range(args.repeats), unit="round", desc="race", file=sys.stderr):
+            for run in runs:
+                run(repeat)
+        for c in contestants:
+            c.states = []  # their caches
+        return [{**row, "tokens_per_s": float(np.median(speeds)), "tokens_per_s_all": speeds} for row, speeds in others]
+
+
+def _statistics(c: Contestant) -> str | None:
+    if not c.policy.shares.prompt:
+        return None
+    return "flocking" if c.method == "griffin" else "magnitude"
+
+
+def _time_peer(
+    peer: Any, speeds: list[float], groups: Sequence[Sequence[Sequence[int]]], prompt: int, new: int, repeat: int
+) -> None:
+    speeds.append(peer.decode_speed(list(groups[repeat][0][:prompt]), new))
+
+
+def _time(c: Contestant, groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int) -> None:
+    """Decode a group of windows' own tokens, as generation would, and note the speed."""
+    state, tokens = c.states[repeat], np.array(groups[repeat])
+    needed = None
+    if state.statistics is not None:
+        needed = np.stack([c.policy.needed(statistics) for statistics in state.statistics])
+    read, rows = np.zeros(4), np.arange(len(tokens))
+    begin = time.perf_counter()
+    for at in range(prompt, tokens.shape[1]):
+        outcome, chosen = state.outcome, tokens[:, at]
+        surprisal = (outcome.log_total - outcome.logits[rows, chosen]) / math.log(2)
+        loads = [
+            c.policy.coefficients.loads(float(s), float(h))
+            for s, h in zip(surprisal, outcome.entropy / math.log(2), strict=True)
+        ]
+        c.decoder.step(state, chosen.tolist(), c.policy.selection(loads, needed))
+        read += state.outcome.bytes_read
+    steps = tokens.shape[1] - prompt
+    c.speeds.append(steps * len(tokens) / (time.perf_counter() - begin))
+    c.bytes_read += read / steps
+
+
+def _peers(
+    model: Any, peers: Sequence[str], dtype: str, threads: int, context: int, stack: ExitStack
+) -> list[tuple[str, str, str, Any]]:
+    found: list[tuple[str, str, str, Any]] = []
+    if "transformers" in peers:
+        peer = Transformers(model, threads)
+        found.append(("transformers", peer.version, "float32", peer))
+    if "llama.cpp" in peers:
+        for kind in dict.fromkeys((MATCHING[dtype], *INFORMATIVE)):
+            if model.name_or_path:
+                path = cached_gguf(model, kind)
+            else:
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{kind}.gguf"
+                write_gguf(model, path, kind)
+            # Room for its own rounding of the context.
+            llama = stack.enter_context(LlamaCpp(path, threads, context + 64))
+            found.append(("llama.cpp", llama.version, kind, llama))
+    return found
+
+
+def score(
+    contestants: Sequence[Contestant], windows: Sequence[Sequence[int]], prompt: int
+) -> dict[str, tuple[Loss, Loss]]:
+    """(loss, loss of dense) of every method but dense; those on the same weights are scored together."""
+    found: dict[str, tuple[Loss, Loss]] = {}
+    for decoder in dict.fromkeys(c.decoder for c in contestants):
+        own = [c for c in contestants if c.decoder is decoder and c.method != "dense"]
+        for kind in dict.fromkeys(_statistics(c) for c in own):
+            some = [c for c in own if _statistics(c) == kind]
+            with tqdm(desc="loss", unit="batch", file=sys.stderr) as progress:
+                dense = make_policy("dense", decoder.weights, None, Shares())
+                scorer = Scorer(decoder, windows, prompt, dense, kind, progress.update)
+                reference, *losses = scorer.score_all([dense, *(c.policy for c in some)], dense)
+            found.update({c.method: (loss, reference) for c, loss in zip(some, losses, strict=True)})
+    return found
+
+
+def _row(
+    c: Contestant, dense: Contestant, bandwidth: float, losses: dict[str, tuple[Loss, Loss]], batch: int
+) -> dict[str, Any]:
+    speed, read = float(np.median(c.speeds)), c.bytes_read / len(c.speeds)
+    row: dict[str, Any] = {
+        "method": c.method,
+        "tokens_per_s": speed,
+        "tokens_per_s_all": c.speeds,
+        "ratio_to_dense": speed / float(np.median(dense.speeds)),
+        "mlp_bytes_fraction": float(read[READ_MLP] / (dense.bytes_read[READ_MLP] / len(dense.speeds))),
+        "bytes_per_token": float(read.sum()) / batch,
+        "bandwidth_fraction": float(read.sum()) / batch * speed / 1e9 / bandwidth,
+    }
+    if c is dense:  # by definition
+        row |= {"ppl_rise": 0.0, "ppl_rise_ci": [0.0, 0.0], "kl_to_dense": 0.0, "sparsity": 0.0, "active_fraction": 1.0}
+    elif c.method in losses:
+        loss, reference = losses[c.method]
+        rise, low, high = loss.rise(reference)
+        row |= {
+            "ppl_rise": rise,
+            "ppl_rise_ci": [low, high],
+            "kl_to_dense": 0.0 if loss.kl is None else float(loss.kl.mean()),
+            "scored_tokens": loss.tokens,
+            "sparsity": 1 - loss.active,
+            "active_fraction": loss.active,
+        }
+    return row
+
+
+def as_table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        [
+            row["method"],
+            row["tokens_per_s"],
+            f"{row['ratio_to_dense']:.2f}",
+            f"{row['mlp_bytes_fraction']:.0%}",
+            f"{row['bytes_per_token'] / 1e6:.0f}",
+            f"{row['bandwidth_fraction']:.0%}",
+            *(
+                [
+                    f"{row['ppl_rise']:+.2%} [{row['ppl_rise_ci'][0]:+.2%}, {row['ppl_rise_ci'][1]:+.2%}]",
+                    f"{row['kl_to_dense']:.4f}",
+                    f"{row['active_fraction']:.0%}",
+                ]
+                if "ppl_rise" in row
+                else ["", "", ""]
+            ),
+        ]
+        for row in result["rows"]
+    ]
+    dense = result["rows"][0]["tokens_per_s"]
+    for peer in result["peers"]:
+        name = f"{peer['name']} {peer['version']} {peer['dtype']}"
+        rows.append([name, peer["tokens_per_s"], f"{peer['tokens_per_s'] / dense:.2f}", "", "", "", "", "", ""])
+    headers = [
+        "method", "tokens/s", "to dense", "MLP bytes", "MB/token", "of bandwidth", "perplexity rise [95 %]", "KL",
+        "neurons",
+    ]  # fmt: skip
+    return (
+        f"{result['model']} in {result['dtype']}, prompt {result['prompt_tokens']}, {result['new_tokens']} new tokens, "
+        f"batch {result['batch_size']}; {result['machine']}, {result['bandwidth_gb_s']:.1f} GB/s\n\n"
+        + tabulate(rows, headers, tablefmt="github", floatfmt=".1f")
+    )
+
+
+def measure_bandwidth(threads: int) -> float:
+    """What the machine can read from memory, GB/s: the best of some passes over an array that fits no cache."""
+    team, values = Team(threads), np.ones(BANDWIDTH_BYTES // 4, np.float32)
+    sums = np.zeros((threads, 16), np.float32)
+    best = math.inf
+    for _ in range(6):
+        begin = time.perf_counter()
+        team.run(_read_all, values, sums)
+        best = min(best, time.perf_counter() - begin)
+    return values.nbytes / best / 1e9
+
+
+@njit(nogil=True, cache=True, fastmath=FASTMATH)
+def _read_all(t, threads, sync, values, sums):  # type: ignore[no-untyped-def]
+    part = values[len(values) * t // threads : len(values) * (t + 1) // threads]
+    s = np.float32(0)
+    for i in range(part.shape[0]):
+        s += part[i]
+    sums[t, 0] = s
+    decode_barrier(sync, threads)
