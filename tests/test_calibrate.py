@@ -1,94 +1,140 @@
 """Calibration: what it scores is what the engine computes, and the budget is kept."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY, tiny_model, tokens
-from tqdm import tqdm
-from transformers import DynamicCache
+from tiny_models import tiny_model, tokens
 
 from clada import calibrate as module
-from clada.calibrate import calibrate
+from clada.calibrate import search, tabulate
 from clada.coefficients import NONE, Coefficients
-from clada.engine import DecodeState, Engine
-from clada.families import gate_activation, gated_mlps
-from clada.kernels import GatedMLP
+from clada.decoder import Decoder
+from clada.engine import Engine
+from clada.loss import Scorer
+from clada.plan import GRID, Shares
+from clada.policies import make_policy, shares_of
+from clada.weights import pack
 
 RULE = Coefficients(-0.6, 0.3, tau_surprisal_bits=9.0, tau_entropy_bits=3.0)
 
 
 def windows_of(n, length=40):
-    return [tokens(length + 1, seed=100 + i) for i in range(n)]
-
-
-def pieces(model):
-    mlps = gated_mlps(model)
-    return mlps, [GatedMLP.from_module(mlp, gate_activation(model.config)) for mlp in mlps]
+    return [tokens(length, seed=100 + i) for i in range(n)]
 
 
 @pytest.fixture
 def small_search(monkeypatch):
-    monkeypatch.setattr(module, "WINDOW", 40)
-    monkeypatch.setattr(module, "SAMPLED_TOKENS", 160)
+    for name, value in {"WINDOW": 40, "PROMPT": 16, "SAMPLED": 160}.items():
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "model_revision", lambda _name: "sha256:tiny")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_scored_loss_is_the_engines_token_by_token(family, small_search):
-    """One masked pass over a window equals the engine skipping neurons token by token under the same loads."""
-    model = tiny_model(family, seed=5)
-    found = calibrate(model, "tiny", windows_of(8), 0.3, RULE, {})
-    # Thresholds that drop much, so that a wrong mask, factor or token offset shows.
-    plan = type(found)(**{**vars(found), "gate": tuple(3 * t for t in found.gate), "magnitude": (0.7,) * 3})
-    window = windows_of(1)[0]
-    with tqdm(disable=True) as progress:
-        loads = module._loads(model, [window], progress)
-        loss = module._sparse_loss(model, *pieces(model), plan, RULE, [window], loads, progress)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_tables_are_the_quantiles_of_what_torch_computes(family, small_search, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLED", 10**6)  # every token
+    model = tiny_model(family, seed=2)
+    windows = windows_of(3)
+    plan = tabulate(model, "tiny", windows, {})
+    down = [module_ for name, module_ in model.named_modules() if name.endswith(("down_proj", "fc2"))]
+    seen = [[] for _ in down]
+    handles = [
+        m.register_forward_pre_hook(lambda _m, args, i=i: seen[i].append(args[0].reshape(-1, 80)))
+        for i, m in enumerate(down)
+    ]
+    surprisal = []
+    for window in windows:
+        ids = torch.tensor([window])
+        logits = model(ids[:, :-1]).logits[0].double()
+        surprisal.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none") / math.log(2))
+    for handle in handles:
+        handle.remove()
+    for layer, m in enumerate(down):
+        c = torch.cat(seen[layer]).abs() * m.weight.norm(dim=0)
+        # The same values, sorted: float32 against float32.
+        np.testing.assert_allclose(plan.tables["magnitude"][layer], np.quantile(c.numpy(), GRID), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(plan.tables["prior"][layer], c.square().mean(0).sqrt().numpy(), rtol=1e-4)
+    expected = float(torch.cat(surprisal).quantile(0.7))
+    assert plan.quantiles["0.7"]["surprisal_bits"] == pytest.approx(expected, rel=1e-4)  # float32 logits
+    basis = plan.tables["basis"]
+    np.testing.assert_allclose(basis @ basis.T, np.eye(len(basis)), atol=1e-5)  # float32 rounding of unit rows
 
-    engine = Engine(model, None, plan=plan, coefficients=RULE)
-    state = DecodeState([], DynamicCache(config=model.config), torch.zeros(VOCABULARY))
+
+def test_scored_loss_is_the_engines_token_by_token(small_search):
+    """Windows side by side, teacher-forced, against the engine's steps one by one, under the same loads."""
+    model = tiny_model("llama", seed=5)
+    plan = tabulate(model, "tiny", windows_of(4), {})
+    shares = Shares(neurons=0.4, gate=0.2, output=0.2, prompt=0.1)
+    weights = pack(model, "float32")
+    policy = make_policy("clada", weights, plan, shares, RULE)
+    windows, decoder = windows_of(3), Decoder(weights, 2)
+    dense = make_policy("dense", weights, None, Shares())
+    scorer = Scorer(decoder, windows, 16, dense, "magnitude")
+    loss = scorer.score(policy, reference=dense)
+    again = scorer.score(policy)
+    assert np.array_equal(loss.nll, again.nll)
     nll, active, states = [], [], set()
-    for position, token in enumerate(window[:-1]):
-        flags = (False, False)
-        if position:
-            flags = RULE.loads(loads[0][0][position - 1], loads[0][1][position - 1])
-        states.add(flags)
-        active.append(engine._decode_one(state, token, engine.policy.thresholds(*flags)) / (3 * 80))
-        nll.append(-float(torch.log_softmax(state.logits, -1)[window[position + 1]]))
-    assert len(states) > 1  # loads differ between tokens
-    assert 0 < np.mean(active) < 0.9
-    # A neuron whose magnitude rounds across its threshold may differ: one of 3 * 80 * 40 at most, here none was seen.
-    assert loss.active == pytest.approx(np.mean(active), abs=1.5 / (3 * 80 * 40))
-    assert loss.nll[0] == pytest.approx(np.mean(nll), rel=1e-4)  # float32, other orders of summation
+    for window in windows:
+        state = decoder.prefill([window[:16]], 24, dense.dense(1), "magnitude")
+        needed = policy.needed(state.statistics[0])[None]
+        own = []
+        for at, token in enumerate(window[16:], 16):
+            outcome = state.outcome
+            s = float(outcome.log_total[0] - outcome.logits[0, token]) / math.log(2)
+            own.append(s * math.log(2))
+            loads = RULE.loads(s, float(outcome.entropy[0]) / math.log(2))
+            states.add(loads)
+            if at + 1 < len(window):
+                decoder.step(state, [token], policy.selection([loads], needed))
+                active.append(state.outcome.active[0] / weights.down_norm.size)
+        nll.append(np.mean(own))
+    assert len(states) > 1
+    # Sums of a batch and of one sequence run in another order; a magnitude may round across its threshold.
+    np.testing.assert_allclose(loss.nll, nll, rtol=2e-3)
+    assert loss.active == pytest.approx(np.mean(active), abs=0.005)
+    assert 0.3 < loss.active < 0.75
+    assert loss.kl is not None
+    assert (loss.kl > 0).all()
 
 
-def test_a_looser_budget_never_keeps_more_and_the_bound_is_within_it(small_search):
-    model = tiny_model("llama", seed=3)
-    plans = [calibrate(model, "tiny", windows_of(12), budget, NONE, {}) for budget in (0.001, 0.05, 0.5)]
-    shares = [plan.loss["dropped_share"] for plan in plans]
-    assert shares == sorted(shares)
-    assert shares[0] < shares[-1]
-    for plan, budget in zip(plans, (0.001, 0.05, 0.5), strict=True):
-        assert plan.loss["ppl_rise"] <= plan.loss["ppl_rise_upper"] <= budget
-        assert plan.max_loss == budget
-        if plan.loss["dropped_share"] > 0:
-            # The magnitude test alone leaves this share active; the gate test drops a few of the same neurons more.
-            assert plan.loss["active_fraction"] == pytest.approx(1 - plan.loss["dropped_share"], abs=0.1)
-
-
-def test_nothing_dropped_is_the_dense_loss(small_search):
+def test_the_dense_policy_loses_nothing_and_equals_transformers(small_search):
     model = tiny_model("qwen2", seed=1)
-    mlps, weights = pieces(model)
-    # A budget that nothing meets: on random weights dropping neurons may well lower the loss.
-    plan = calibrate(model, "tiny", windows_of(8), -0.99, NONE, {})
-    assert plan.loss["dropped_share"] == 0
-    zero = type(plan)(**{**vars(plan), "gate": (0.0,) * 3, "magnitude": (0.0,) * 3})
-    window = windows_of(1)[0]
-    with tqdm(disable=True) as progress:
-        loads = module._loads(model, [window], progress)
-        loss = module._sparse_loss(model, mlps, weights, zero, NONE, [window], loads, progress)
-    dense = model(torch.tensor([window[:-1]]), labels=None).logits[0]
-    expected = float(torch.nn.functional.cross_entropy(dense, torch.tensor(window[1:])))
-    assert loss.nll[0] == pytest.approx(expected, rel=1e-6)  # the same float32 operations
-    assert loss.nll[0] == pytest.approx(loads[0][0].mean() * np.log(2), rel=1e-5)  # float32 against float64 softmax
+    weights = pack(model, "float32")
+    dense = make_policy("dense", weights, None, Shares())
+    windows = windows_of(2)
+    loss = Scorer(Decoder(weights, 2), windows, 16, dense).score(dense, reference=dense)
+    for window, nll in zip(windows, loss.nll, strict=True):
+        ids = torch.tensor(window)
+        expected = torch.nn.functional.cross_entropy(model(ids[None]).logits[0, 15:-1], ids[16:])
+        assert nll == pytest.approx(float(expected), rel=1e-4)  # float32, whole pass against steps
+    assert loss.rise(loss) == (0, 0, 0)
     assert loss.active == 1
+    assert np.abs(loss.kl).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["clada", "tt", "griffin", "wina"])
+def test_budgets_are_kept_and_a_looser_one_never_keeps_more(method, small_search):
+    model = tiny_model("llama", seed=3)
+    plan = tabulate(model, "tiny", windows_of(4), {})
+    budgets = [0.001, 0.05, 5.0]
+    plan = search(model, plan, method, windows_of(8), budgets, NONE)
+    found = [plan.setting(method, budget) for budget in budgets]
+    for setting, budget in zip(found, budgets, strict=True):
+        assert setting.loss["ppl_rise"] <= setting.loss["ppl_rise_upper"] <= budget
+        assert setting.loss["scored_tokens"] == 8 * 24
+    active = [setting.loss["active_fraction"] for setting in found]
+    assert active == sorted(active, reverse=True)
+    assert active[-1] < 1
+    # The engine finds and uses what was stored.
+    engine = Engine(model, None, method=method, plan=plan, coefficients="none", max_loss=5.0)
+    assert engine.policy.shares == found[-1].shares
+    assert engine.measured
+
+
+def test_a_budget_that_nothing_meets_leaves_nothing_out(small_search):
+    model = tiny_model("llama", seed=3)
+    plan = search(model, tabulate(model, "tiny", windows_of(4), {}), "clada", windows_of(6), [-0.99], NONE)
+    assert plan.settings[0].shares == Shares()
+    assert plan.settings[0].loss["ppl_rise"] == 0
+    assert shares_of("clada", 0.5, 311).margin == pytest.approx(math.log(311 * 25))

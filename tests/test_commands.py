@@ -1,5 +1,6 @@
 """The commands as a user types them: results on stdout, mistakes as one line and exit code 2."""
 
+import csv
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ def refused(capsys, command, *args):
     return said.err.rstrip("\n")
 
 
+SHIPPED = ("smollm2-135m",)
 GENERATE = ("generate", "--prompt", "Hello", "--max-new-tokens", "2")
 
 
@@ -72,14 +74,26 @@ def files(tmp_path):
         ([*GENERATE, "--model", "{files}/folder"], "has no config.json"),
         ([*GENERATE, "--plan", "{files}/missing.json"], "cannot read .*missing.json: No such file"),
         ([*GENERATE, "--plan", "{files}/bad.json"], "bad.json is not a JSON file"),
-        ([*GENERATE, "--plan", "{files}/plan.json"], "has schema 'clada/coefficients/1', not 'clada/plan/1'"),
+        ([*GENERATE, "--plan", "{files}/plan.json"], "has schema 'clada/coefficients/1', not 'clada/plan/2'"),
         ([*GENERATE, "--plan", "none", "--coefficients", "{files}/away.json"], "opposite .*--response toward"),
         ([*GENERATE, "--plan", "none", "--coefficients", "{files}/missing.json"], "cannot read"),
-        ([*GENERATE, "--plan", "none", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        ([*GENERATE, "--plan", "none", "--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        ([*GENERATE, "--plan", "none", "--method", "fast"], "unknown method 'fast'; use clada, .*dense"),
+        ([*GENERATE, "--plan", "none", "--keep", "0.5"], "leave --plan none out"),
+        ([*GENERATE, "--keep", "1.5"], r"keep 1.5 is outside \(0, 1\]"),
+        ([*GENERATE, "--max-loss", "0.5", "--coefficients", "none"], "only for losses of .*; add it with"),
+        (["generate", "--prompt-jsonl", "{files}/missing.jsonl"], "cannot read .*missing.jsonl"),
+        (["generate", "--prompt-jsonl", "{files}/empty.txt"], "has no lines"),
+        (["generate", "--prompt-jsonl", "{files}/short.jsonl", "--field", "nothing"], "line 1 of .* name the field"),
+        (["bench", "--text", "{files}/missing.txt"], "cannot read text"),
+        (["bench", "--text", "{files}/short.jsonl"], "too little text"),
+        (["bench", "--text", "{files}/short.jsonl", "--methods", "fast"], "unknown method 'fast'"),
+        (["bench", "--text", "{files}/short.jsonl", "--peers", "vllm"], "unknown peer 'vllm'"),
+        (["bench"], "the following arguments are required: --text"),
         ([*GENERATE, "--plan", "none", "--temperature", "-1"], "a temperature of at least 0"),
         (["generate", "--prompt", "a", "--max-new-tokens", "9000"], "9,001 tokens do not fit llama.*8,192 positions"),
-        ([*GENERATE, "--method", "magic"], "argument --method: invalid choice: 'magic'"),
-        (["generate"], "one of the arguments --prompt --prompt-file is required"),
+        ([*GENERATE, "--method", "magic"], "unknown method 'magic'; use clada"),
+        (["generate"], "one of the arguments --prompt --prompt-file --prompt-jsonl is required"),
         (["generate", "--prompt", " "], "the prompt is empty"),
         (["generate", "--prompt-file", "{files}/missing.txt"], "cannot read .*missing.txt: No such file"),
         (["generate", "--prompt-file", "{files}/folder"], "cannot read .*folder: Is a directory"),
@@ -87,11 +101,13 @@ def files(tmp_path):
         (["generate", "--prompt-file", "{files}/empty.txt"], "the prompt is empty"),
         (["generate", "--prompt-file", "{files}/blank.txt"], "the prompt is empty"),
         (["generate", "--prompt", "a", "--max-new-tokens", "0"], "0 is not at least 1"),
-        (["calibrate", "--text", "{files}/missing.txt"], "cannot read calibration text"),
-        (["calibrate", "--text", "{files}/latin1.txt"], "cannot read calibration text"),
+        (["calibrate", "--text", "{files}/missing.txt"], "cannot read text"),
+        (["calibrate", "--text", "{files}/latin1.txt"], "cannot read text"),
         (["calibrate", "--text", "{files}/short.jsonl"], "too little text"),
         (["calibrate", "--text", "{files}/short.jsonl", "--max-loss", "2"], "max-loss 2.0 is outside"),
-        (["calibrate", "--text", "{files}/folder"], "cannot read calibration text"),
+        (["calibrate", "--text", "{files}/short.jsonl", "--max-loss", "a"], "'a' is not a list of numbers"),
+        (["calibrate", "--text", "{files}/short.jsonl", "--methods", "fast"], "unknown method 'fast'"),
+        (["calibrate", "--text", "{files}/folder"], "cannot read text"),
         (["calibrate", "--text", "{files}/foreign"], "study of another model"),
         ([*GENERATE, "--seed", "-1"], "seed -1 is outside"),
         ([*GENERATE, "--temperature", "nan"], "a temperature of at least 0"),
@@ -290,13 +306,66 @@ def test_generate_reads_standard_input_and_chats():
     assert plain["active_fraction"] == 1
 
 
-def test_shipped_plan_is_of_the_embedded_model():
-    plan = resolve_plan(None, "smollm2-135m", Plan.load(shipped("smollm2-135m")).revision)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_plans_are_of_the_embedded_models(name):
+    plan = resolve_plan(None, name, Plan.load(shipped(name)).revision)
     assert plan is not None
-    assert plan.max_loss == 0.02
-    assert plan.loss["ppl_rise_upper"] <= 0.02
-    assert plan.loss["scored_tokens"] >= 16_000
-    assert 0 < plan.loss["active_fraction"] < 1
+    for budget in (0.01, 0.02, 0.05):
+        loss = plan.setting("clada", budget).loss
+        assert loss["ppl_rise_upper"] <= budget
+        assert loss["scored_tokens"] >= 16_000
+        assert 0 < loss["active_fraction"] < 1
+
+
+def test_prompts_of_a_jsonl_file_in_batches_with_metrics_and_plot(tmp_path, capsys):
+    texts = ["The minister said on Monday", "Police in the city", "Rain"]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"document": text}) + "\n" for text in texts))
+    args = ["generate", "--prompt-jsonl", str(path), "--field", "document", "--max-new-tokens", "4", "--plan", "none"]
+    metrics, plot = tmp_path / "metrics.csv", tmp_path / "load.png"
+    assert clada([*args, "--batch-size", "2", "--metrics", str(metrics), "--plot", str(plot)]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert clada(args) == 0
+    alone = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["text"] for r in results] == [r["text"] for r in alone]
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["prompt"], row["step"]) for row in rows] == [(str(p), str(s)) for p in range(3) for s in range(4)]
+    assert [int(row["token_id"]) for row in rows] == [s["token_id"] for r in results for s in r["steps"]]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_measures_every_method_on_the_same_tokens(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "The council met on Tuesday to discuss the new road, and nobody agreed on where it should go. " * 30
+    )
+    args = [
+        "bench", "--text", str(text), "--methods", "clada,clada-no-load", "--prompt-tokens", "24", "--new-tokens", "8",
+        "--repeats", "2", "--scored-tokens", "40", "--dtype", "bfloat16", "--coefficients", "none",
+        "--plot", str(tmp_path / "pareto.png"),
+    ]  # fmt: skip
+    assert clada([*args, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) >= {"machine", "bandwidth_gb_s", "model", "dtype", "coefficients", "plan", "rows", "peers"}
+    dense, *others = result["rows"]
+    assert dense["method"] == "dense"
+    assert dense["ratio_to_dense"] == dense["mlp_bytes_fraction"] == dense["active_fraction"] == 1
+    # bfloat16, every weight once: 30 layers of 3.54 million, the head, and the cache on top.
+    assert 2 * (30 * 3_538_944 + 49_152 * 576) < dense["bytes_per_token"] < 1.05 * 2 * (30 * 3_538_944 + 49_152 * 576)
+    for row in others:
+        assert set(row) >= {
+            "tokens_per_s", "tokens_per_s_all", "bandwidth_fraction", "ppl_rise", "ppl_rise_ci", "kl_to_dense",
+            "sparsity",
+        }  # fmt: skip
+        assert len(row["tokens_per_s_all"]) == 2
+        assert row["bytes_per_token"] < dense["bytes_per_token"]
+        assert row["mlp_bytes_fraction"] < 1
+        assert row["scored_tokens"] == 40
+        assert row["ppl_rise_ci"][0] <= row["ppl_rise"] <= row["ppl_rise_ci"][1]
+        assert row["kl_to_dense"] > 0
+    assert others[0]["kl_to_dense"] == others[1]["kl_to_dense"]  # without coefficients there is no load rule
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
 def shipped(name):
@@ -319,11 +388,12 @@ def test_a_plan_of_another_model_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
-def test_generate_refuses_families_it_cannot_decode(capsys, tmp_path, family):
+def test_generate_decodes_families_without_a_gate(capsys, tmp_path, family):
     tiny_model(family, vocab_size=49152).save_pretrained(tmp_path)
     load_tokenizer("smollm2-135m").save_pretrained(tmp_path)
     capsys.readouterr()
-    assert "cannot decode" in refused(capsys, clada, *GENERATE, "--model", tmp_path, "--plan", "none")
+    assert clada([*GENERATE, "--model", str(tmp_path), "--plan", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["new_tokens"] == 2
 
 
 def test_interrupted_with_ctrl_c_resumes(tmp_path):

@@ -71,7 +71,7 @@ def test_shared_prefixes_equal_whole_runs(family):
 def test_hooks_see_the_neurons_that_the_down_projection_reads(family):
     model = tiny_model(family)
     seen = {}
-    path = FAMILIES[family].down
+    path = FAMILIES[family].mlp[2]
     handle = (
         decoder_layers(model)[1]
         .get_submodule(path)

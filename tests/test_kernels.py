@@ -1,0 +1,184 @@
+"""The kernels against plain torch: every family, precision and selection, token by token."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CONFIGS, tiny_model, tokens
+
+from clada.decoder import Decoder, TorchDecoder
+from clada.kernels import Selection
+from clada.plan import Shares
+from clada.policies import make_policy
+from clada.weights import Basis, pack
+
+PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer than the sliding window of 16
+
+# float32: sums in another order, over a few hundred terms in each of a few layers. bfloat16 and int8: keys and values
+# are rounded to 8 bits of mantissa, and a float32 difference of 1e-7 can turn one over, 4e-3 of that value.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2}
+
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
+
+
+def basis_for(width, terms=9):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(width, width, generator=generator))[0][:terms]
+    return Basis(rows.contiguous(), torch.randn(width, generator=generator))
+
+
+def drop_some(weights, batch, seed=0):
+    """A selection that leaves out a good part of everything, differently for each sequence."""
+    rng = np.random.default_rng(seed)
+    dense = make_policy("dense", weights, None, Shares()).dense(batch)
+    layers, neurons = weights.down_norm.shape
+    spread = rng.uniform(0.5, 1.5, (batch, 1)).astype(np.float32)
+    gated = weights.gate[0] is not None
+    return dense._replace(
+        gate_weight=weights.down_norm,
+        gate_threshold=np.repeat(0.2 * spread if gated else 0 * spread, layers, 1),
+        threshold=np.repeat(1.0 * spread, layers, 1),
+        output_threshold=np.repeat(0.5 * spread, layers, 1),
+        input_threshold=np.repeat(np.repeat(0.3 * spread, layers, 1)[:, :, None], 2, 2),
+        needed=(rng.random((batch, layers, neurons)) < 0.9).astype(np.uint8),
+        screen_threshold=np.full(batch, 30, np.float32),
+        head_margin=np.full(batch, 4, np.float32),
+    )
+
+
+def compare(weights, selection_of, tolerance, threads=2, prompts=PROMPTS):
+    """Kernels and torch on the same tokens; returns the share of active neurons."""
+    batch = len(prompts)
+    kernels, reference = Decoder(weights, threads), TorchDecoder(weights)
+    dense = make_policy("dense", weights, None, Shares()).dense(batch)
+    ours, theirs = kernels.prefill(prompts, 12, dense), reference.prefill(prompts, 12, dense)
+    active = 0
+    for step in range(12):
+        a, b = ours.outcome, theirs.outcome
+        scale = np.abs(b.logits).max()
+        assert np.abs(a.logits - b.logits).max() <= tolerance * scale
+        assert np.abs(a.log_total - b.log_total).max() <= tolerance * scale
+        assert np.abs(a.entropy - b.entropy).max() <= 10 * tolerance * scale
+        assert (a.logits[np.arange(batch), a.best] == a.logits.max(1)).all()
+        following = [int(t) for t in b.best]
+        kernels.step(ours, following, selection_of(weights, batch))
+        reference.step(theirs, following, selection_of(weights, batch))
+        # A magnitude within rounding of its threshold may fall on either side; every precision has such cases.
+        assert np.abs(ours.outcome.active - theirs.outcome.active).max() <= (1 if tolerance < 1e-3 else 8)
+        active += ours.outcome.active.sum()
+        assert step or len(ours.tokens[0]) == len(prompts[0]) + 1
+    return active / (12 * batch * weights.down_norm.size)
+
+
+def everything(weights, batch):
+    return make_policy("dense", weights, None, Shares()).dense(batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_dense_steps_equal_torch_at_every_precision(family, dtype):
+    assert compare(pack(tiny_model(family, seed=1), dtype), everything, TOLERANCE[dtype]) == 1
+
+
+def test_opt_350m_has_its_norms_after_and_projections_around():
+    weights = pack(tiny_model("opt", seed=2, **OPT_350M), "float32")
+    assert compare(weights, everything, TOLERANCE["float32"]) == 1
+
+
+def continuous(weights, batch):
+    """Thresholds that drop much and where no value is near: neurons are masked, not tested."""
+    return drop_some(weights, batch)._replace(
+        gate_threshold=np.zeros((batch, len(weights.down)), np.float32),
+        threshold=np.zeros((batch, len(weights.down)), np.float32),
+        output_threshold=np.zeros((batch, len(weights.down)), np.float32),
+        input_threshold=np.zeros((batch, len(weights.down), 2), np.float32),
+    )
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_selections_equal_torch(family):
+    """Both tests, the prompt's neurons, output projection and screened head, different for each sequence."""
+    model = tiny_model(family, seed=3)
+    width = model.get_output_embeddings().weight.shape[1]
+    weights = pack(model, "float32", basis_for(width))
+    # One value that rounds across its threshold changes logits by the size of a threshold: a few per cent.
+    assert 0.1 < compare(weights, drop_some, 5e-2) < 0.9
+    assert 0.8 < compare(weights, continuous, TOLERANCE["float32"]) < 0.95
+    # A single sequence takes a way of its own through the MLP.
+    assert 0.1 < compare(weights, drop_some, 5e-2, prompts=PROMPTS[:1]) < 0.9
+    assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=PROMPTS[:1]) < 0.95
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_inputs_left_out_equal_torch(family):
+    weights = pack(tiny_model(family, seed=4), "float32", input_major=True)
+    assert compare(weights, everything, TOLERANCE["float32"]) == 1
+    without_mask = lambda w, batch: drop_some(w, batch)._replace(  # noqa: E731
+        needed=everything(w, batch).needed, gate_threshold=everything(w, batch).gate_threshold
+    )
+    assert 0.1 < compare(weights, without_mask, 5e-2) < 1
+
+
+def test_threads_and_batch_do_not_change_what_a_sequence_gets():
+    weights = pack(tiny_model("gemma3_text", seed=5), "float32")
+    alone = []
+    for threads in (1, 2, 3):
+        decoder = Decoder(weights, threads)
+        for prompt in PROMPTS:
+            state = decoder.prefill([prompt], 1, everything(weights, 1))
+            alone.append(state.outcome.logits[0].copy())
+        together = decoder.prefill(PROMPTS, 1, everything(weights, len(PROMPTS))).outcome.logits
+        for own, row in zip(alone[-len(PROMPTS) :], together, strict=True):
+            np.testing.assert_allclose(own, row, atol=1e-5 * np.abs(row).max())  # sums in another order
+    for own, other in zip(alone, alone[len(PROMPTS) :], strict=False):
+        np.testing.assert_allclose(own, other, atol=1e-5 * np.abs(own).max())
+
+
+def test_rows_that_are_not_needed_are_not_read():
+    """Poison what the tests leave out: nothing changes."""
+    model = tiny_model("llama", seed=6)
+    weights = pack(model, "float32", basis_for(32))
+    selection = everything(weights, 1)
+    needed = np.zeros((1, *weights.down_norm.shape), np.uint8)
+    needed[:, :, ::3] = 1
+    selection = selection._replace(needed=needed)
+    decoder = Decoder(weights, 2)
+
+    def logits():
+        state = decoder.prefill([PROMPTS[0]], 1, everything(weights, 1))
+        decoder.step(state, [7], selection)
+        return state.outcome.logits.copy(), state.outcome.bytes_read.copy()
+
+    before, read = logits()
+    state = decoder.prefill([PROMPTS[0]], 1, everything(weights, 1))
+    dropped = needed[0, 0] == 0
+    for tensor in (weights.tensors.gate, weights.tensors.up, weights.tensors.down):
+        tensor[:, dropped] = np.nan
+    decoder.step(state, [7], selection)
+    assert np.array_equal(state.outcome.logits, before)
+    row = 32 * 4
+    assert read[1] == 3 * 3 * 27 * row  # layers, matrices, neurons needed
+    assert np.isnan(weights.tensors.down).any()
+
+
+def test_more_room_is_asked_for_not_overrun():
+    decoder = Decoder(pack(tiny_model("llama"), "float32"), 1)
+    weights = decoder.weights
+    state = decoder.prefill([PROMPTS[0]], 1, everything(weights, 1))
+    decoder.step(state, [5], everything(weights, 1))
+    with pytest.raises(IndexError, match="no room for token 42"):
+        decoder.step(state, [5], everything(weights, 1))
+
+
+def test_int8_rows_round_to_half_a_step():
+    model = tiny_model("llama", seed=7)
+    weights = pack(model, "int8")
+    exact = model.model.layers[1].mlp.gate_proj.weight
+    packed = weights.gate[1].rows
+    assert packed.values.dtype == torch.int8
+    assert (packed.wide() - exact).abs().amax(1).le(packed.scale * 0.5001).all()
+    # Transposed rows have a scale per output too: one large output must not round the others away.
+    exact = model.model.layers[1].mlp.down_proj.weight
+    packed = weights.down[1].rows
+    assert (packed.wide().t() - exact).abs().amax(1).le(packed.scale * 0.5001).all()
+    assert len(packed.scale) == len(exact)
+    assert Selection._fields[0] == "gate_weight"
