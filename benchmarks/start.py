@@ -1,0 +1,68 @@
+"""What starting costs: time to the first token in a fresh process, and resident memory, against transformers.
+
+    python benchmarks/start.py                       # SmolLM2-135M, prompt of 512 tokens, every precision
+
+Each measurement is a process of its own, with warm caches (files, compiled kernels); the first of each kind is dropped.
+Memory is what resides after the last token, beyond what Python, torch and transformers take when they are imported.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from statistics import median
+
+ROUNDS = 4
+COMMON = """
+import json, os, sys, time, resource
+begin = time.perf_counter()
+def resident():
+    with open('/proc/self/statm') as f: return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+import torch, clada
+import clada.engine
+imported = resident()
+model, tokenizer = clada.load_model('smollm2-135m')
+ids = [(7 * i) % 40_000 + 100 for i in range(512)]
+"""
+OURS = """
+import gc
+engine = clada.Engine(model, tokenizer, method='dense', dtype=%r)
+del model; gc.collect()
+steps = engine.generate(ids, 16)
+first = next(steps); first_s = time.perf_counter() - begin
+list(steps); gc.collect()
+"""
+THEIRS = """
+with torch.inference_mode():
+    out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, 512, dtype=torch.long), max_new_tokens=1)
+first_s = time.perf_counter() - begin
+"""
+REPORT = "print(json.dumps({'first_token_s': first_s, 'resident_mb': resident() - imported}))"
+
+
+def run(code: str) -> dict[str, float]:
+    """Run one process and return what it reports."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Print one JSON line per engine."""
+    kinds = {"transformers float32": COMMON + THEIRS + REPORT}
+    kinds |= {f"clada {dtype}": COMMON + OURS % dtype + REPORT for dtype in ("float32", "bfloat16", "int8")}
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for round_ in range(ROUNDS + 1):
+        for kind, code in kinds.items():
+            result = run(code)
+            if round_:
+                found[kind].append(result)
+    base = median(r["first_token_s"] for r in found["transformers float32"])
+    for kind, results in found.items():
+        first = median(r["first_token_s"] for r in results)
+        resident = median(r["resident_mb"] for r in results)
+        print(json.dumps({"engine": kind, "first_token_s": first, "ratio": first / base, "resident_mb": resident}))
+
+
+if __name__ == "__main__":
+    main()
