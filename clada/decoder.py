@@ -16,8 +16,8 @@ from transformers import DynamicCache
 from transformers.activations import ACT2FN
 
 from clada.families import replaced_forwards
-from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Scratch, Selection, decode_step
-from clada.weights import Weights
+from clada.kernels import ATTENTION_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
+from clada.weights import Weights, aligned
 
 
 class Team:
@@ -183,7 +183,7 @@ class Decoder:
                     self._take(cache, memory.scratch, b, len(prompt) - 1)
             collected.append(found)
         kept = None if statistics is None else np.stack([found for found in collected if found is not None])
-        state = State([list(prompt[:-1]) for prompt in prompts], self._outcome(memory.scratch), kept, memory)
+        state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
@@ -200,13 +200,10 @@ class Decoder:
         for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):
             if len(sequence) >= memory.rotary_begin + len(memory.rotary):
                 raise IndexError(f"no room for token {len(sequence) + 1}; ask prefill for more")
-            scratch.position[b] = len(sequence)
+            scratch.token[b], scratch.position[b] = token, len(sequence)
             scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
             sequence.append(token)
-        x = self.weights.embed(torch.tensor(tokens), torch.from_numpy(scratch.position))
-        scratch.x[:] = x.numpy()
         self.team.run(decode_step, self.weights.tensors, self.weights.constants, scratch, selection)
-        state.outcome = self._outcome(scratch)
 
     def select(self, state: State, sequences: Sequence[int]) -> None:
         """Go on with some of the sequences only."""
@@ -214,41 +211,25 @@ class Decoder:
         fewer = self._scratch(len(sequences), scratch.values.shape[3])
         fewer.keys[:] = scratch.keys[sequences]
         fewer.values[:] = scratch.values[sequences]
-        fewer.logits[:] = scratch.logits[sequences]
-        for name in ("load", "best", "active"):
-            getattr(fewer, name)[:] = getattr(scratch, name)[:, sequences]
+        for name in ("logits", "log_total", "entropy", "best", "active"):
+            getattr(fewer, name)[:] = getattr(scratch, name)[sequences]
         state.memory = _Memory(fewer, state.memory.rotary, state.memory.rotary_begin)
         state.tokens = [state.tokens[b] for b in sequences]
         if state.statistics is not None:
             state.statistics = state.statistics[sequences]
-        state.outcome = self._outcome(fewer)
-
-    def _outcome(self, s: Scratch) -> Outcome:
-        """Merge what the threads found."""
-        peaks = s.load[:, :, 0]
-        peak = peaks.max(0)
-        shares = np.exp(peaks - peak)
-        total = (s.load[:, :, 1] * shares).sum(0)
-        # The mean of logit - peak: every thread's sums are about its own peak.
-        mean = (shares * (s.load[:, :, 2] + s.load[:, :, 1] * (peaks - peak))).sum(0) / np.maximum(total, 1e-30)
-        log_total = np.log(np.maximum(total, 1e-30))
-        thread = peaks.argmax(0)
-        return Outcome(
-            logits=s.logits,
-            log_total=peak + log_total,
-            entropy=np.maximum(log_total - mean, 0),
-            best=s.best[thread, np.arange(len(thread))],
-            active=s.active.sum(0),
-            bytes_read=s.reads.sum(0),
-        )
+        state.outcome = _outcome(fewer)
 
     def _take(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
         """Copy keys and values of n positions; sliding windows keep only their last ones."""
+        blocks = -(-n // LANES)
         for layer, kept in enumerate(cache.layers):
             keys, values = kept.keys[0], kept.values[0]
             held = slice(n - keys.shape[1], n)
-            scratch.keys[b, layer, :, :, held] = self._stored(keys.transpose(1, 2))
             scratch.values[b, layer, :, held] = self._stored(values)
+            padded = keys.new_zeros(keys.shape[0], blocks * LANES, keys.shape[2])
+            padded[:, held] = keys
+            blocked = padded.unflatten(1, (blocks, LANES)).transpose(2, 3).flatten(2)
+            scratch.keys[b, layer, :, :blocks] = self._stored(blocked)
 
     def _stored(self, x: torch.Tensor) -> np.ndarray:
         if self.weights.dtype == "float32":
@@ -259,24 +240,26 @@ class Decoder:
         w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
         layers, width, hidden = w.output.shape
         neurons, vocabulary = w.down.shape[1], w.head.shape[0]
-        # An odd number of cache lines a row: rows a power of two apart would fall onto the same places of the cache.
-        positions = -(-(positions - 32) // 64) * 64 + 32
-        kept = np.float32 if self.weights.dtype == "float32" else np.uint16
+        blocks = -(-positions // LANES)
+        positions = blocks * LANES
+        kept = np.dtype(np.float32 if self.weights.dtype == "float32" else np.uint16)
 
         def f(*shape: int) -> np.ndarray:
-            return np.zeros(shape, np.float32)
+            array = aligned(shape, np.dtype(np.float32))
+            array[:] = 0
+            return array
 
         rotary = self.weights.rotary(torch.zeros(1, dtype=torch.int64))
         return Scratch(
-            x=f(batch, hidden),
+            token=np.zeros(batch, np.int64),
             position=np.zeros(batch, np.int64),
             rotary=f(batch, *rotary.shape[1:]),
-            keys=np.empty((batch, layers, c.kv_heads, c.head_dim, positions), kept),
-            values=np.empty((batch, layers, c.kv_heads, positions, c.head_dim), kept),
+            keys=aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), kept),
+            values=aligned((batch, layers, c.kv_heads, positions, c.head_dim), kept),
             residual=f(threads, batch, hidden),
             normed=f(threads, batch, hidden),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
-            query=f(threads, width),
+            query=f(threads, c.heads, c.head_dim),
             scores=f(threads, c.heads // c.kv_heads, positions),
             peak=f(threads, batch, c.heads),
             total=f(threads, batch, c.heads),
@@ -286,16 +269,26 @@ class Decoder:
             h=f(batch, neurons),
             up=f(batch, neurons),
             alive=np.zeros((batch, neurons), np.int64),
-            rows=np.zeros((threads, max(neurons, width, hidden, len(w.screen))), np.int64),
-            head_input=f(batch, w.head.shape[1]),
+            rows=np.zeros((threads, max(neurons, width, hidden, vocabulary // threads + 64)), np.int64),
+            narrow=f(batch, w.head.shape[1]),
             screened=f(batch, len(w.screen)),
             terms=f(threads, len(w.screen)),
-            logits=f(batch, vocabulary),
             load=f(threads, batch, 3),
-            best=np.zeros((threads, batch), np.int64),
-            active=np.zeros((threads, batch), np.int64),
+            peaks=np.zeros((threads, batch), np.int64),
+            computed=np.zeros((threads, batch), np.int64),
             reads=np.zeros((threads, 4), np.int64),
+            logits=f(batch, vocabulary),
+            log_total=f(batch),
+            entropy=f(batch),
+            best=np.zeros(batch, np.int64),
+            active=np.zeros(batch, np.int64),
+            bytes_read=np.zeros(4, np.int64),
         )
+
+
+def _outcome(s: Scratch) -> Outcome:
+    """The arrays that a step writes its results to."""
+    return Outcome(s.logits, s.log_total, s.entropy, s.best, s.active, s.bytes_read)
 
 
 class TorchDecoder:

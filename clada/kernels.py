@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,10 @@ class Tensors(NamedTuple):
     out instead of neurons.
     """
 
+    embedding: np.ndarray  # [V, E]; the head again where they are one
+    embedding_scale: np.ndarray  # [V]
+    positions: np.ndarray  # [P, H] float32, learned; or [0, H]
+    before_layers: np.ndarray  # [H, E], or [0, E]: what is between the embedding and the first layer
     qkv: np.ndarray  # [L, Q + 2 K, H]
     qkv_scale: np.ndarray
     qkv_bias: np.ndarray  # [L, Q + 2 K]
@@ -82,6 +87,7 @@ class Tensors(NamedTuple):
 class Constants(NamedTuple):
     """What else the architecture says."""
 
+    embedding_factor: Any  # float32, of all embeddings
     heads: int
     kv_heads: int
     head_dim: int
@@ -118,15 +124,15 @@ class Selection(NamedTuple):
 class Scratch(NamedTuple):
     """Inputs, outputs and what lies between; T threads, C positions."""
 
-    x: np.ndarray  # [B, H], embedded tokens
+    token: np.ndarray  # [B]
     position: np.ndarray  # [B]
     rotary: np.ndarray  # [B, R, 2, rotary width], cosines and sines
-    keys: np.ndarray  # [B, L, kv heads, D, C]
+    keys: np.ndarray  # [B, L, kv heads, C / 16, D * 16], blocks of positions, which lie side by side for each of D
     values: np.ndarray  # [B, L, kv heads, C, D]
     residual: np.ndarray  # [T, B, H]
     normed: np.ndarray  # [T, B, H]
     qkv: np.ndarray  # [B, Q + 2 K]
-    query: np.ndarray  # [T, Q]
+    query: np.ndarray  # [T, heads, D]
     scores: np.ndarray  # [T, heads per kv head, C]
     peak: np.ndarray  # [T, B, heads]
     total: np.ndarray  # [T, B, heads]
@@ -137,14 +143,19 @@ class Scratch(NamedTuple):
     up: np.ndarray  # [B, N]
     alive: np.ndarray  # [B, N]
     rows: np.ndarray  # [T, N], neurons to read
-    head_input: np.ndarray  # [B, E]
+    narrow: np.ndarray  # [B, E], token embeddings, later the head's input, where E is not H
     screened: np.ndarray  # [B, K]
     terms: np.ndarray  # [T, K], the same with the screen's scales
-    logits: np.ndarray  # [B, V]
     load: np.ndarray  # [T, B, 3], sums of the softmax
-    best: np.ndarray  # [T, B], most likely token
-    active: np.ndarray  # [T, B], neurons that added to the output
+    peaks: np.ndarray  # [T, B], most likely token
+    computed: np.ndarray  # [T, B], neurons that added to the output
     reads: np.ndarray  # [T, 4], bytes read
+    logits: np.ndarray  # [B, V]
+    log_total: np.ndarray  # [B], log of the sum of exp(logits)
+    entropy: np.ndarray  # [B], nats
+    best: np.ndarray  # [B], most likely token
+    active: np.ndarray  # [B]
+    bytes_read: np.ndarray  # [4]
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------
@@ -207,6 +218,18 @@ def _scale_typed(rows, scales, i):  # type: ignore[no-untyped-def]
     return lambda rows, scales, i: np.float32(1)
 
 
+def _bias(bias, i):  # type: ignore[no-untyped-def]
+    """The bias of output i, of biases or of the one that all outputs have."""
+    raise NotImplementedError
+
+
+@overload(_bias, inline="always")
+def _bias_typed(bias, i):  # type: ignore[no-untyped-def]
+    if isinstance(bias, types.Array):
+        return lambda bias, i: bias[i]
+    return lambda bias, i: bias
+
+
 @njit(fastmath=FASTMATH, inline="always")
 def _exp(x):  # type: ignore[no-untyped-def]
     """Exp in float32 to 2 units in the last place; unlike math.exp it turns into vector instructions.
@@ -267,7 +290,10 @@ def _add_scaled(out, row, factor):  # type: ignore[no-untyped-def]
 
 
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
+LINE = 64  # bytes of a cache line
+AHEAD = 8  # rows between the one that is used and the one that is asked for
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_BYTE = ir.IntType(8).as_pointer()
 _CONTRACT = ("contract", "nsz")
 
 
@@ -275,9 +301,13 @@ def _shaped(kind: Any, lanes: int) -> Any:
     return kind if lanes == 1 else ir.VectorType(kind, lanes)
 
 
+def _item_bytes(stored: Any) -> int:
+    return 4 if stored == types.float32 else int(stored.bitwidth) // 8
+
+
 def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any:
     """Instructions that load elements from `start + j` on as float32."""
-    size = 4 if stored == types.float32 else stored.bitwidth // 8
+    size = _item_bytes(stored)
     kind = _F32 if stored == types.float32 else ir.IntType(8 * size)
     place = builder.bitcast(builder.gep(start, [j]), _shaped(kind, lanes).as_pointer())
     v = builder.load(place, align=size)
@@ -289,27 +319,53 @@ def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any
     return v
 
 
+def _spread(builder: Any, v: Any, lanes: int) -> Any:
+    """Instructions for a vector of one value."""
+    if lanes == 1:
+        return v
+    undefined = ir.Constant(_shaped(_F32, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, v, _I32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
+
+
 def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
     """Instructions for the address of an element of a two-dimensional array."""
     made = context.make_array(array_type)(context, builder, array)
     stride = builder.extract_value(made.strides, 0)
-    size = array_type.dtype.bitwidth // 8
+    size = _item_bytes(array_type.dtype)
     kind = _F32 if array_type.dtype == types.float32 else ir.IntType(8 * size)
     offset = builder.add(builder.mul(row, stride), builder.mul(column, _INDEX(size)))
     return builder.inttoptr(builder.add(builder.ptrtoint(made.data, _INDEX), offset), kind.as_pointer())
 
 
-def _in_lanes(builder: Any, n: Any, body: Any) -> None:
-    """body(j, lanes) for vectors of LANES, then for what is left one by one."""
-    whole = builder.and_(n, _INDEX(-LANES))
-    for begin, end, lanes in ((_INDEX(0), whole, LANES), (whole, n, 1)):
+def _ask_for(builder: Any, address: Any) -> None:
+    """An instruction that fetches a line into the second cache; on the first one's few places loads would wait."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [address, _I32(0), _I32(2), _I32(1)])  # for reading, second cache, data
+
+
+def _in_lanes(builder: Any, n: Any, stored: Any, ahead: Sequence[Any], body: Any) -> None:
+    """body(j, lanes) for n elements in vectors of LANES, then for what is left one by one.
+
+    With every line of what is read the same line of the rows `ahead` is asked for. The processor guesses by itself
+    only what follows where nothing is left out, and asking for whole rows at once makes loads wait.
+    """
+    line = LINE // _item_bytes(stored)
+    lines, whole = builder.and_(n, _INDEX(-line)), builder.and_(n, _INDEX(-LANES))
+    with cgutils.for_range_slice(builder, _INDEX(0), lines, _INDEX(line), _INDEX) as (j, _):
+        for start in ahead:
+            _ask_for(builder, builder.bitcast(builder.gep(start, [j]), _BYTE))
+        for part in range(0, line, LANES):
+            body(builder.add(j, _INDEX(part)), LANES)
+    for begin, end, lanes in ((lines, whole, LANES), (whole, n, 1)):
         with cgutils.for_range_slice(builder, begin, end, _INDEX(lanes), _INDEX) as (j, _):
             body(j, lanes)
 
 
 @intrinsic
-def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _factors: Any) -> Any:
-    """out[j] += sum over k of factors[k] rows[indices[k], begin + j], with four rows in flight.
+def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _factors: Any, ahead: Any) -> Any:
+    """out[j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
 
     Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Four rows share
     one pass over `out`, which would else be loaded and stored for each.
@@ -317,52 +373,60 @@ def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         out = context.make_array(signature.args[0])(context, builder, args[0])
-        starts = [
-            _row_start(context, builder, signature.args[1], args[1], builder.extract_value(args[3], k), args[2])
-            for k in range(4)
-        ]
+        stored = signature.args[1].dtype
+        starts, ahead = (
+            [
+                _row_start(context, builder, signature.args[1], args[1], builder.extract_value(args[i], k), args[2])
+                for k in range(signature.args[i].count)
+            ]
+            for i in (3, 5)
+        )
         factors = [builder.extract_value(args[4], k) for k in range(4)]
 
         def accumulate(j: Any, lanes: int) -> None:
-            def spread(v: Any) -> Any:
-                if lanes == 1:
-                    return v
-                undefined = ir.Constant(_shaped(_F32, lanes), ir.Undefined)
-                one = builder.insert_element(undefined, v, _I32(0))
-                return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
-
             place = builder.bitcast(builder.gep(out.data, [j]), _shaped(_F32, lanes).as_pointer())
             total = builder.load(place, align=4)
             for start, factor in zip(starts, factors, strict=True):
-                v = _load_wide(builder, start, j, signature.args[1].dtype, lanes)
-                total = builder.fadd(total, builder.fmul(v, spread(factor), flags=_CONTRACT), flags=_CONTRACT)
+                v = _load_wide(builder, start, j, stored, lanes)
+                total = builder.fadd(
+                    total, builder.fmul(v, _spread(builder, factor, lanes), flags=_CONTRACT), flags=_CONTRACT
+                )
             builder.store(total, place, align=4)
 
-        _in_lanes(builder, builder.extract_value(out.shape, 0), accumulate)
+        _in_lanes(builder, builder.extract_value(out.shape, 0), stored, ahead, accumulate)
         return context.get_dummy_value()
 
     four = types.UniTuple
-    return types.void(_out, rows, types.int64, four(types.int64, 4), four(types.float32, 4)), codegen
+    i, f = four(types.int64, 4), four(types.float32, 4)
+    return types.void(_out, rows, types.int64, i, f, ahead), codegen
 
 
 @intrinsic
-def _dot_four(_context: Any, rows: Any, _i: Any, x: Any, _indices: Any) -> Any:
-    """Row i with four rows of x: the row is loaded and widened once for all four sequences."""
+def _dot_four(_context: Any, rows: Any, _indices: Any, x: Any, _sequences: Any, ahead: Any) -> Any:
+    """Row indices[k] times x[sequences[k]] for four k; rows `ahead` are asked for meanwhile.
+
+    Of four rows and one sequence, x is loaded once; of one row and four sequences, the row is.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zero = _INDEX(0)
-        row = _row_start(context, builder, signature.args[0], args[0], args[1], zero)
-        inputs = [
-            _row_start(context, builder, signature.args[2], args[2], builder.extract_value(args[3], k), zero)
-            for k in range(4)
-        ]
+        stored = signature.args[0].dtype
+
+        def starts(array: int, indices: int) -> list[Any]:
+            kind = signature.args[array]
+            return [
+                _row_start(context, builder, kind, args[array], builder.extract_value(args[indices], k), _INDEX(0))
+                for k in range(signature.args[indices].count)
+            ]
+
+        inputs = starts(2, 3)
         vector = _shaped(_F32, LANES)
         wide = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(4)]
         single = [cgutils.alloca_once_value(builder, ir.Constant(_F32, 0.0)) for _ in range(4)]
+        weights = starts(0, 1)
 
         def accumulate(j: Any, lanes: int) -> None:
-            v = _load_wide(builder, row, j, signature.args[0].dtype, lanes)
-            for start, total in zip(inputs, single if lanes == 1 else wide, strict=True):
+            for row, start, total in zip(weights, inputs, single if lanes == 1 else wide, strict=True):
+                v = _load_wide(builder, row, j, stored, lanes)
                 u = _load_wide(builder, start, j, types.float32, lanes)
                 product = builder.fmul(v, u, flags=_CONTRACT)
                 builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
@@ -371,7 +435,7 @@ def _dot_four(_context: Any, rows: Any, _i: Any, x: Any, _indices: Any) -> Any:
             builder.store(ir.Constant(vector, None), wide[k])
             builder.store(ir.Constant(_F32, 0.0), single[k])
         shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
-        _in_lanes(builder, builder.extract_value(shape, 1), accumulate)
+        _in_lanes(builder, builder.extract_value(shape, 1), stored, starts(0, 4), accumulate)
         sums = []
         for k in range(4):
             total, lanes = builder.load(wide[k]), LANES
@@ -389,47 +453,125 @@ def _dot_four(_context: Any, rows: Any, _i: Any, x: Any, _indices: Any) -> Any:
         return cgutils.pack_array(builder, sums)
 
     four = types.UniTuple
-    return four(types.float32, 4)(rows, types.int64, x, four(types.int64, 4)), codegen
+    i = four(types.int64, 4)
+    return four(types.float32, 4)(rows, i, x, i, ahead), codegen
 
 
 @intrinsic
-def _prefetch(_context: Any, rows: Any, _i: Any) -> Any:
-    """Ask for row i: the processor guesses the next row by itself only where none is left out."""
+def _score_block(
+    _context: Any,
+    scores: Any,
+    _rows: Any,
+    _at: Any,
+    query: Any,
+    heads: Any,
+    keys: Any,
+    _block: Any,
+    _later: Any,
+    values: Any,
+    _first: Any,
+) -> Any:
+    """scores[rows[k], at + i] = query[heads[k]] times key i of a block, for some heads that share keys.
+
+    Meanwhile a later block of keys, and the values of this one's positions, from the first on, are asked for.
+    """
+    count = heads.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = _row_start(context, builder, signature.args[0], args[0], args[1], _INDEX(0))
-        start = builder.bitcast(start, ir.IntType(8).as_pointer())
-        shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
-        size = _INDEX(signature.args[0].dtype.bitwidth // 8)
-        length = builder.mul(builder.extract_value(shape, 1), size)
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        with cgutils.for_range_slice(builder, _INDEX(0), length, _INDEX(64), _INDEX) as (j, _):
-            # For reading, to be kept in all caches, data.
-            builder.call(function, [builder.gep(start, [j]), _I32(0), _I32(3), _I32(1)])
+        scores_type, _, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
+        stored = keys_type.dtype
+        block = _row_start(context, builder, keys_type, args[5], args[6], _INDEX(0))
+        later = _row_start(context, builder, keys_type, args[5], args[7], _INDEX(0))
+        first = _row_start(context, builder, values_type, args[8], args[9], _INDEX(0))
+        queries = [
+            _row_start(context, builder, query_type, args[3], builder.extract_value(args[4], k), _INDEX(0))
+            for k in range(count)
+        ]
+        vector = _shaped(_F32, LANES)
+        # Even and odd dimensions apart: an addition waits for the one before it.
+        totals = [[cgutils.alloca_once(builder, vector) for _ in range(count)] for _ in range(2)]
+        for total in (*totals[0], *totals[1]):
+            builder.store(ir.Constant(vector, None), total)
+
+        def accumulate(d: Any, parity: int) -> None:
+            j = builder.mul(d, _INDEX(LANES))
+            both = LANES * _item_bytes(stored) == LINE
+            for start in (later, first) if both else (first,) if parity else (later,):  # every line once
+                _ask_for(builder, builder.bitcast(builder.gep(start, [j]), _BYTE))
+            v = _load_wide(builder, block, j, stored, LANES)
+            for start, total in zip(queries, totals[parity], strict=True):
+                product = builder.fmul(
+                    v, _spread(builder, builder.load(builder.gep(start, [d])), LANES), flags=_CONTRACT
+                )
+                builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+
+        width = builder.extract_value(context.make_array(query_type)(context, builder, args[3]).shape, 1)
+        even = builder.and_(width, _INDEX(-2))
+        with cgutils.for_range_slice(builder, _INDEX(0), even, _INDEX(2), _INDEX) as (d, _):
+            accumulate(d, 0)
+            accumulate(builder.add(d, _INDEX(1)), 1)
+        with cgutils.for_range_slice(builder, even, width, _INDEX(1), _INDEX) as (d, _):
+            accumulate(d, 0)
+        for k in range(count):
+            place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[1], k), args[2])
+            total = builder.fadd(builder.load(totals[0][k]), builder.load(totals[1][k]))
+            builder.store(total, builder.bitcast(place, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    i, some = types.int64, types.UniTuple(types.int64, count)
+    return types.void(scores, some, i, query, some, keys, i, i, values, i), codegen
+
+
+@intrinsic
+def _ask_row(_context: Any, rows: Any, _i: Any) -> Any:
+    """Ask for row i."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        start = builder.bitcast(_row_start(context, builder, kind, args[0], args[1], _INDEX(0)), _BYTE)
+        shape = context.make_array(kind)(context, builder, args[0]).shape
+        length = builder.mul(builder.extract_value(shape, 1), _INDEX(_item_bytes(kind.dtype)))
+        with cgutils.for_range_slice(builder, _INDEX(0), length, _INDEX(LINE), _INDEX) as (j, _):
+            _ask_for(builder, builder.gep(start, [j]))
         return context.get_dummy_value()
 
     return types.void(rows, types.int64), codegen
 
 
+@njit
+def _ask_for_first(rows, begin):  # type: ignore[no-untyped-def]
+    """Ask for the rows that the next part will begin with, while this one ends or waits."""
+    for i in range(begin, min(begin + AHEAD, rows.shape[0])):
+        _ask_row(rows, i)
+
+
+@njit(inline="always")
+def _four(which, r):  # type: ignore[no-untyped-def]
+    """Four entries from the r-th on, the last one again where there are fewer."""
+    last = which.shape[0] - 1
+    return which[min(r, last)], which[min(r + 1, last)], which[min(r + 2, last)], which[min(r + 3, last)]
+
+
 @njit(fastmath=FASTMATH)
 def _project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
-    """out[i] = rows[i] x + bias[i] for the listed rows i, of one sequence."""
-    n = which.shape[0]
-    for r in range(n):
-        if r + 3 < n:
-            _prefetch(rows, which[r + 3])
-        i = which[r]
-        out[i] = _dot(rows[i], x) * _scale(rows, scales, i) + bias[i]
+    """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of one sequence."""
+    for r in range(0, which.shape[0], 4):
+        i0, i1, i2, i3 = _four(which, r)
+        ahead = _four(which, r + AHEAD)
+        d0, d1, d2, d3 = _dot_four(rows, (i0, i1, i2, i3), x, (0, 0, 0, 0), ahead)
+        out[i0] = d0 * _scale(rows, scales, i0) + _bias(bias, i0)
+        out[i1] = d1 * _scale(rows, scales, i1) + _bias(bias, i1)
+        out[i2] = d2 * _scale(rows, scales, i2) + _bias(bias, i2)
+        out[i3] = d3 * _scale(rows, scales, i3) + _bias(bias, i3)
 
 
 @njit(fastmath=FASTMATH)
-def _dots(out, rows, scale, bias, i, x, which, n):  # type: ignore[no-untyped-def]
-    """out[b, i] = row i times x[b] for the n listed sequences b."""
+def _dots(out, rows, scale, bias, i, ahead, x, which, n):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b] for the n listed sequences b; row `ahead` comes later."""
     r = 0
     while r + 4 <= n:
         b0, b1, b2, b3 = which[r], which[r + 1], which[r + 2], which[r + 3]
-        d0, d1, d2, d3 = _dot_four(rows, i, x, (b0, b1, b2, b3))
+        d0, d1, d2, d3 = _dot_four(rows, (i, i, i, i), x, (b0, b1, b2, b3), (ahead,))
         out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
         out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
         r += 4
@@ -443,17 +585,13 @@ def _dots(out, rows, scale, bias, i, x, which, n):  # type: ignore[no-untyped-de
 def _add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
     """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
     n = which.shape[0]
-    r = 0
-    while r + 4 <= n:
+    whole = n - n % 4
+    for r in range(0, whole, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
-        if r + 8 <= n and begin == 0:
-            for k in range(r + 4, r + 8):
-                _prefetch(rows, which[k])
-        _add_four(out, rows, begin, (i0, i1, i2, i3), (factors[i0], factors[i1], factors[i2], factors[i3]))
-        r += 4
-    while r < n:
+        four = (factors[i0], factors[i1], factors[i2], factors[i3])
+        _add_four(out, rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
+    for r in range(whole, n):
         _add_scaled(out, rows[which[r], begin : begin + out.shape[0]], factors[which[r]])
-        r += 1
 
 
 @njit(fastmath=FASTMATH)
@@ -543,9 +681,12 @@ def _row_bytes(rows):  # type: ignore[no-untyped-def]
 def _project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
     batch = x.shape[0]
-    every = np.arange(batch)
-    for i in range(begin, end):
-        _dots(out, rows, _scale(rows, scales, i), bias[i], i, x, every, batch)
+    if batch == 1:
+        _project_rows(out[0], rows, scales, bias, x, np.arange(begin, end))
+    else:
+        every = np.arange(batch)
+        for i in range(begin, end):
+            _dots(out, rows, _scale(rows, scales, i), _bias(bias, i), i, min(i + AHEAD, end - 1), x, every, batch)
     return (end - begin) * _row_bytes(rows)
 
 
@@ -572,17 +713,20 @@ def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin,
 def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
     """Attention of every sequence over this thread's share of its positions."""
     dim, group = c.head_dim, c.heads // c.kv_heads
-    query = s.query[t]
-    for b in range(s.x.shape[0]):
-        position = s.position[b]
-        begin = max(0, position + 1 - c.window[layer])
-        n = position + 1 - begin
-        first, last = begin + n * t // threads, begin + n * (t + 1) // threads
-        s.reads[t, READ_CACHE] += 2 * (last - first) * c.kv_heads * dim * s.keys.itemsize
-        for i in range(c.heads * dim):
-            query[i] = s.qkv[b, i]
+    query, scores = s.query[t], s.scores[t]
+    for b in range(s.token.shape[0]):
+        end = s.position[b] + 1
+        begin = max(0, end - c.window[layer])
+        first_block, blocks = begin // LANES, (end - 1) // LANES + 1 - begin // LANES
+        own, after = first_block + blocks * t // threads, first_block + blocks * (t + 1) // threads
+        at = own * LANES
+        first, last = max(begin, at), min(end, after * LANES)
+        n = max(0, last - first)
+        s.reads[t, READ_CACHE] += 2 * n * c.kv_heads * dim * s.values.itemsize
         for head in range(c.heads):
-            q = query[head * dim : (head + 1) * dim]
+            q = query[head]
+            for j in range(dim):
+                q[j] = s.qkv[b, head * dim + j]
             if c.has_head_norms:
                 _norm(q, q, w.head_norms[layer, 0], c.rms, c.eps)
             if c.rotary[layer] >= 0:
@@ -591,43 +735,51 @@ def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
                 q[j] *= c.scaling[layer]
         if t == threads - 1:  # its share ends with the token itself
             _remember(b, layer, w, c, s)
+        keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
         for kv in range(c.kv_heads):
-            keys, values = s.keys[b, layer, kv], s.values[b, layer, kv]
+            values = s.values[b, layer, kv]
+            for i in range(own, after):
+                to, block = i * LANES - at, kv * s.keys.shape[3] + i
+                later = block + 4
+                if i + 4 >= after:  # the next head's share
+                    later += s.keys.shape[3] - (after - own)
+                g = 0
+                while g + 4 <= group:
+                    h = kv * group + g
+                    rows, heads = (g, g + 1, g + 2, g + 3), (h, h + 1, h + 2, h + 3)
+                    _score_block(scores, rows, to, query, heads, keys, block, later, values, i * LANES)
+                    g += 4
+                while g + 2 <= group:
+                    h = kv * group + g
+                    _score_block(scores, (g, g + 1), to, query, (h, h + 1), keys, block, later, values, i * LANES)
+                    g += 2
+                if g < group:
+                    _score_block(scores, (g,), to, query, (kv * group + g,), keys, block, later, values, i * LANES)
             for g in range(group):
                 head = kv * group + g
-                q = query[head * dim : (head + 1) * dim]
-                scores = s.scores[t, g][: last - first]
-                scores[:] = 0
-                # Keys are stored by dimension, so that positions lie side by side in vectors.
-                j = 0
-                while j + 4 <= dim:
-                    _add_four(scores, keys, first, (j, j + 1, j + 2, j + 3), (q[j], q[j + 1], q[j + 2], q[j + 3]))
-                    j += 4
-                while j < dim:
-                    _add_scaled(scores, keys[j, first:last], q[j])
-                    j += 1
+                weights = scores[g, first - at : first - at + n]
                 if c.softcap > 0:
-                    for i in range(scores.shape[0]):
-                        scores[i] = c.softcap * _tanh(scores[i] / c.softcap)
+                    for i in range(n):
+                        weights[i] = c.softcap * _tanh(weights[i] / c.softcap)
                 peak = np.float32(-np.inf)
-                for i in range(scores.shape[0]):
-                    peak = max(peak, scores[i])
+                for i in range(n):
+                    peak = max(peak, weights[i])
                 total = np.float32(0)
-                for i in range(scores.shape[0]):
-                    scores[i] = _exp(scores[i] - peak)
-                    total += scores[i]
+                for i in range(n):
+                    weights[i] = _exp(weights[i] - peak)
+                    total += weights[i]
                 s.peak[t, b, head] = peak
                 s.total[t, b, head] = total
                 mixed = s.mixed[t, b, head]
                 mixed[:] = 0
                 i = 0
-                while i + 4 <= scores.shape[0]:
-                    at = first + i
-                    weights = (scores[i], scores[i + 1], scores[i + 2], scores[i + 3])
-                    _add_four(mixed, values, 0, (at, at + 1, at + 2, at + 3), weights)
+                while i + 4 <= n:
+                    r = first + i
+                    four = (weights[i], weights[i + 1], weights[i + 2], weights[i + 3])
+                    _add_four(mixed, values, 0, (r, r + 1, r + 2, r + 3), four, (r,))
                     i += 4
-                while i < scores.shape[0]:
-                    _add_scaled(mixed, values[first + i], scores[i])
+                while i < n:
+                    _add_scaled(mixed, values[first + i], weights[i])
                     i += 1
 
 
@@ -643,10 +795,10 @@ def _remember(b, layer, w, c, s):  # type: ignore[no-untyped-def]
         if c.rotary[layer] >= 0:
             _rotate(k, s.rotary[b, c.rotary[layer]])
         v = s.qkv[b, offset + c.kv_heads * dim : offset + c.kv_heads * dim + dim]
-        keys, values = s.keys[b, layer, kv], s.values[b, layer, kv]
+        keys, values = s.keys[b, layer, kv, position // LANES], s.values[b, layer, kv, position]
         for j in range(dim):
-            keys[j, position] = _narrow(k[j], keys)
-            values[position, j] = _narrow(v[j], values)
+            keys[j * LANES + position % LANES] = _narrow(k[j], keys)
+            values[j] = _narrow(v[j], values)
 
 
 @njit(fastmath=FASTMATH)
@@ -656,13 +808,13 @@ def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-un
     width = c.heads * dim
     begin, end = width * t // threads, width * (t + 1) // threads
     rows, weight = w.output[layer], select.output_weight[layer]
-    mine = s.query[t]  # done with as queries
+    mine = s.query[t].reshape(width)  # done with as queries
     which = s.rows[t]
     read = 0
-    for b in range(s.x.shape[0]):
+    for b in range(s.token.shape[0]):
         out = s.after_attention[t, b]
         out[:] = 0
-    for b in range(s.x.shape[0]):
+    for b in range(s.token.shape[0]):
         for head in range(begin // dim, (end - 1) // dim + 1):
             peak = s.peak[0, b, head]
             for other in range(1, threads):
@@ -694,7 +846,7 @@ def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-un
 @njit(fastmath=FASTMATH)
 def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     """This thread's neurons, into its partial sums; each row is read once for all sequences that need it."""
-    x, batch, neurons = s.normed[t], s.x.shape[0], w.up.shape[1]
+    x, batch, neurons = s.normed[t], s.token.shape[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]
     which = np.empty(batch, np.int64)
@@ -722,7 +874,7 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
                 if s.alive[b, i]:
                     which[n] = b
                     n += 1
-            _dots(s.h, gate, _scale(gate, scales, i), bias[i], i, x, which, n)
+            _dots(s.h, gate, _scale(gate, scales, i), bias[i], i, rows[min(r + AHEAD, count - 1)], x, which, n)
         for b in range(batch):
             _activate(s.h[b, begin:end], c.activation)
         kept = 0
@@ -750,7 +902,7 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
             if s.alive[b, i]:
                 which[n] = b
                 n += 1
-        _dots(result, up, _scale(up, scales, i), bias[i], i, x, which, n)
+        _dots(result, up, _scale(up, scales, i), bias[i], i, rows[min(r + AHEAD, count - 1)], x, which, n)
     if gated:
         for b in range(batch):
             for r in range(count):
@@ -765,7 +917,7 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
         any_needed = 0
         for b in range(batch):
             s.alive[b, i] &= abs(s.h[b, i]) * weight[i] >= select.threshold[b, layer]
-            s.active[t, b] += s.alive[b, i]
+            s.computed[t, b] += s.alive[b, i]
             any_needed |= s.alive[b, i]
             if not s.alive[b, i]:
                 s.h[b, i] = 0
@@ -790,7 +942,7 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     """The same for a single sequence, without the books that a batch needs: a quarter of its time."""
-    x, h, neurons = s.normed[t, 0], s.h[0], w.up.shape[1]
+    x, h, neurons = s.normed[t], s.h[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]
     count = 0
@@ -808,6 +960,7 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
     if w.gate.shape[1] > 0:
         gate, scales = w.gate[layer], w.gate_scale[layer]
         _project_rows(h, gate, scales, w.gate_bias[layer], x, rows[:count])
+        _ask_for_first(up, begin)
         s.reads[t, READ_MLP] += count * _row_bytes(gate)
         _activate(h[begin:end], c.activation)
         weight, threshold = select.gate_weight[layer], select.gate_threshold[0, layer]
@@ -823,6 +976,8 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
     else:
         _project_rows(h, up, up_scale, up_bias, x, rows[:count])
         _activate(h[begin:end], c.activation)
+    down = w.down[layer]
+    _ask_for_first(down, begin)
     s.reads[t, READ_MLP] += count * _row_bytes(up)
     weight, threshold = select.weight[layer], select.threshold[0, layer]
     kept = 0
@@ -830,8 +985,7 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
         i = rows[r]
         rows[kept] = i
         kept += abs(h[i]) * weight[i] >= threshold
-    s.active[t, 0] += kept
-    down = w.down[layer]
+    s.computed[t, 0] += kept
     s.reads[t, READ_MLP] += kept * _row_bytes(down)
     out[:] = 0
     _add_rows(out, down, 0, rows[:kept], h)
@@ -840,7 +994,7 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
 @njit(fastmath=FASTMATH)
 def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     """The same on input-major tensors: inputs of the three projections are left out, not neurons."""
-    x, batch, neurons = s.normed[t], s.x.shape[0], w.down.shape[1]
+    x, batch, neurons = s.normed[t], s.token.shape[0], w.down.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]
     weight, threshold = select.input_weight[layer, MLP_INPUT], select.input_threshold[:, layer, MLP_INPUT]
@@ -869,7 +1023,7 @@ def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untype
         out = s.after_mlp[t, b]
         out[:] = 0
         _add_rows(out, down, 0, rows[:n], s.h[b])
-        s.active[t, b] += n
+        s.computed[t, b] += n
         read = max(read, n)
     s.reads[t, READ_MLP] += read * _row_bytes(down)
 
@@ -877,7 +1031,7 @@ def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untype
 @njit(fastmath=FASTMATH)
 def _into_residual(t, threads, layer, partial, rows, scales, bias, after, residual_after, w, c, s):  # type: ignore[no-untyped-def]
     """Add a sublayer's output, summed over threads, to this thread's residual stream."""
-    for b in range(s.x.shape[0]):
+    for b in range(s.token.shape[0]):
         y = s.normed[t, b]
         y[:] = 0
         for other in range(threads):
@@ -898,7 +1052,7 @@ def _into_residual(t, threads, layer, partial, rows, scales, bias, after, residu
 @njit(fastmath=FASTMATH)
 def _into_normed(t, layer, before, w, c, s):  # type: ignore[no-untyped-def]
     """The input of a sublayer."""
-    for b in range(s.x.shape[0]):
+    for b in range(s.token.shape[0]):
         if c.has_norm[before]:
             _norm(s.normed[t, b], s.residual[t, b], w.norms[layer, before], c.rms, c.eps)
         else:
@@ -925,7 +1079,7 @@ def _softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-untyped-def]
     """Logits by the screen's largest terms, then in full where the probability they give is not negligible."""
-    batch, terms, vocabulary = s.x.shape[0], w.screen.shape[0], w.head.shape[0]
+    batch, terms, vocabulary = s.token.shape[0], w.screen.shape[0], w.head.shape[0]
     for b in range(batch):
         for k in range(terms * t // threads, terms * (t + 1) // threads):
             z = np.float32(0)
@@ -972,9 +1126,9 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
         # Frequent words tend to come first, so blocks in turn give every thread its share of the likely ones.
         for block in range(t * 64, vocabulary, threads * 64):
             for i in range(block, min(block + 64, vocabulary)):
-                if logits[i] >= floor:
-                    logits[i] = _dot(w.head[i], x[b]) * _scale(w.head, w.head_scale, i)
-                    count += 1
+                which[count] = i
+                count += logits[i] >= floor
+        _project_rows(logits, w.head, w.head_scale, np.float32(0), x[b : b + 1], which[:count])
         read = max(read, count)
     s.reads[t, READ_HEAD] += read * _row_bytes(w.head)
     decode_barrier(sync, threads)
@@ -983,7 +1137,7 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
 @njit(fastmath=FASTMATH)
 def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     """Logits, and what surprisal and entropy need, in the same pass."""
-    batch, vocabulary = s.x.shape[0], w.head.shape[0]
+    batch, vocabulary = s.token.shape[0], w.head.shape[0]
     for b in range(batch):
         if c.has_final_norm:
             _norm(s.normed[t, b], s.residual[t, b], w.final_norm, c.rms, c.eps)
@@ -995,17 +1149,14 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         s.reads[t, READ_HEAD] += inputs * x.shape[1] * w.before_head.itemsize // threads
         for i in range(inputs * t // threads, inputs * (t + 1) // threads):
             for b in range(batch):
-                s.head_input[b, i] = _dot(w.before_head[i], x[b])
+                s.narrow[b, i] = _dot(w.before_head[i], x[b])
         decode_barrier(sync, threads)
-        x = s.head_input
+        x = s.narrow
     begin, end = vocabulary * t // threads, vocabulary * (t + 1) // threads
     if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
         _screen(t, threads, sync, x, begin, end, w, s, select)
     else:
-        s.reads[t, READ_HEAD] += (end - begin) * _row_bytes(w.head)
-        every = np.arange(batch)
-        for i in range(begin, end):
-            _dots(s.logits, w.head, _scale(w.head, w.head_scale, i), np.float32(0), i, x, every, batch)
+        s.reads[t, READ_HEAD] += _project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end)
     for b in range(batch):
         logits = s.logits[b, begin:end]
         if c.final_softcap > 0:
@@ -1015,7 +1166,51 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         best = 0
         while best < logits.shape[0] - 1 and logits[best] != peak:
             best += 1
-        s.best[t, b] = begin + best
+        s.peaks[t, b] = begin + best
+
+
+@njit(fastmath=FASTMATH)
+def _merge(threads, s):  # type: ignore[no-untyped-def]
+    """Put together what the threads found."""
+    for b in range(s.token.shape[0]):
+        s.active[b] = 0
+        peak = np.float32(-np.inf)
+        for t in range(threads):
+            s.active[b] += s.computed[t, b]
+            if s.load[t, b, 0] > peak:
+                peak = s.load[t, b, 0]
+                s.best[b] = s.peaks[t, b]
+        total, mean = np.float32(0), np.float32(0)
+        for t in range(threads):
+            share, shift = _exp(s.load[t, b, 0] - peak), s.load[t, b, 0] - peak
+            total += share * s.load[t, b, 1]
+            mean += share * (s.load[t, b, 2] + shift * s.load[t, b, 1])  # a thread's sums are about its own peak
+        s.log_total[b] = peak + np.log(total)
+        s.entropy[b] = max(np.log(total) - mean / total, np.float32(0))
+    for i in range(s.bytes_read.shape[0]):
+        s.bytes_read[i] = 0
+        for t in range(threads):
+            s.bytes_read[i] += s.reads[t, i]
+
+
+@njit(fastmath=FASTMATH)
+def _embed(t, w, c, s):  # type: ignore[no-untyped-def]
+    """What enters the first layer, the same in every thread."""
+    for b in range(s.token.shape[0]):
+        token, x = s.token[b], s.residual[t, b]
+        row, scale = w.embedding[token], _scale(w.embedding, w.embedding_scale, token) * c.embedding_factor
+        if w.before_layers.shape[0] > 0:
+            narrow = s.narrow[b]  # every thread writes the same
+            for j in range(row.shape[0]):
+                narrow[j] = _widen(row[j]) * scale
+            for i in range(x.shape[0]):
+                x[i] = _dot(w.before_layers[i], narrow)
+        else:
+            for j in range(x.shape[0]):
+                x[j] = _widen(row[j]) * scale
+        if w.positions.shape[0] > 0:
+            for j in range(x.shape[0]):
+                x[j] += w.positions[s.position[b], j]
 
 
 @njit(nogil=True, cache=True, fastmath=FASTMATH)
@@ -1028,13 +1223,13 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         sync: int64 [2, 8], zeros at first.
         w: `Tensors`.
         c: `Constants`.
-        s: `Scratch`; `x`, `position` and `rotary` are the input, `logits`, `load`, `best`, `active` and `reads` the
-            output, the caches grow by one position.
+        s: `Scratch`; `token`, `position` and `rotary` are the input, what follows `reads` the output; the caches grow
+            by one position.
         select: `Selection`.
     """
-    for b in range(s.x.shape[0]):
-        s.residual[t, b, :] = s.x[b]
-        s.active[t, b] = 0
+    _embed(t, w, c, s)
+    for b in range(s.token.shape[0]):
+        s.computed[t, b] = 0
     for i in range(s.reads.shape[1]):
         s.reads[t, i] = 0
     rows = s.qkv.shape[1]
@@ -1053,8 +1248,10 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             )
         decode_barrier(sync, threads)
         _attend(t, threads, layer, w, c, s)
+        _ask_for_first(w.output[layer], w.output.shape[1] * t // threads)
         decode_barrier(sync, threads)
         _attention_output(t, threads, layer, w, c, s, select)
+        _ask_for_first(w.gate[layer] if w.gate.shape[1] > 0 else w.up[layer], w.up.shape[1] * t // threads)
         decode_barrier(sync, threads)
         _into_residual(
             t, threads, layer, s.after_attention, w.output[layer], w.output_scale[layer], w.output_bias[layer],
@@ -1063,10 +1260,12 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         _into_normed(t, layer, BEFORE_MLP, w, c, s)
         if c.input_major:
             _mlp_by_input(t, threads, layer, w, c, s, select)
-        elif s.x.shape[0] == 1:
+        elif s.token.shape[0] == 1:
             _mlp_of_one(t, threads, layer, w, c, s, select)
         else:
             _mlp(t, threads, layer, w, c, s, select)
+        if layer + 1 < w.qkv.shape[0]:
+            _ask_for_first(w.qkv[layer + 1], begin)
         decode_barrier(sync, threads)
         _into_residual(
             t, threads, layer, s.after_mlp, w.down[layer], w.down_scale[layer], w.down_bias[layer],
@@ -1074,3 +1273,5 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         )  # fmt: skip
     _head(t, threads, sync, w, c, s, select)
     decode_barrier(sync, threads)
+    if t == 0:
+        _merge(threads, s)
