@@ -277,7 +277,7 @@ def as_table(result: dict[str, Any]) -> str:
     rows = [
         [
             row["method"],
-            row["tokens_per_s"],
+            f"{row['tokens_per_s']:.1f}",
             f"{row['ratio_to_dense']:.2f}",
             f"{row['mlp_bytes_fraction']:.0%}",
             f"{row['bytes_per_token'] / 1e6:.0f}",
@@ -297,7 +297,9 @@ def as_table(result: dict[str, Any]) -> str:
     dense = result["rows"][0]["tokens_per_s"]
     for peer in result["peers"]:
         name = f"{peer['name']} {peer['version']} {peer['dtype']}"
-        rows.append([name, peer["tokens_per_s"], f"{peer['tokens_per_s'] / dense:.2f}", "", "", "", "", "", ""])
+        rows.append(
+            [name, f"{peer['tokens_per_s']:.1f}", f"{peer['tokens_per_s'] / dense:.2f}", "", "", "", "", "", ""]
+        )
     headers = [
         "method", "tokens/s", "to dense", "MLP bytes", "MB/token", "of bandwidth", "perplexity rise [95 %]", "KL",
         "neurons",
@@ -305,7 +307,7 @@ def as_table(result: dict[str, Any]) -> str:
     return (
         f"{result['model']} in {result['dtype']}, prompt {result['prompt_tokens']}, {result['new_tokens']} new tokens, "
         f"batch {result['batch_size']}; {result['machine']}, {result['bandwidth_gb_s']:.1f} GB/s\n\n"
-        + tabulate(rows, headers, tablefmt="github", floatfmt=".1f")
+        + tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     )
 
 

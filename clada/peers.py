@@ -10,7 +10,7 @@ written as one, at the precision it is to be compared at.
 from __future__ import annotations
 
 import copy
-import secrets
+import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,10 @@ from transformers.pytorch_utils import Conv1D
 from clada.assets import cache_dir, locked_scratch
 from clada.errors import InputError, ModelError
 from clada.jsonfile import replacing
+from clada.llama_server import serve
 from clada.models import model_revision
+
+PATIENCE_S = 1800  # with llama.cpp: a long prompt on a slow machine
 
 Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_1"]
 
@@ -199,7 +202,7 @@ class _Clock(BaseStreamer):
 
 
 class LlamaCpp:
-    """llama.cpp on the CPU. A context manager: its threads and memory are given back at the end.
+    """llama.cpp on the CPU, in a process of its own. A context manager: the process ends with it.
 
     Flash attention and the cache's precision (float16) are llama.cpp's defaults.
 
@@ -207,6 +210,7 @@ class LlamaCpp:
         path: a GGUF file.
         threads: for prompt and decoding.
         context: the most tokens that a prompt and its continuation take together.
+        exact: no flash attention, and the cache in float32; for tests of what is computed.
 
     Attributes:
         version: of xllamacpp; its last number is llama.cpp's build.
@@ -216,7 +220,7 @@ class LlamaCpp:
         ModelError: llama.cpp cannot load the file.
     """
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    def __init__(self, path: Path, threads: int, context: int, *, exact: bool = False) -> None:
         try:
             import xllamacpp
         except ImportError as error:  # not there, or a system library it needs is not
@@ -224,21 +228,19 @@ class LlamaCpp:
                 f"llama.cpp cannot be loaded ({error}); install it with pip install 'clada[bench]'"
             ) from None
         self.version: str = xllamacpp.__version__
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx = context
-        params.n_parallel = 1
-        params.cpuparams.n_threads = threads
-        params.cpuparams_batch.n_threads = threads
-        params.n_gpu_layers = 0  # where a GPU is found it would be used
-        params.fit_params = False  # nothing to fit into a GPU, and it reads the model twice
-        params.cache_ram_mib = 0  # no store of past prompts
-        params.api_keys = [secrets.token_hex()]  # it also listens on a local port: not for others
-        params.verbosity = 1  # errors only; they go to stderr
+        spawning = multiprocessing.get_context("spawn")
+        self._connection, other = spawning.Pipe()
+        # A daemon: it ends with this process even where nobody closes it.
+        self._process = spawning.Process(target=serve, args=(other, str(path), threads, context, exact), daemon=True)
+        self._process.start()
+        other.close()
         try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError:
-            raise ModelError(f"llama.cpp cannot load {path}; what it says is on stderr") from None
+            complaint = self._answer()
+        except ModelError:
+            complaint = "it ended"
+        if complaint is not None:
+            self.close()
+            raise ModelError(f"llama.cpp cannot load {path}; what it says is on stderr")
 
     def __enter__(self) -> Self:
         return self
@@ -249,8 +251,10 @@ class LlamaCpp:
         self.close()
 
     def close(self) -> None:
-        """End its threads and free its memory."""
-        self._server = None
+        """End the process."""
+        self._connection.close()
+        self._process.kill()  # its own way to end hangs now and then
+        self._process.join()
 
     def decode_speed(self, prompt_ids: list[int], new_tokens: int) -> float:
         """Tokens per second of greedy decoding, past any end of text; the prompt's time is not counted.
@@ -282,7 +286,7 @@ class LlamaCpp:
             "top_k": 1,
             **options,
         }
-        answer = self._server.handle_completions(request)
+        answer: dict[str, Any] = self._answer(request)
         if "error" in answer:
             raise ModelError(f"llama.cpp refuses the prompt ({answer['error']['message']}); shorten it")
         if answer["timings"]["predicted_n"] != tokens:
@@ -290,6 +294,17 @@ class LlamaCpp:
                 f"llama.cpp's context is full after {answer['timings']['predicted_n']} new tokens; ask for fewer"
             )
         return answer
+
+    def _answer(self, request: dict[str, Any] | None = None) -> Any:
+        try:
+            if request is not None:
+                self._connection.send(request)
+            if self._connection.poll(PATIENCE_S):
+                return self._connection.recv()
+        except (EOFError, OSError):
+            raise ModelError("llama.cpp's process ended; what it says is on stderr") from None
+        self.close()
+        raise ModelError(f"llama.cpp did not answer in {PATIENCE_S // 60} minutes; ask for fewer tokens")
 
 
 def _check_timeable(new_tokens: int) -> None:
