@@ -283,15 +283,9 @@ def _dot(row, x):  # type: ignore[no-untyped-def]
     return s
 
 
-@njit(fastmath=FASTMATH)
-def _add_scaled(out, row, factor):  # type: ignore[no-untyped-def]
-    for j in range(row.shape[0]):
-        out[j] += _widen(row[j]) * factor
-
-
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
 LINE = 64  # bytes of a cache line
-AHEAD = 8  # rows between the one that is used and the one that is asked for
+AHEAD = 12  # rows between the one that is used and the one that is asked for
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE = ir.IntType(8).as_pointer()
 _CONTRACT = ("contract", "nsz")
@@ -345,31 +339,34 @@ def _ask_for(builder: Any, address: Any) -> None:
     builder.call(function, [address, _I32(0), _I32(2), _I32(1)])  # for reading, second cache, data
 
 
-def _in_lanes(builder: Any, n: Any, stored: Any, ahead: Sequence[Any], body: Any) -> None:
-    """body(j, lanes) for n elements in vectors of LANES, then for what is left one by one.
+def _in_lanes(builder: Any, n: Any, stored: Any, ahead: Sequence[Any], body: Any, parts: int = 1) -> None:
+    """body(j, lanes, part) for n elements in vectors of LANES, `parts` or more at a time, then one by one.
 
     With every line of what is read the same line of the rows `ahead` is asked for. The processor guesses by itself
     only what follows where nothing is left out, and asking for whole rows at once makes loads wait.
     """
     line = LINE // _item_bytes(stored)
-    lines, whole = builder.and_(n, _INDEX(-line)), builder.and_(n, _INDEX(-LANES))
-    with cgutils.for_range_slice(builder, _INDEX(0), lines, _INDEX(line), _INDEX) as (j, _):
-        for start in ahead:
-            _ask_for(builder, builder.bitcast(builder.gep(start, [j]), _BYTE))
-        for part in range(0, line, LANES):
-            body(builder.add(j, _INDEX(part)), LANES)
-    for begin, end, lanes in ((lines, whole, LANES), (whole, n, 1)):
+    block = max(line, parts * LANES)
+    blocks, whole = builder.mul(builder.udiv(n, _INDEX(block)), _INDEX(block)), builder.and_(n, _INDEX(-LANES))
+    with cgutils.for_range_slice(builder, _INDEX(0), blocks, _INDEX(block), _INDEX) as (j, _):
+        for at in range(0, block, line):
+            for start in ahead:
+                _ask_for(builder, builder.bitcast(builder.gep(start, [builder.add(j, _INDEX(at))]), _BYTE))
+        for part in range(block // LANES):
+            body(builder.add(j, _INDEX(part * LANES)), LANES, part)
+    for begin, end, lanes in ((blocks, whole, LANES), (whole, n, 1)):
         with cgutils.for_range_slice(builder, begin, end, _INDEX(lanes), _INDEX) as (j, _):
-            body(j, lanes)
+            body(j, lanes, 0)
 
 
 @intrinsic
-def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _factors: Any, ahead: Any) -> Any:
+def _add_some(_context: Any, _out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, ahead: Any) -> Any:
     """out[j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
 
-    Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Four rows share
+    Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Some rows share
     one pass over `out`, which would else be loaded and stored for each.
     """
+    count = indices.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         out = context.make_array(signature.args[0])(context, builder, args[0])
@@ -381,9 +378,9 @@ def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _
             ]
             for i in (3, 5)
         )
-        factors = [builder.extract_value(args[4], k) for k in range(4)]
+        factors = [builder.extract_value(args[4], k) for k in range(count)]
 
-        def accumulate(j: Any, lanes: int) -> None:
+        def accumulate(j: Any, lanes: int, _part: int) -> None:
             place = builder.bitcast(builder.gep(out.data, [j]), _shaped(_F32, lanes).as_pointer())
             total = builder.load(place, align=4)
             for start, factor in zip(starts, factors, strict=True):
@@ -396,65 +393,67 @@ def _add_four(_context: Any, _out: Any, rows: Any, _begin: Any, _indices: Any, _
         _in_lanes(builder, builder.extract_value(out.shape, 0), stored, ahead, accumulate)
         return context.get_dummy_value()
 
-    four = types.UniTuple
-    i, f = four(types.int64, 4), four(types.float32, 4)
+    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count)
     return types.void(_out, rows, types.int64, i, f, ahead), codegen
 
 
-@intrinsic
-def _dot_four(_context: Any, rows: Any, _indices: Any, x: Any, _sequences: Any, ahead: Any) -> Any:
-    """Row indices[k] times x[sequences[k]] for four k; rows `ahead` are asked for meanwhile.
+def _sum_lanes(builder: Any, total: Any, lanes: int) -> Any:
+    """Instructions for the sum of a vector's elements."""
+    while lanes > 1:
+        lanes //= 2
+        undefined = ir.Constant(total.type, ir.Undefined)
+        low, high = (
+            builder.shuffle_vector(
+                total, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
+            )
+            for at in (0, lanes)
+        )
+        total = builder.fadd(low, high)
+    return builder.extract_element(total, _I32(0))
 
-    Of four rows and one sequence, x is loaded once; of one row and four sequences, the row is.
+
+@intrinsic
+def _dots_of_row(_context: Any, rows: Any, _i: Any, x: Any, sequences: Any, _ahead: Any) -> Any:
+    """Row i times x[b] for some sequences b, for which it is loaded once; row `ahead` is asked for meanwhile.
+
+    Row by row, not several side by side: it is one long stream that lets the processor run ahead.
     """
+    count = sequences.count
+    chains = max(1, 4 // count)  # an addition waits for the one before it: more than one at a time
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        stored = signature.args[0].dtype
-
-        def starts(array: int, indices: int) -> list[Any]:
-            kind = signature.args[array]
-            return [
-                _row_start(context, builder, kind, args[array], builder.extract_value(args[indices], k), _INDEX(0))
-                for k in range(signature.args[indices].count)
-            ]
-
-        inputs = starts(2, 3)
+        rows_type, _, x_type, _, _ = signature.args
+        row = _row_start(context, builder, rows_type, args[0], args[1], _INDEX(0))
+        ahead = _row_start(context, builder, rows_type, args[0], args[4], _INDEX(0))
+        inputs = [
+            _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
+            for k in range(count)
+        ]
         vector = _shaped(_F32, LANES)
-        wide = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(4)]
-        single = [cgutils.alloca_once_value(builder, ir.Constant(_F32, 0.0)) for _ in range(4)]
-        weights = starts(0, 1)
+        wide = [[cgutils.alloca_once(builder, vector) for _ in range(count)] for _ in range(chains)]
+        single = [cgutils.alloca_once(builder, _F32) for _ in range(count)]
+        for totals, zero in ((single, ir.Constant(_F32, 0.0)), *((w, ir.Constant(vector, None)) for w in wide)):
+            for total in totals:
+                builder.store(zero, total)
 
-        def accumulate(j: Any, lanes: int) -> None:
-            for row, start, total in zip(weights, inputs, single if lanes == 1 else wide, strict=True):
-                v = _load_wide(builder, row, j, stored, lanes)
+        def accumulate(j: Any, lanes: int, part: int) -> None:
+            v = _load_wide(builder, row, j, rows_type.dtype, lanes)
+            for start, total in zip(inputs, single if lanes == 1 else wide[part % chains], strict=True):
                 u = _load_wide(builder, start, j, types.float32, lanes)
                 product = builder.fmul(v, u, flags=_CONTRACT)
                 builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
 
-        for k in range(4):  # alloca_once_value sets them only when the function is entered
-            builder.store(ir.Constant(vector, None), wide[k])
-            builder.store(ir.Constant(_F32, 0.0), single[k])
-        shape = context.make_array(signature.args[0])(context, builder, args[0]).shape
-        _in_lanes(builder, builder.extract_value(shape, 1), stored, starts(0, 4), accumulate)
+        n = builder.extract_value(context.make_array(rows_type)(context, builder, args[0]).shape, 1)
+        _in_lanes(builder, n, rows_type.dtype, [ahead], accumulate, chains)
         sums = []
-        for k in range(4):
-            total, lanes = builder.load(wide[k]), LANES
-            while lanes > 1:
-                lanes //= 2
-                undefined = ir.Constant(total.type, ir.Undefined)
-                halves = [
-                    builder.shuffle_vector(
-                        total, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
-                    )
-                    for at in (0, lanes)
-                ]
-                total = builder.fadd(*halves)
-            sums.append(builder.fadd(builder.extract_element(total, _I32(0)), builder.load(single[k])))
+        for k in range(count):
+            total = builder.load(single[k])
+            for totals in wide:
+                total = builder.fadd(total, _sum_lanes(builder, builder.load(totals[k]), LANES))
+            sums.append(total)
         return cgutils.pack_array(builder, sums)
 
-    four = types.UniTuple
-    i = four(types.int64, 4)
-    return four(types.float32, 4)(rows, i, x, i, ahead), codegen
+    return types.UniTuple(types.float32, count)(rows, types.int64, x, sequences, types.int64), codegen
 
 
 @intrinsic
@@ -523,6 +522,63 @@ def _score_block(
 
 
 @intrinsic
+def _mix_values(
+    _context: Any, mixed: Any, heads: Any, scores: Any, _rows: Any, _at: Any, values: Any, _first: Any, _n: Any
+) -> Any:
+    """mixed[heads[k]] = sum over i < n of scores[rows[k], at + i] values[first + i], for some heads that share values.
+
+    The sums stay in registers over all positions, some dimensions at a time.
+    """
+    count = heads.count
+    wide = 2 if count <= 3 else 1  # vectors of dimensions at a time: as many sums as AVX2 has registers for
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        mixed_type, _, scores_type, _, _, values_type, _, _ = signature.args
+        stored = values_type.dtype
+
+        def rows_of(kind: Any, array: Any, tuple_: Any, column: Any) -> list[Any]:
+            return [
+                _row_start(context, builder, kind, array, builder.extract_value(tuple_, k), column)
+                for k in range(count)
+            ]
+
+        outs = rows_of(mixed_type, args[0], args[1], _INDEX(0))
+        weights = rows_of(scores_type, args[2], args[3], args[4])
+        width = builder.extract_value(context.make_array(values_type)(context, builder, args[5]).shape, 1)
+
+        def some_dimensions(d: Any, lanes: int, vectors: int) -> None:
+            kind = _shaped(_F32, lanes)
+            totals = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(count)]
+            for head in totals:
+                for total in head:
+                    builder.store(ir.Constant(kind, 0.0 if lanes == 1 else None), total)
+            with cgutils.for_range_slice(builder, _INDEX(0), args[7], _INDEX(1), _INDEX) as (i, _):
+                row = _row_start(context, builder, values_type, args[5], builder.add(args[6], i), d)
+                loaded = [_load_wide(builder, row, _INDEX(v * lanes), stored, lanes) for v in range(vectors)]
+                for start, head in zip(weights, totals, strict=True):
+                    weight = _spread(builder, builder.load(builder.gep(start, [i])), lanes)
+                    for value, total in zip(loaded, head, strict=True):
+                        product = builder.fmul(value, weight, flags=_CONTRACT)
+                        builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+            for start, head in zip(outs, totals, strict=True):
+                for v, total in enumerate(head):
+                    place = builder.gep(start, [builder.add(d, _INDEX(v * lanes))])
+                    builder.store(builder.load(total), builder.bitcast(place, kind.as_pointer()), align=4)
+
+        begin = _INDEX(0)
+        for lanes, vectors in ((LANES, wide), (LANES, 1), (1, 1)):
+            step = lanes * vectors
+            end = builder.add(begin, builder.mul(builder.udiv(builder.sub(width, begin), _INDEX(step)), _INDEX(step)))
+            with cgutils.for_range_slice(builder, begin, end, _INDEX(step), _INDEX) as (d, _):
+                some_dimensions(d, lanes, vectors)
+            begin = end
+        return context.get_dummy_value()
+
+    i, some = types.int64, types.UniTuple(types.int64, count)
+    return types.void(mixed, some, scores, some, i, values, i, i), codegen
+
+
+@intrinsic
 def _ask_row(_context: Any, rows: Any, _i: Any) -> Any:
     """Ask for row i."""
 
@@ -555,14 +611,11 @@ def _four(which, r):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
     """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of one sequence."""
-    for r in range(0, which.shape[0], 4):
-        i0, i1, i2, i3 = _four(which, r)
-        ahead = _four(which, r + AHEAD)
-        d0, d1, d2, d3 = _dot_four(rows, (i0, i1, i2, i3), x, (0, 0, 0, 0), ahead)
-        out[i0] = d0 * _scale(rows, scales, i0) + _bias(bias, i0)
-        out[i1] = d1 * _scale(rows, scales, i1) + _bias(bias, i1)
-        out[i2] = d2 * _scale(rows, scales, i2) + _bias(bias, i2)
-        out[i3] = d3 * _scale(rows, scales, i3) + _bias(bias, i3)
+    n = which.shape[0]
+    for r in range(n):
+        i = which[r]
+        (d,) = _dots_of_row(rows, i, x, (0,), which[min(r + AHEAD, n - 1)])
+        out[i] = d * _scale(rows, scales, i) + _bias(bias, i)
 
 
 @njit(fastmath=FASTMATH)
@@ -571,13 +624,14 @@ def _dots(out, rows, scale, bias, i, ahead, x, which, n):  # type: ignore[no-unt
     r = 0
     while r + 4 <= n:
         b0, b1, b2, b3 = which[r], which[r + 1], which[r + 2], which[r + 3]
-        d0, d1, d2, d3 = _dot_four(rows, (i, i, i, i), x, (b0, b1, b2, b3), (ahead,))
+        d0, d1, d2, d3 = _dots_of_row(rows, i, x, (b0, b1, b2, b3), ahead)
         out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
         out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
         r += 4
     while r < n:
         b = which[r]
-        out[b, i] = _dot(rows[i], x[b]) * scale + bias
+        (d,) = _dots_of_row(rows, i, x, (b,), ahead)
+        out[b, i] = d * scale + bias
         r += 1
 
 
@@ -589,9 +643,10 @@ def _add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
     for r in range(0, whole, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         four = (factors[i0], factors[i1], factors[i2], factors[i3])
-        _add_four(out, rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
+        _add_some(out, rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
     for r in range(whole, n):
-        _add_scaled(out, rows[which[r], begin : begin + out.shape[0]], factors[which[r]])
+        i = which[r]
+        _add_some(out, rows, begin, (i,), (factors[i],), (i,))
 
 
 @njit(fastmath=FASTMATH)
@@ -713,7 +768,7 @@ def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin,
 def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
     """Attention of every sequence over this thread's share of its positions."""
     dim, group = c.head_dim, c.heads // c.kv_heads
-    query, scores = s.query[t], s.scores[t]
+    query = s.query[t]
     for b in range(s.token.shape[0]):
         end = s.position[b] + 1
         begin = max(0, end - c.window[layer])
@@ -738,49 +793,46 @@ def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
         keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
         for kv in range(c.kv_heads):
             values = s.values[b, layer, kv]
-            for i in range(own, after):
-                to, block = i * LANES - at, kv * s.keys.shape[3] + i
-                later = block + 4
-                if i + 4 >= after:  # the next head's share
-                    later += s.keys.shape[3] - (after - own)
-                g = 0
-                while g + 4 <= group:
-                    h = kv * group + g
-                    rows, heads = (g, g + 1, g + 2, g + 3), (h, h + 1, h + 2, h + 3)
-                    _score_block(scores, rows, to, query, heads, keys, block, later, values, i * LANES)
-                    g += 4
-                while g + 2 <= group:
-                    h = kv * group + g
-                    _score_block(scores, (g, g + 1), to, query, (h, h + 1), keys, block, later, values, i * LANES)
-                    g += 2
-                if g < group:
-                    _score_block(scores, (g,), to, query, (kv * group + g,), keys, block, later, values, i * LANES)
-            for g in range(group):
-                head = kv * group + g
-                weights = scores[g, first - at : first - at + n]
-                if c.softcap > 0:
-                    for i in range(n):
-                        weights[i] = c.softcap * _tanh(weights[i] / c.softcap)
-                peak = np.float32(-np.inf)
-                for i in range(n):
-                    peak = max(peak, weights[i])
-                total = np.float32(0)
-                for i in range(n):
-                    weights[i] = _exp(weights[i] - peak)
-                    total += weights[i]
-                s.peak[t, b, head] = peak
-                s.total[t, b, head] = total
-                mixed = s.mixed[t, b, head]
-                mixed[:] = 0
-                i = 0
-                while i + 4 <= n:
-                    r = first + i
-                    four = (weights[i], weights[i + 1], weights[i + 2], weights[i + 3])
-                    _add_four(mixed, values, 0, (r, r + 1, r + 2, r + 3), four, (r,))
-                    i += 4
-                while i < n:
-                    _add_scaled(mixed, values[first + i], weights[i])
-                    i += 1
+            g = 0
+            while g + 4 <= group:
+                h = kv * group + g
+                heads = (h, h + 1, h + 2, h + 3)
+                _attend_some(t, layer, b, heads, (0, 1, 2, 3), keys, values, own, after, first, n, c, s)
+                g += 4
+            h = kv * group + g
+            if group - g == 3:
+                _attend_some(t, layer, b, (h, h + 1, h + 2), (0, 1, 2), keys, values, own, after, first, n, c, s)
+            elif group - g == 2:
+                _attend_some(t, layer, b, (h, h + 1), (0, 1), keys, values, own, after, first, n, c, s)
+            elif group - g == 1:
+                _attend_some(t, layer, b, (h,), (0,), keys, values, own, after, first, n, c, s)
+
+
+@njit(fastmath=FASTMATH)
+def _attend_some(t, layer, b, heads, rows, keys, values, own, after, first, n, c, s):  # type: ignore[no-untyped-def]
+    """Attention of some heads that share keys and values; `rows` of the scores are theirs."""
+    query, scores, at = s.query[t], s.scores[t], own * LANES
+    block = heads[0] // (c.heads // c.kv_heads) * s.keys.shape[3]
+    for i in range(own, after):
+        later = i + 4
+        if later >= after:  # the next head's share
+            later += s.keys.shape[3] - (after - own)
+        _score_block(scores, rows, i * LANES - at, query, heads, keys, block + i, block + later, values, i * LANES)
+    for row in rows:
+        weights = scores[row, first - at : first - at + n]
+        if c.softcap > 0:
+            for i in range(n):
+                weights[i] = c.softcap * _tanh(weights[i] / c.softcap)
+        peak = np.float32(-np.inf)
+        for i in range(n):
+            peak = max(peak, weights[i])
+        total = np.float32(0)
+        for i in range(n):
+            weights[i] = _exp(weights[i] - peak)
+            total += weights[i]
+        s.peak[t, b, heads[0] + row] = peak
+        s.total[t, b, heads[0] + row] = total
+    _mix_values(s.mixed[t, b], heads, scores, rows, first - at, values, first, n)
 
 
 @njit(fastmath=FASTMATH)
