@@ -39,7 +39,7 @@ from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.peers import Kind, LlamaCpp, Transformers, cached_gguf, write_gguf
 from clada.plan import Shares, resolve_plan
-from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, resolve_shares
+from clada.policies import Policy, basis_of, check_method, layout_of, make_policy, resolve_shares
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
 from clada.weights import pack
@@ -107,9 +107,9 @@ def main(args: argparse.Namespace) -> None:
     for method in methods:
         vocabulary = model.get_output_embeddings().weight.shape[0]
         shares, _ = resolve_shares(method, plan, vocabulary, args.max_loss, args.keep)
-        kind = (shares.margin is not None and plan is not None, method in INPUT_METHODS)
+        kind = (shares.margin is not None and plan is not None, layout_of(method))
         if kind not in decoders:
-            weights = pack(model, args.dtype, basis_of(plan, shares), input_major=kind[1])
+            weights = pack(model, args.dtype, basis_of(plan, shares), layout=kind[1])
             decoders[kind] = Decoder(weights, threads)
         policy = make_policy(method, decoders[kind].weights, plan, shares, coefficients)
         contestants.append(Contestant(method, policy, decoders[kind], [], [], np.zeros(4)))

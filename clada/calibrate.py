@@ -43,7 +43,7 @@ from clada.load import surprisal_and_entropy_bits
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
-from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, shares_of
+from clada.policies import Policy, basis_of, check_method, layout_of, make_policy, shares_of
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
 from clada.weights import pack
@@ -247,7 +247,7 @@ def search(
     coefficients = coefficients.with_quantiles(plan.quantiles)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     family = shares_of(method, 0.5, vocabulary)
-    weights = pack(model, DTYPE, basis_of(plan, family), input_major=method in INPUT_METHODS)
+    weights = pack(model, DTYPE, basis_of(plan, family), layout=layout_of(method))
     decoder = Decoder(weights, torch.get_num_threads())
     statistics = None if not family.prompt else "flocking" if method == "griffin" else "magnitude"
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.activations import ACT2FN
 
 from clada.families import replaced_forwards
-from clada.kernels import ATTENTION_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
+from clada.kernels import ATTENTION_INPUT, BLOCK, BY_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
 from clada.weights import Weights, aligned
 
 
@@ -260,7 +260,7 @@ class Decoder:
             normed=f(threads, batch, hidden),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
             query=f(threads, c.heads, c.head_dim),
-            scores=f(threads, c.heads // c.kv_heads, positions),
+            scores=f(threads, 3, positions),
             peak=f(threads, batch, c.heads),
             total=f(threads, batch, c.heads),
             mixed=f(threads, batch, c.heads, c.head_dim),
@@ -270,6 +270,7 @@ class Decoder:
             up=f(batch, neurons),
             alive=np.zeros((batch, neurons), np.int64),
             rows=np.zeros((threads, max(neurons, width, hidden, vocabulary // threads + 64)), np.int64),
+            block=f(threads, 2, BLOCK),
             narrow=f(batch, w.head.shape[1]),
             screened=f(batch, len(w.screen)),
             terms=f(threads, len(w.screen)),
@@ -417,7 +418,7 @@ class TorchDecoder:
             modules += [down, output]
             limit = float(select.output_threshold[b, layer])
             forwards += [run_down, by_input(output, select.output_weight[layer], limit)]
-            if w.constants.input_major:
+            if w.constants.layout == BY_INPUT:
                 for place, parts in ((ATTENTION_INPUT, w.qkv[layer]), (MLP_INPUT, [gate, up])):
                     for module in parts:
                         if module is not None:

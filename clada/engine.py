@@ -34,7 +34,7 @@ from clada.errors import InputError, ModelError
 from clada.families import check_length, family_of
 from clada.models import model_revision
 from clada.plan import Plan, resolve_plan
-from clada.policies import INPUT_METHODS, basis_of, check_method, make_policy, resolve_shares
+from clada.policies import basis_of, check_method, layout_of, make_policy, resolve_shares
 from clada.threads import available_cores, set_threads
 from clada.weights import DTYPES, pack
 
@@ -196,7 +196,7 @@ class Engine:
         vocabulary = model.get_output_embeddings().weight.shape[0]
         shares, self.setting = resolve_shares(method, self.plan, vocabulary, max_loss, keep)
         basis = basis_of(self.plan, shares)
-        self.weights = pack(model, dtype, basis, input_major=method in INPUT_METHODS)
+        self.weights = pack(model, dtype, basis, layout=layout_of(method))
         device = device or str(model.device)
         self.policy = make_policy(method, self.weights, self.plan, shares, coefficients)
         self.decoder: Decoder | TorchDecoder

@@ -40,13 +40,16 @@ READ_ATTENTION, READ_MLP, READ_HEAD, READ_CACHE = range(4)
 # The two inputs that `Selection.input_threshold` is about.
 ATTENTION_INPUT, MLP_INPUT = range(2)
 
+# Where the weights that may be left out lie, see `clada.weights.pack`.
+BY_MATRIX, BY_INPUT, BY_NEURON = range(3)
+
 
 class Tensors(NamedTuple):
     """Weights of a model; L layers, H hidden, N neurons, Q and K the widths of all query and all key heads.
 
     Scales hold one float32 per output (of the screen: per term) for int8 and are empty otherwise. Absent parts are
-    empty. Input-major tensors have qkv, gate and up transposed ([L, H, Q + 2 K], [L, H, N]), so that inputs can be left
-    out instead of neurons.
+    empty. By input, qkv, gate and up are transposed ([L, H, Q + 2 K], [L, H, N]); by neuron, gate, up and down are
+    views of rows that lie beside each other.
     """
 
     embedding: np.ndarray  # [V, E]; the head again where they are one
@@ -59,7 +62,7 @@ class Tensors(NamedTuple):
     output: np.ndarray  # [L, Q, H], the attention's output projection, transposed
     output_scale: np.ndarray
     output_bias: np.ndarray  # [L, H]
-    gate: np.ndarray  # [L, N, H], or [L, 0, H] without a gate
+    gate: np.ndarray  # [L, N, H]; up again without a gate
     gate_scale: np.ndarray
     gate_bias: np.ndarray  # [L, N]
     up: np.ndarray  # [L, N, H]
@@ -102,7 +105,8 @@ class Constants(NamedTuple):
     final_softcap: Any  # float32, of logits
     window: np.ndarray  # [L], sliding windows in tokens, a huge number for none
     rotary: np.ndarray  # [L], row of `Scratch.rotary`, -1 for none
-    input_major: int
+    gated: int
+    layout: int
 
 
 class Selection(NamedTuple):
@@ -114,7 +118,7 @@ class Selection(NamedTuple):
     threshold: np.ndarray  # [B, L], on |h_i| weight_i
     output_weight: np.ndarray  # [L, Q]
     output_threshold: np.ndarray  # [B, L], on |a_j| output_weight_j
-    input_weight: np.ndarray  # [L, 2, H], of input-major tensors
+    input_weight: np.ndarray  # [L, 2, H], by input
     input_threshold: np.ndarray  # [B, L, 2], on |x_j| input_weight_j
     needed: np.ndarray  # [B, L, N] uint8, 0: never computed; or [0, L, N]
     screen_threshold: np.ndarray  # [B], on |z_k| screen_weight_k
@@ -133,7 +137,7 @@ class Scratch(NamedTuple):
     normed: np.ndarray  # [T, B, H]
     qkv: np.ndarray  # [B, Q + 2 K]
     query: np.ndarray  # [T, heads, D]
-    scores: np.ndarray  # [T, heads per kv head, C]
+    scores: np.ndarray  # [T, 3, C], of heads that share keys
     peak: np.ndarray  # [T, B, heads]
     total: np.ndarray  # [T, B, heads]
     mixed: np.ndarray  # [T, B, heads, D]
@@ -143,6 +147,7 @@ class Scratch(NamedTuple):
     up: np.ndarray  # [B, N]
     alive: np.ndarray  # [B, N]
     rows: np.ndarray  # [T, N], neurons to read
+    block: np.ndarray  # [T, 2, BLOCK]
     narrow: np.ndarray  # [B, E], token embeddings, later the head's input, where E is not H
     screened: np.ndarray  # [B, K]
     terms: np.ndarray  # [T, K], the same with the screen's scales
@@ -287,6 +292,7 @@ LANES = 16  # floats at a time in the loops written out below: two AVX2 register
 LINE = 64  # bytes of a cache line
 AHEAD = 12  # rows between the one that is used and the one that is asked for
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+BLOCK = 16  # neurons whose rows are read part by part
 _BYTE = ir.IntType(8).as_pointer()
 _CONTRACT = ("contract", "nsz")
 
@@ -523,17 +529,29 @@ def _score_block(
 
 @intrinsic
 def _mix_values(
-    _context: Any, mixed: Any, heads: Any, scores: Any, _rows: Any, _at: Any, values: Any, _first: Any, _n: Any
+    _context: Any,
+    mixed: Any,
+    heads: Any,
+    scores: Any,
+    _rows: Any,
+    _at: Any,
+    values: Any,
+    _first: Any,
+    _n: Any,
+    keys: Any,
+    _later: Any,
 ) -> Any:
     """mixed[heads[k]] = sum over i < n of scores[rows[k], at + i] values[first + i], for some heads that share values.
 
-    The sums stay in registers over all positions, some dimensions at a time.
+    The sums stay in registers over all positions, some dimensions at a time. Meanwhile as much of the keys is asked
+    for, from block `later` on, as values are read.
     """
     count = heads.count
-    wide = 2 if count <= 3 else 1  # vectors of dimensions at a time: as many sums as AVX2 has registers for
+    wide = 2  # vectors of dimensions at a time: as many sums as AVX2 has registers for
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        mixed_type, _, scores_type, _, _, values_type, _, _ = signature.args
+        mixed_type, _, scores_type, _, _, values_type, _, _, keys_type, _ = signature.args
+        later = builder.bitcast(_row_start(context, builder, keys_type, args[8], args[9], _INDEX(0)), _BYTE)
         stored = values_type.dtype
 
         def rows_of(kind: Any, array: Any, tuple_: Any, column: Any) -> list[Any]:
@@ -554,6 +572,9 @@ def _mix_values(
                     builder.store(ir.Constant(kind, 0.0 if lanes == 1 else None), total)
             with cgutils.for_range_slice(builder, _INDEX(0), args[7], _INDEX(1), _INDEX) as (i, _):
                 row = _row_start(context, builder, values_type, args[5], builder.add(args[6], i), d)
+                if lanes * vectors * _item_bytes(stored) >= LINE:
+                    at = builder.add(builder.mul(i, width), d)
+                    _ask_for(builder, builder.gep(later, [builder.mul(at, _INDEX(_item_bytes(stored)))]))
                 loaded = [_load_wide(builder, row, _INDEX(v * lanes), stored, lanes) for v in range(vectors)]
                 for start, head in zip(weights, totals, strict=True):
                     weight = _spread(builder, builder.load(builder.gep(start, [i])), lanes)
@@ -575,7 +596,7 @@ def _mix_values(
         return context.get_dummy_value()
 
     i, some = types.int64, types.UniTuple(types.int64, count)
-    return types.void(mixed, some, scores, some, i, values, i, i), codegen
+    return types.void(mixed, some, scores, some, i, values, i, i, keys, i), codegen
 
 
 @intrinsic
@@ -636,15 +657,14 @@ def _dots(out, rows, scale, bias, i, ahead, x, which, n):  # type: ignore[no-unt
 
 
 @njit(fastmath=FASTMATH)
-def _add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
-    """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
-    n = which.shape[0]
-    whole = n - n % 4
-    for r in range(0, whole, 4):
+def _add_rows(out, rows, begin, which, factors, first, last):  # type: ignore[no-untyped-def]
+    """Add rows which[first:last], from column `begin` on, to out; row i times factors[i]."""
+    whole = last - (last - first) % 4
+    for r in range(first, whole, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         four = (factors[i0], factors[i1], factors[i2], factors[i3])
         _add_some(out, rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
-    for r in range(whole, n):
+    for r in range(whole, last):
         i = which[r]
         _add_some(out, rows, begin, (i,), (factors[i],), (i,))
 
@@ -757,7 +777,7 @@ def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin,
                 n += 1
         y = out[b, begin:end]
         y[:] = 0
-        _add_rows(y, rows, begin, which[:n], x[b])
+        _add_rows(y, rows, begin, which[:n], x[b], 0, n)
         for i in range(y.shape[0]):
             y[i] = y[i] * _scale(rows, scales, begin + i) + bias[begin + i]
         read = max(read, n)  # sequences share most of their inputs
@@ -794,15 +814,12 @@ def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
         for kv in range(c.kv_heads):
             values = s.values[b, layer, kv]
             g = 0
-            while g + 4 <= group:
+            while group - g >= 3:
                 h = kv * group + g
-                heads = (h, h + 1, h + 2, h + 3)
-                _attend_some(t, layer, b, heads, (0, 1, 2, 3), keys, values, own, after, first, n, c, s)
-                g += 4
-            h = kv * group + g
-            if group - g == 3:
                 _attend_some(t, layer, b, (h, h + 1, h + 2), (0, 1, 2), keys, values, own, after, first, n, c, s)
-            elif group - g == 2:
+                g += 3
+            h = kv * group + g
+            if group - g == 2:
                 _attend_some(t, layer, b, (h, h + 1), (0, 1), keys, values, own, after, first, n, c, s)
             elif group - g == 1:
                 _attend_some(t, layer, b, (h,), (0,), keys, values, own, after, first, n, c, s)
@@ -814,9 +831,7 @@ def _attend_some(t, layer, b, heads, rows, keys, values, own, after, first, n, c
     query, scores, at = s.query[t], s.scores[t], own * LANES
     block = heads[0] // (c.heads // c.kv_heads) * s.keys.shape[3]
     for i in range(own, after):
-        later = i + 4
-        if later >= after:  # the next head's share
-            later += s.keys.shape[3] - (after - own)
+        later = min(i + 4, after - 1)
         _score_block(scores, rows, i * LANES - at, query, heads, keys, block + i, block + later, values, i * LANES)
     for row in rows:
         weights = scores[row, first - at : first - at + n]
@@ -832,7 +847,7 @@ def _attend_some(t, layer, b, heads, rows, keys, values, own, after, first, n, c
             total += weights[i]
         s.peak[t, b, heads[0] + row] = peak
         s.total[t, b, heads[0] + row] = total
-    _mix_values(s.mixed[t, b], heads, scores, rows, first - at, values, first, n)
+    _mix_values(s.mixed[t, b], heads, scores, rows, first - at, values, first, n, keys, block + s.keys.shape[3] + own)
 
 
 @njit(fastmath=FASTMATH)
@@ -890,9 +905,36 @@ def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-un
             if abs(mine[i]) * weight[i] >= threshold:
                 which[n] = i
                 n += 1
-        _add_rows(s.after_attention[t, b], rows, 0, which[:n], mine)
+        _add_rows(s.after_attention[t, b], rows, 0, which[:n], mine, 0, n)
         read = max(read, n)  # sequences share most of them
     s.reads[t, READ_ATTENTION] += read * _row_bytes(rows)
+
+
+@njit
+def _listed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-def]
+    """List the neurons that any sequence may need; of several, `alive` says which one does. Returns how many."""
+    batch, rows, masked = s.token.shape[0], s.rows[t], select.needed.shape[0] > 0
+    count = 0
+    if not masked:
+        for i in range(begin, end):
+            rows[i - begin] = i
+        count = end - begin
+        if batch > 1:
+            s.alive[:, begin:end] = 1
+    elif batch == 1:
+        needed = select.needed[0, layer]
+        for i in range(begin, end):
+            rows[count] = i
+            count += needed[i]
+    else:
+        for i in range(begin, end):
+            any_needed = 0
+            for b in range(batch):
+                s.alive[b, i] = select.needed[b, layer, i]
+                any_needed |= s.alive[b, i]
+            rows[count] = i
+            count += any_needed
+    return count
 
 
 @njit(fastmath=FASTMATH)
@@ -902,18 +944,9 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]
     which = np.empty(batch, np.int64)
-    count = 0
-    masked = select.needed.shape[0] > 0
-    for i in range(begin, end):
-        any_needed = 0
-        for b in range(batch):
-            s.alive[b, i] = 1 if not masked else select.needed[b, layer, i]
-            any_needed |= s.alive[b, i]
-        if any_needed:
-            rows[count] = i
-            count += 1
+    count = _listed(t, layer, begin, end, s, select)
 
-    gated = w.gate.shape[1] > 0
+    gated = c.gated
     if gated:
         gate, scales, bias, weight = w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], select.gate_weight[layer]
         s.reads[t, READ_MLP] += count * _row_bytes(gate)
@@ -985,9 +1018,8 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     s.reads[t, READ_MLP] += count * _row_bytes(down)
     r = 0
     while r < count:  # some rows for every sequence, while they are in the nearest cache
-        some = rows[r : min(r + 4, count)]
         for b in range(batch):
-            _add_rows(s.after_mlp[t, b], down, 0, some, s.h[b])
+            _add_rows(s.after_mlp[t, b], down, 0, rows[:count], s.h[b], r, min(r + 4, count))
         r += 4
 
 
@@ -997,19 +1029,10 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
     x, h, neurons = s.normed[t], s.h[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]
-    count = 0
-    if select.needed.shape[0] > 0:
-        needed = select.needed[0, layer]
-        for i in range(begin, end):
-            rows[count] = i
-            count += needed[i]
-    else:
-        for i in range(begin, end):
-            rows[i - begin] = i
-        count = end - begin
+    count = _listed(t, layer, begin, end, s, select)
 
     up, up_scale, up_bias, out = w.up[layer], w.up_scale[layer], w.up_bias[layer], s.after_mlp[t, 0]
-    if w.gate.shape[1] > 0:
+    if c.gated:
         gate, scales = w.gate[layer], w.gate_scale[layer]
         _project_rows(h, gate, scales, w.gate_bias[layer], x, rows[:count])
         _ask_for_first(up, begin)
@@ -1040,7 +1063,51 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
     s.computed[t, 0] += kept
     s.reads[t, READ_MLP] += kept * _row_bytes(down)
     out[:] = 0
-    _add_rows(out, down, 0, rows[:kept], h)
+    _add_rows(out, down, 0, rows[:kept], h, 0, kept)
+
+
+@njit(fastmath=FASTMATH)
+def _mlp_by_neuron(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """The same where the rows of a neuron lie beside each other: read in one piece or, if not needed, not at all.
+
+    Memory fetches whole stretches, so that rows left out one by one save less time than bytes.
+    """
+    batch, neurons = s.token.shape[0], w.down.shape[1]
+    gate, up, down = w.gate[layer], w.up[layer], w.down[layer]
+    begin, end = neurons * t // threads, neurons * (t + 1) // threads
+    rows, x = s.rows[t], s.normed[t]
+    count = _listed(t, layer, begin, end, s, select)
+    s.reads[t, READ_MLP] += count * (_row_bytes(up) + _row_bytes(down) + c.gated * _row_bytes(gate))
+    for b in range(batch):
+        s.after_mlp[t, b, :] = 0
+    gates, ups = s.block[t, 0], s.block[t, 1]
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        for b in range(batch):
+            h = s.h[b]
+            for r in range(start, stop):
+                i, ahead = rows[r], rows[min(r + AHEAD, count - 1)]
+                if batch > 1 and s.alive[b, i] == 0:
+                    gates[r - start] = 0
+                    continue
+                (d,) = _dots_of_row(gate, i, x, (b,), ahead)  # of up where there is no gate
+                gates[r - start] = d * _scale(gate, w.gate_scale[layer], i) + w.gate_bias[layer, i]
+                if c.gated:
+                    (d,) = _dots_of_row(up, i, x, (b,), ahead)
+                    ups[r - start] = d * _scale(up, w.up_scale[layer], i) + w.up_bias[layer, i]
+            _activate(gates, c.activation)
+            if c.gated:
+                for r in range(BLOCK):
+                    gates[r] *= ups[r]
+            for r in range(start, stop):
+                h[rows[r]] = gates[r - start]
+            if batch > 1:
+                for r in range(start, stop):
+                    h[rows[r]] *= np.float32(s.alive[b, rows[r]])
+                    s.computed[t, b] += s.alive[b, rows[r]]
+            _add_rows(s.after_mlp[t, b], down, 0, rows[:count], h, start, stop)
+    if batch == 1:
+        s.computed[t, 0] += count
 
 
 @njit(fastmath=FASTMATH)
@@ -1053,7 +1120,7 @@ def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untype
     s.reads[t, READ_MLP] += _project_inputs(
         s.h, w.up[layer], w.up_scale[layer], w.up_bias[layer], x, weight, threshold, rows, begin, end
     )
-    gated = w.gate.shape[1] > 0
+    gated = c.gated
     if gated:
         s.reads[t, READ_MLP] += _project_inputs(
             s.up, w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], x, weight, threshold, rows, begin, end
@@ -1074,7 +1141,7 @@ def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untype
                 n += 1
         out = s.after_mlp[t, b]
         out[:] = 0
-        _add_rows(out, down, 0, rows[:n], s.h[b])
+        _add_rows(out, down, 0, rows[:n], s.h[b], 0, n)
         s.computed[t, b] += n
         read = max(read, n)
     s.reads[t, READ_MLP] += read * _row_bytes(down)
@@ -1159,7 +1226,7 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
             out = s.logits[b, tile : min(tile + 2048, end)]
             for i in range(out.shape[0]):
                 out[i] = mean
-            _add_rows(out, w.screen, tile, which[:n], scaled)
+            _add_rows(out, w.screen, tile, which[:n], scaled, 0, n)
         _softmax_sums(t, b, begin, end, s)
         read = max(read, n)  # sequences share most of them
     s.reads[t, READ_HEAD] += read * (end - begin) * w.screen.itemsize + terms * x.shape[1] * 4 // threads
@@ -1288,7 +1355,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
     begin, end = rows * t // threads, rows * (t + 1) // threads
     for layer in range(w.qkv.shape[0]):
         _into_normed(t, layer, BEFORE_ATTENTION, w, c, s)
-        if c.input_major:
+        if c.layout == BY_INPUT:
             s.reads[t, READ_ATTENTION] += _project_inputs(
                 s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t],
                 select.input_weight[layer, ATTENTION_INPUT], select.input_threshold[:, layer, ATTENTION_INPUT],
@@ -1303,14 +1370,16 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         _ask_for_first(w.output[layer], w.output.shape[1] * t // threads)
         decode_barrier(sync, threads)
         _attention_output(t, threads, layer, w, c, s, select)
-        _ask_for_first(w.gate[layer] if w.gate.shape[1] > 0 else w.up[layer], w.up.shape[1] * t // threads)
+        _ask_for_first(w.gate[layer], w.up.shape[1] * t // threads)
         decode_barrier(sync, threads)
         _into_residual(
             t, threads, layer, s.after_attention, w.output[layer], w.output_scale[layer], w.output_bias[layer],
             AFTER_ATTENTION, ATTENTION_RESIDUAL, w, c, s,
         )  # fmt: skip
         _into_normed(t, layer, BEFORE_MLP, w, c, s)
-        if c.input_major:
+        if c.layout == BY_NEURON:
+            _mlp_by_neuron(t, threads, layer, w, c, s, select)
+        elif c.layout == BY_INPUT:
             _mlp_by_input(t, threads, layer, w, c, s, select)
         elif s.token.shape[0] == 1:
             _mlp_of_one(t, threads, layer, w, c, s, select)

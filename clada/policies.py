@@ -32,6 +32,13 @@ INPUT_METHODS = ("teal", "wina")
 CLADA = tuple(method for method in METHODS if method.startswith("clada"))
 
 
+def layout_of(method: str) -> str:
+    """How weights are laid out for a method, see `clada.weights.pack`: so that it decodes fastest."""
+    if method in INPUT_METHODS:
+        return "input"
+    return "neuron" if method in ("dense", "griffin") else "matrix"
+
+
 def shares_of(method: str, dropped: float, vocabulary: int = 1) -> Shares:
     """The one-parameter family of settings that a method is searched along.
 

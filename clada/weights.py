@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from clada.families import Anatomy, anatomy, rotary_rows
-from clada.kernels import ACTIVATIONS, ATTENTION_INPUT, MLP_INPUT, Constants, Tensors
+from clada.kernels import ACTIVATIONS, ATTENTION_INPUT, BY_INPUT, BY_MATRIX, BY_NEURON, MLP_INPUT, Constants, Tensors
 
 STORED = {"float32": np.float32, "bfloat16": np.int16, "int8": np.int8}  # what arrays hold; bfloat16 is none of numpy's
 DTYPES = tuple(STORED)
+LAYOUTS = {"matrix": BY_MATRIX, "input": BY_INPUT, "neuron": BY_NEURON}
 NO_WINDOW = 2**62
 PAGE = 4096
 WIDEN_AT_ONCE = 2**24  # elements; a whole output head as float32 can be larger than the model
@@ -217,14 +218,16 @@ class Weights:
 
 
 @torch.inference_mode()
-def pack(model: Any, dtype: str, basis: Basis | None = None, *, input_major: bool = False) -> Weights:
+def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "matrix") -> Weights:
     """Copy a model's weights into the layout of the kernels.
 
     Args:
         model: a transformers model in float32, of a supported family; it is not changed.
         dtype: `float32`, `bfloat16` or `int8` (one scale per output, its largest weight is 127).
         basis: adds a screen to the output head; None leaves it out.
-        input_major: lay the projections out so that inputs can be left out, not neurons.
+        layout: of `LAYOUTS`, where the weights that a token may leave out lie in memory: `matrix` by the rows of each
+            projection; `input` by its columns, so that inputs can be left out instead of neurons; `neuron` the rows
+            of a neuron beside each other, to be read or left out in one piece.
 
     Raises:
         ModelError: the engine cannot decode this model.
@@ -233,19 +236,23 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, input_major: boo
     layers, hidden = parts.layers, model.config.hidden_size
     width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
     neurons = _matrix(layers[0].up).shape[0]
-    gated = neurons if layers[0].gate is not None else 0
+    gated = layers[0].gate is not None
     n = len(layers)
+    input_major = layout == "input"
 
     def room(outputs: int) -> Rows:
         shape = (hidden, outputs) if input_major else (outputs, hidden)
         return Rows.empty(dtype, n, *shape, transposed=input_major)
 
-    qkv, gate, up = room(width + 2 * kv_width), room(gated), room(neurons)
-    if not gated:
-        gate = Rows.empty(dtype, n, 0, hidden)
-    output, down = (Rows.empty(dtype, n, inputs, hidden, transposed=True) for inputs in (width, neurons))
+    qkv = room(width + 2 * kv_width)
+    output = Rows.empty(dtype, n, width, hidden, transposed=True)
+    if layout == "neuron":
+        gate, up, down = _by_neuron(dtype, n, neurons, hidden, gated)
+    else:
+        up, down = room(neurons), Rows.empty(dtype, n, neurons, hidden, transposed=True)
+        gate = room(neurons) if gated else up
     qkv_bias, output_bias = torch.zeros(n, width + 2 * kv_width), torch.zeros(n, hidden)
-    gate_bias, up_bias, down_bias = torch.zeros(n, gated), torch.zeros(n, neurons), torch.zeros(n, hidden)
+    gate_bias, up_bias, down_bias = torch.zeros(n, neurons), torch.zeros(n, neurons), torch.zeros(n, hidden)
     norms, head_norms = torch.zeros(n, 6, 2, hidden), torch.zeros(n, 2, 2, parts.head_dim)
     output_norm, down_norm = torch.empty(n, width), torch.empty(n, neurons)
     input_norm = torch.empty(n, 2, hidden)
@@ -334,7 +341,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, input_major: boo
         softcap=np.float32(parts.softcap),
         final_softcap=np.float32(parts.final_softcap),
         window=np.array([layer.window or NO_WINDOW for layer in layers], np.int64),
-        input_major=int(input_major),
+        gated=int(gated),
+        layout=LAYOUTS[layout],
         rotary=np.array([-1 if layer.rotary is None else kinds.index(layer.rotary) for layer in layers], np.int64),
     )
     tensors = Tensors(
@@ -366,6 +374,18 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, input_major: boo
         screen=screen,
         activation=parts.activation,
     )
+
+
+def _by_neuron(dtype: str, n: int, neurons: int, hidden: int, gated: bool) -> tuple[Rows, Rows, Rows]:
+    """Room for gate, up and down rows beside each other; of a model without a gate, up is also the first."""
+    parts = 2 + gated
+    whole = torch.from_numpy(aligned((n, neurons, parts, hidden), np.dtype(STORED[dtype]))).view(getattr(torch, dtype))
+    widths = [neurons] * (parts - 1) + [hidden]
+    rows = [
+        Rows(whole[:, :, i], torch.empty(n, width) if dtype == "int8" else None, transposed=i == parts - 1)
+        for i, width in enumerate(widths)
+    ]
+    return rows[0], rows[-2], rows[-1]
 
 
 def _screen(head: torch.Tensor, dtype: str, basis: Basis | None) -> tuple[Rows, tuple[np.ndarray, ...]]:

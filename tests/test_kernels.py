@@ -110,7 +110,7 @@ def test_selections_equal_torch(family):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_inputs_left_out_equal_torch(family):
-    weights = pack(tiny_model(family, seed=4), "float32", input_major=True)
+    weights = pack(tiny_model(family, seed=4), "float32", layout="input")
     assert compare(weights, everything, TOLERANCE["float32"]) == 1
     without_mask = lambda w, batch: drop_some(w, batch)._replace(  # noqa: E731
         needed=everything(w, batch).needed, gate_threshold=everything(w, batch).gate_threshold
