@@ -59,7 +59,7 @@ def random_model(kind: Any, config: Any) -> Any:
 
 def measure(name: str, model: Any, dtype: str, threads: int) -> list[dict[str, Any]]:
     """Median milliseconds per token and bytes read at every share."""
-    weights = pack(model, dtype)
+    weights = pack(model, dtype, layout="neuron")
     del model
     decoder = Decoder(weights, threads)
     policy = make_policy("dense", weights, None, Shares())

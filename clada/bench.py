@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
     contestants = []
     for method in methods:
         vocabulary = model.get_output_embeddings().weight.shape[0]
-        shares, _ = resolve_shares(method, plan, vocabulary, args.max_loss, args.keep)
+        shares, _ = resolve_shares(method, plan, vocabulary, args.dtype, args.max_loss, args.keep)
         kind = (shares.margin is not None and plan is not None, layout_of(method))
         if kind not in decoders:
             weights = pack(model, args.dtype, basis_of(plan, shares), layout=kind[1])

@@ -43,7 +43,7 @@ from clada.load import surprisal_and_entropy_bits
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
-from clada.policies import Policy, basis_of, check_method, layout_of, make_policy, shares_of
+from clada.policies import CLADA, LEAST_ROW_BYTES, Policy, basis_of, check_method, layout_of, make_policy, shares_of
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
 from clada.weights import pack
@@ -83,15 +83,18 @@ def main(args: argparse.Namespace) -> None:
     plan = _begun(out, args.model, text_sha256)
     if plan is None:
         plan = tabulate(model, args.model, windows[:TABLE_WINDOWS], {"text_sha256": text_sha256})
-    for method in methods:
-        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients)
-        plan.save(out)  # after every method, so that an interrupted command loses one at most
+    # int8 is searched for itself where its rows are too short to be left out.
+    short = model.config.hidden_size < LEAST_ROW_BYTES
+    for method, dtype in [(m, d) for m in methods for d in ((DTYPE, "int8") if short and m in CLADA else (DTYPE,))]:
+        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
+        plan.save(out)  # after every search, so that an interrupted command loses one at most
         for setting in plan.settings:
-            if setting.method == method:
+            if (setting.method, setting.dtype) == (method, dtype):
                 print(
-                    f"clada: {method} within {setting.max_loss:.0%}: perplexity {setting.loss['ppl_rise']:+.2%} (95 % "
-                    f"bound {setting.loss['ppl_rise_upper']:+.2%}) on {setting.loss['scored_tokens']:,} tokens, "
-                    f"{setting.loss['active_fraction']:.1%} of the neurons active; plan in {out}",
+                    f"clada: {method} in {dtype} within {setting.max_loss:.0%}: perplexity "
+                    f"{setting.loss['ppl_rise']:+.2%} (95 % bound {setting.loss['ppl_rise_upper']:+.2%}) on "
+                    f"{setting.loss['scored_tokens']:,} tokens, {setting.loss['active_fraction']:.1%} of the neurons "
+                    f"active; plan in {out}",
                     file=sys.stderr,
                 )
 
@@ -230,6 +233,7 @@ def search(
     windows: Sequence[Sequence[int]],
     budgets: Sequence[float],
     coefficients: Coefficients,
+    dtype: str = DTYPE,
 ) -> Plan:
     """Find what a method may leave out within each budget.
 
@@ -240,14 +244,16 @@ def search(
         windows: token ids, scored.
         budgets: rises of perplexity allowed, as shares, ascending.
         coefficients: the load rule, active while searching.
+        dtype: of the weights.
 
     Returns:
-        the plan with this method's settings, those of the same method and budgets replaced.
+        the plan with this method's settings, those of the same method, budgets and precision replaced.
     """
     coefficients = coefficients.with_quantiles(plan.quantiles)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    family = shares_of(method, 0.5, vocabulary)
-    weights = pack(model, DTYPE, basis_of(plan, family), layout=layout_of(method))
+    short = dtype == "int8" and model.config.hidden_size < LEAST_ROW_BYTES
+    family = shares_of(method, 0.5, vocabulary, short_rows=short)
+    weights = pack(model, dtype, basis_of(plan, family), layout=layout_of(method))
     decoder = Decoder(weights, torch.get_num_threads())
     statistics = None if not family.prompt else "flocking" if method == "griffin" else "magnitude"
 
@@ -265,7 +271,7 @@ def search(
         best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
         open_budgets = list(budgets)
         for dropped in SHARES:
-            shares = shares_of(method, dropped, vocabulary)
+            shares = shares_of(method, dropped, vocabulary, short_rows=short)
             loss = held.score(policy(shares))
             rise, _, upper = loss.rise(held_dense)
             progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
@@ -290,8 +296,11 @@ def search(
             "dense_perplexity": float(np.exp(held_dense.nll.mean())),
             "scored_tokens": loss.tokens,
             "active_fraction": loss.active,
-            "dtype": DTYPE,
         }
-        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients)))
-    kept = [s for s in plan.settings if (s.method, s.max_loss) not in {(f.method, f.max_loss) for f in found}]
-    return replace(plan, settings=tuple(sorted([*kept, *found], key=lambda s: (s.method, s.max_loss))))
+        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), dtype))
+
+    def key(setting: Setting) -> tuple[str, str, float]:
+        return setting.method, setting.dtype, setting.max_loss
+
+    kept = [s for s in plan.settings if key(s) not in map(key, found)]
+    return replace(plan, settings=tuple(sorted([*kept, *found], key=key)))

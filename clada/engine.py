@@ -194,7 +194,7 @@ class Engine:
         if surprisal_quantile is not None or entropy_quantile is not None:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
         vocabulary = model.get_output_embeddings().weight.shape[0]
-        shares, self.setting = resolve_shares(method, self.plan, vocabulary, max_loss, keep)
+        shares, self.setting = resolve_shares(method, self.plan, vocabulary, dtype, max_loss, keep)
         basis = basis_of(self.plan, shares)
         self.weights = pack(model, dtype, basis, layout=layout_of(method))
         device = device or str(model.device)

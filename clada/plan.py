@@ -22,7 +22,7 @@ from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
 from clada.jsonfile import read_json, replacing, write_json
 
-SCHEMA = "clada/plan/2"
+SCHEMA = "clada/plan/3"
 GRID = np.linspace(0, 1, 101)  # shares that tables give quantiles at
 BUDGET = 0.02  # loss that is meant when none is named
 
@@ -68,6 +68,7 @@ class Setting:
         shares: the most that was found to stay within it.
         loss: what was measured there: ppl_rise and its upper 95 % bound, kl_to_dense, scored_tokens, active_fraction.
         coefficients: the load rule that was active.
+        dtype: precision that it was measured at.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Setting:
     shares: Shares
     loss: dict[str, Any]
     coefficients: dict[str, Any]
+    dtype: str = "bfloat16"
 
     @property
     def measured_with(self) -> Coefficients:
@@ -111,13 +113,16 @@ class Plan:
     tables: dict[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def setting(self, method: str, max_loss: float | None = None) -> Setting:
+    def setting(self, method: str, max_loss: float | None = None, dtype: str = "bfloat16") -> Setting:
         """The setting of a method for a budget; None: the default one, or the only one there is.
+
+        Where the plan was not measured at this precision, the setting of another one.
 
         Raises:
             InputError: the plan has none.
         """
         found = [s for s in self.settings if s.method == method]
+        found = [s for s in found if s.dtype == dtype] or found
         if max_loss is None and len(found) > 1:
             max_loss = BUDGET
         for s in found:
@@ -184,7 +189,7 @@ class Plan:
             if hashlib.sha256(content).hexdigest() != value["tables_sha256"]:
                 raise InputError(f"{tables} does not belong to {path}; {remedy}")
             settings = tuple(
-                Setting(s["method"], s["max_loss"], Shares(**s["shares"]), s["loss"], s["coefficients"])
+                Setting(s["method"], s["max_loss"], Shares(**s["shares"]), s["loss"], s["coefficients"], s["dtype"])
                 for s in value["settings"]
             )
             for setting in settings:

@@ -39,18 +39,25 @@ def layout_of(method: str) -> str:
     return "neuron" if method in ("dense", "griffin") else "matrix"
 
 
-def shares_of(method: str, dropped: float, vocabulary: int = 1) -> Shares:
+# Memory fetches whole stretches: leaving out single rows shorter than this costs more time than it saves.
+LEAST_ROW_BYTES = 1024
+
+
+def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: bool = False) -> Shares:
     """The one-parameter family of settings that a method is searched along.
 
     Args:
         method: of `METHODS`.
         dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
         vocabulary: how many words the head has.
+        short_rows: rows are below `LEAST_ROW_BYTES`: `clada` leaves out words alone, more of them as `dropped` grows.
 
     Raises:
         InputError: unknown method.
     """
     check_method(method)
+    if method in CLADA and short_rows:
+        return _without(method, Shares(screen=0.6, margin=math.log(vocabulary) + math.log(25) - 5 * dropped))
     if method in CLADA:
         # The proportions trade bytes for loss at about the same rate; see benchmarks/RESULTS.md. The screen costs next
         # to nothing: it leaves words that it finds at most a twenty-fifth as likely as a word is on average.
@@ -79,7 +86,12 @@ def _without(method: str, shares: Shares) -> Shares:
 
 
 def resolve_shares(
-    method: str, plan: Plan | None, vocabulary: int, max_loss: float | None = None, keep: float | None = None
+    method: str,
+    plan: Plan | None,
+    vocabulary: int,
+    dtype: str,
+    max_loss: float | None = None,
+    keep: float | None = None,
 ) -> tuple[Shares, Setting | None]:
     """What a method leaves out here, and the plan's setting where that is what the plan measured.
 
@@ -87,6 +99,7 @@ def resolve_shares(
         method: of `METHODS`.
         plan: None leaves nothing out.
         vocabulary: how many words the head has.
+        dtype: of the weights.
         max_loss: which of the plan's budgets; None for 2 %, or the only one.
         keep: compute this share of the neurons instead.
 
@@ -107,9 +120,9 @@ def resolve_shares(
     if keep is not None:
         return shares_of(method, 1 - keep, vocabulary), None
     if any(setting.method == method for setting in plan.settings) or method == "clada":
-        setting = plan.setting(method, max_loss)
+        setting = plan.setting(method, max_loss, dtype)
         return setting.shares, setting
-    shares = plan.setting("clada", max_loss).shares
+    shares = plan.setting("clada", max_loss, dtype).shares
     return (_without(method, shares) if method in CLADA else shares_of(method, shares.neurons, vocabulary)), None
 
 

@@ -74,7 +74,7 @@ def files(tmp_path):
         ([*GENERATE, "--model", "{files}/folder"], "has no config.json"),
         ([*GENERATE, "--plan", "{files}/missing.json"], "cannot read .*missing.json: No such file"),
         ([*GENERATE, "--plan", "{files}/bad.json"], "bad.json is not a JSON file"),
-        ([*GENERATE, "--plan", "{files}/plan.json"], "has schema 'clada/coefficients/1', not 'clada/plan/2'"),
+        ([*GENERATE, "--plan", "{files}/plan.json"], "has schema 'clada/coefficients/1', not 'clada/plan/3'"),
         ([*GENERATE, "--plan", "none", "--coefficients", "{files}/away.json"], "opposite .*--response toward"),
         ([*GENERATE, "--plan", "none", "--coefficients", "{files}/missing.json"], "cannot read"),
         ([*GENERATE, "--plan", "none", "--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
@@ -311,10 +311,12 @@ def test_shipped_plans_are_of_the_embedded_models(name):
     plan = resolve_plan(None, name, Plan.load(shipped(name)).revision)
     assert plan is not None
     for budget in (0.01, 0.02, 0.05):
-        loss = plan.setting("clada", budget).loss
-        assert loss["ppl_rise_upper"] <= budget
-        assert loss["scored_tokens"] >= 16_000
-        assert 0 < loss["active_fraction"] < 1
+        for dtype in ("bfloat16", "int8"):
+            setting = plan.setting("clada", budget, dtype)
+            assert setting.loss["ppl_rise_upper"] <= budget
+            assert setting.loss["scored_tokens"] >= 16_000
+            assert 0 < setting.loss["active_fraction"] <= 1
+            assert setting.shares.margin is not None
 
 
 def test_prompts_of_a_jsonl_file_in_batches_with_metrics_and_plot(tmp_path, capsys):

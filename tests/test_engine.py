@@ -1,6 +1,7 @@
 """Engine: everything kept equals transformers' own generate; thresholds equal a masked dense MLP."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,14 +247,27 @@ def test_share_families_and_tables_name_thresholds():
     # Magnitudes up to 10 d: those above the top-p threshold hold three quarters of their sum.
     top_p = make_policy("top-p", engine.weights, plan, Shares(neurons=0.25))
     assert top_p.magnitude == pytest.approx([5.0] * 3, rel=1e-3)  # a table in steps of 0.01
-    at_equal_sparsity, setting = resolve_shares("tt", plan_of(model, Shares(neurons=0.4, margin=9.0)), 311)
+    at_equal_sparsity, setting = resolve_shares("tt", plan_of(model, Shares(neurons=0.4, margin=9.0)), 311, "float32")
     assert (at_equal_sparsity, setting) == (Shares(neurons=0.4), None)
-    ablation, _ = resolve_shares("clada-mlp", plan_of(model, Shares(neurons=0.4, output=0.2, margin=9.0)), 311)
+    whole = plan_of(model, Shares(neurons=0.4, output=0.2, margin=9.0))
+    ablation, _ = resolve_shares("clada-mlp", whole, 311, "float32")
     assert ablation == Shares(neurons=0.4)
     with pytest.raises(InputError, match=r"add it with 'clada calibrate --methods tt --max-loss 0.05'"):
         plan.setting("tt", 0.05)
     with pytest.raises(InputError, match=r"only for losses of 0.02"):
         plan.setting("clada", 0.05)
+
+
+def test_a_precision_has_settings_of_its_own():
+    plan = plan_of(tiny_model("llama"), Shares(neurons=0.4))
+    words = Setting("clada", 0.02, shares_of("clada", 0.2, 311, short_rows=True), {}, NO_RULE, "int8")
+    assert words.shares == Shares(screen=0.6, margin=pytest.approx(math.log(311 * 25) - 1))
+    plan = replace(plan, settings=(*plan.settings, words))
+    assert plan.setting("clada", dtype="int8") is words
+    assert plan.setting("clada", 0.02, "float32").shares == Shares(neurons=0.4)  # not measured: another one's
+    engine = Engine(tiny_model("llama"), None, plan=plan, coefficients="none", dtype="int8")
+    assert engine.setting is words
+    assert next(engine.generate(PROMPT, 1)).active_fraction == 1
 
 
 def test_plans_survive_being_saved_and_say_when_they_are_not_whole(tmp_path):

@@ -108,6 +108,27 @@ def test_selections_equal_torch(family):
     assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=PROMPTS[:1]) < 0.95
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_whole_neurons_left_out_equal_torch(family, dtype):
+    weights = pack(tiny_model(family, seed=8), dtype, layout="neuron")
+    assert compare(weights, everything, TOLERANCE[dtype]) == 1
+    masked = lambda w, batch: everything(w, batch)._replace(needed=drop_some(w, batch).needed)  # noqa: E731
+    assert 0.8 < compare(weights, masked, TOLERANCE[dtype]) < 0.95
+    assert 0.8 < compare(weights, masked, TOLERANCE[dtype], prompts=PROMPTS[:1]) < 0.95
+
+
+@pytest.mark.parametrize("layout", ["matrix", "neuron"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_layouts_hold_the_same_weights(dtype, layout):
+    model = tiny_model("llama", seed=9)
+    weights, other = pack(model, dtype, layout=layout), pack(model, dtype, layout="input")
+    for ours, theirs in zip((weights.gate, weights.up, weights.down), (other.gate, other.up, other.down), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            wide = b.rows.wide() if a.transposed == b.transposed else b.rows.wide().t()
+            assert torch.equal(a.rows.wide(), wide)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_inputs_left_out_equal_torch(family):
     weights = pack(tiny_model(family, seed=4), "float32", layout="input")
@@ -133,10 +154,11 @@ def test_threads_and_batch_do_not_change_what_a_sequence_gets():
         np.testing.assert_allclose(own, other, atol=1e-5 * np.abs(own).max())
 
 
-def test_rows_that_are_not_needed_are_not_read():
+@pytest.mark.parametrize("layout", ["matrix", "neuron"])
+def test_rows_that_are_not_needed_are_not_read(layout):
     """Poison what the tests leave out: nothing changes."""
     model = tiny_model("llama", seed=6)
-    weights = pack(model, "float32", basis_for(32))
+    weights = pack(model, "float32", basis_for(32), layout=layout)
     selection = everything(weights, 1)
     needed = np.zeros((1, *weights.down_norm.shape), np.uint8)
     needed[:, :, ::3] = 1
