@@ -59,8 +59,8 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
     if method in CLADA and short_rows:
         return _without(method, Shares(screen=0.6, margin=math.log(vocabulary) + math.log(25) - 5 * dropped))
     if method in CLADA:
-        # The proportions trade bytes for loss at about the same rate; see benchmarks/RESULTS.md. The screen costs next
-        # to nothing: it leaves words that it finds at most a twenty-fifth as likely as a word is on average.
+        # The proportions trade bytes for loss at about the same rate; see benchmarks/selection-log.md. The screen costs
+        # next to nothing: it leaves words that it finds at most a twenty-fifth as likely as a word is on average.
         shares = Shares(
             neurons=dropped,
             gate=0.4 * dropped,

@@ -325,6 +325,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         place(parts.project_in, PackedLinear(before_layers))
     positions = torch.empty(0, hidden) if parts.positions is None else parts.positions.float().clone()
 
+    _own(shell)
+
     kinds = tuple(dict.fromkeys(layer.rotary for layer in layers if layer.rotary is not None))
     constants = Constants(
         embedding_factor=np.float32(factor),
@@ -411,6 +413,13 @@ def _shell(model: Any) -> Any:
     """The model again on the same tensors; parts can be replaced without changing the model."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
+
+
+def _own(shell: nn.Module) -> None:
+    """Copy the parameters that are still the model's: one norm would keep the whole file it is part of in memory."""
+    for module in shell.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
 def _matrix(module: Any) -> torch.Tensor:

@@ -130,6 +130,15 @@ def test_layouts_hold_the_same_weights(dtype, layout):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+def test_packed_weights_share_nothing_with_the_model(family):
+    """One norm that is shared would keep the model's whole file in memory."""
+    model = tiny_model(family)
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    shell = pack(model, "bfloat16").model
+    assert theirs.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in shell.parameters())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
 def test_inputs_left_out_equal_torch(family):
     weights = pack(tiny_model(family, seed=4), "float32", layout="input")
     assert compare(weights, everything, TOLERANCE["float32"]) == 1
