@@ -62,7 +62,7 @@ class Tensors(NamedTuple):
     output: np.ndarray  # [L, Q, H], the attention's output projection, transposed
     output_scale: np.ndarray
     output_bias: np.ndarray  # [L, H]
-    gate: np.ndarray  # [L, N, H]; up again without a gate
+    gate: np.ndarray  # [L, N, H]; without a gate this, its scale and bias are those of up
     gate_scale: np.ndarray
     gate_bias: np.ndarray  # [L, N]
     up: np.ndarray  # [L, N, H]

@@ -252,7 +252,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         up, down = room(neurons), Rows.empty(dtype, n, neurons, hidden, transposed=True)
         gate = room(neurons) if gated else up
     qkv_bias, output_bias = torch.zeros(n, width + 2 * kv_width), torch.zeros(n, hidden)
-    gate_bias, up_bias, down_bias = torch.zeros(n, neurons), torch.zeros(n, neurons), torch.zeros(n, hidden)
+    up_bias, down_bias = torch.zeros(n, neurons), torch.zeros(n, hidden)
+    gate_bias = torch.zeros(n, neurons) if gated else up_bias
     norms, head_norms = torch.zeros(n, 6, 2, hidden), torch.zeros(n, 2, 2, parts.head_dim)
     output_norm, down_norm = torch.empty(n, width), torch.empty(n, neurons)
     input_norm = torch.empty(n, 2, hidden)
