@@ -122,8 +122,10 @@ def resolve_shares(
     if any(setting.method == method for setting in plan.settings) or method == "clada":
         setting = plan.setting(method, max_loss, dtype)
         return setting.shares, setting
-    shares = plan.setting("clada", max_loss, dtype).shares
-    return (_without(method, shares) if method in CLADA else shares_of(method, shares.neurons, vocabulary)), None
+    if method in CLADA:
+        return _without(method, plan.setting("clada", max_loss, dtype).shares), None
+    # Not of this precision: where rows are short `clada` leaves out no neurons, and the others would be dense unsaid.
+    return shares_of(method, plan.setting("clada", max_loss).shares.neurons, vocabulary), None
 
 
 def check_method(method: str) -> None:

@@ -266,6 +266,7 @@ def test_a_precision_has_settings_of_its_own():
     plan = replace(plan, settings=(*plan.settings, words))
     assert plan.setting("clada", dtype="int8") is words
     assert plan.setting("clada", 0.02, "float32").shares == Shares(neurons=0.4)  # not measured: another one's
+    assert resolve_shares("tt", plan, 311, "int8") == (Shares(neurons=0.4), None)  # never dense unsaid
     engine = Engine(tiny_model("llama"), None, plan=plan, coefficients="none", dtype="int8")
     assert engine.setting is words
     assert next(engine.generate(PROMPT, 1)).active_fraction == 1
