@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.activations import ACT2FN
+from transformers.masking_utils import eager_mask
 
 from clada.families import replaced_forwards
 from clada.kernels import ATTENTION_INPUT, BLOCK, BY_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
@@ -211,6 +212,7 @@ class Decoder:
         fewer = self._scratch(len(sequences), scratch.values.shape[3])
         fewer.keys[:] = scratch.keys[sequences]
         fewer.values[:] = scratch.values[sequences]
+        fewer.value_sum[:] = scratch.value_sum[sequences]
         for name in ("logits", "log_total", "entropy", "best", "active"):
             getattr(fewer, name)[:] = getattr(scratch, name)[sequences]
         state.memory = _Memory(fewer, state.memory.rotary, state.memory.rotary_begin)
@@ -226,6 +228,9 @@ class Decoder:
             keys, values = kept.keys[0], kept.values[0]
             held = slice(n - keys.shape[1], n)
             scratch.values[b, layer, :, held] = self._stored(values)
+            # Without the position that the next token's window no longer reaches.
+            in_window = values[:, max(0, values.shape[1] + 1 - int(self.weights.constants.window[layer])) :]
+            scratch.value_sum[b, layer] = self._rounded(in_window).sum(1).numpy()
             padded = keys.new_zeros(keys.shape[0], blocks * LANES, keys.shape[2])
             padded[:, held] = keys
             blocked = padded.unflatten(1, (blocks, LANES)).transpose(2, 3).flatten(2)
@@ -236,12 +241,15 @@ class Decoder:
             return x.numpy()
         return x.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
 
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.weights.dtype == "float32" else x.bfloat16().float()
+
     def _scratch(self, batch: int, positions: int) -> Scratch:
         w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
         layers, width, hidden = w.output.shape
         neurons, vocabulary = w.down.shape[1], w.head.shape[0]
         blocks = -(-positions // LANES)
-        positions = blocks * LANES
+        positions, share = blocks * LANES, (blocks // threads + 1) * LANES  # of a thread
         kept = np.dtype(np.float32 if self.weights.dtype == "float32" else np.uint16)
 
         def f(*shape: int) -> np.ndarray:
@@ -260,16 +268,20 @@ class Decoder:
             normed=f(threads, batch, hidden),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
             query=f(threads, c.heads, c.head_dim),
-            scores=f(threads, 3, positions),
+            value_sum=f(batch, layers, c.kv_heads, c.head_dim),
+            value_mean=f(batch, c.kv_heads, c.head_dim),
+            scores=f(threads, batch, c.heads, share),
+            relative=f(threads, share),
             peak=f(threads, batch, c.heads),
             total=f(threads, batch, c.heads),
+            kept=f(threads, batch, c.heads),
             mixed=f(threads, batch, c.heads, c.head_dim),
             after_attention=f(threads, batch, hidden),
             after_mlp=f(threads, batch, hidden),
             h=f(batch, neurons),
             up=f(batch, neurons),
             alive=np.zeros((batch, neurons), np.int64),
-            rows=np.zeros((threads, max(neurons, width, hidden, vocabulary // threads + 64)), np.int64),
+            rows=np.zeros((threads, max(neurons, width, hidden, share, vocabulary // threads + 64)), np.int64),
             block=f(threads, 2, BLOCK),
             narrow=f(batch, w.head.shape[1]),
             screened=f(batch, len(w.screen)),
@@ -290,6 +302,72 @@ class Decoder:
 def _outcome(s: Scratch) -> Outcome:
     """The arrays that a step writes its results to."""
     return Outcome(s.logits, s.log_total, s.entropy, s.best, s.active, s.bytes_read)
+
+
+def selective_attention(
+    module: torch.nn.Module,  # noqa: ARG001  # transformers gives it
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    *,
+    least_weight: float,
+    least_positions: int,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one token that gives the mean of all values to positions whose weights are small.
+
+    An attention function for transformers; the mean in the place of what is left out is SparQ's (Ribar et al. 2024).
+
+    Args:
+        module: the attention layer.
+        query: [B, heads, 1, D].
+        key: [B, kv heads, C, D].
+        value: the same shape.
+        attention_mask: added to the scores, or None.
+        scaling: of scores.
+        softcap: of scores.
+        least_weight: as a share of the average weight; a position's value counts for all heads that share it if one
+            of them gives it as much.
+        least_positions: to be seen, else all values count.
+
+    Returns:
+        [B, 1, heads, D], None.
+    """
+    batch, heads, _, width = query.shape
+    shared = query.reshape(batch, key.shape[1], -1, width)  # heads that share keys side by side
+    scores = shared @ key.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., -key.shape[2] :]
+    visible = scores[:, :1, :1] > torch.finfo(scores.dtype).min / 2
+    weights, seen = scores.softmax(-1), visible.sum(-1, keepdim=True)
+    kept = (weights >= least_weight / seen).any(2, keepdim=True) | (seen < least_positions)
+    mean = (value * visible.transpose(2, 3)).sum(2, keepdim=True) / seen
+    mixed = (weights * kept) @ value + (weights * ~kept).sum(-1, keepdim=True) * mean
+    return mixed.reshape(batch, 1, heads, width), None
+
+
+AttentionInterface.register("clada", selective_attention)
+AttentionMaskInterface.register("clada", eager_mask)
+
+
+@contextmanager
+def attention_of(weights: Weights, least_weight: float, least_positions: int) -> Iterator[dict[str, float]]:
+    """Within the block the model attends selectively, given these arguments; dense where the least weight is 0."""
+    if least_weight == 0:
+        yield {}
+        return
+    config = weights.model.config
+    before = config._attn_implementation
+    config._attn_implementation = "clada"
+    try:
+        yield {"least_weight": least_weight, "least_positions": least_positions}
+    finally:
+        config._attn_implementation = before
 
 
 class TorchDecoder:
@@ -341,8 +419,10 @@ class TorchDecoder:
             counts: list[int] = []
             modules, forwards = self._forwards(b, selection, counts)
             ids = torch.tensor([[token]], device=self._device)
-            with replaced_forwards(modules, forwards):
-                logits.append(self.weights.model(ids, past_key_values=state.memory[b], use_cache=True).logits[0, -1])
+            attention = attention_of(self.weights, float(selection.attention_threshold[b]), selection.attention_from)
+            with replaced_forwards(modules, forwards), attention as more:
+                out = self.weights.model(ids, past_key_values=state.memory[b], use_cache=True, **more)
+                logits.append(out.logits[0, -1])
             active.append(sum(counts))
             state.tokens[b].append(token)
         stacked = torch.stack(logits).float()

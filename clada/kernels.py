@@ -121,6 +121,8 @@ class Selection(NamedTuple):
     input_weight: np.ndarray  # [L, 2, H], by input
     input_threshold: np.ndarray  # [B, L, 2], on |x_j| input_weight_j
     needed: np.ndarray  # [B, L, N] uint8, 0: never computed; or [0, L, N]
+    attention_threshold: np.ndarray  # [B], on attention weights, as a share of their average
+    attention_from: int  # positions from which on it counts
     screen_threshold: np.ndarray  # [B], on |z_k| screen_weight_k
     head_margin: np.ndarray  # [B], words whose screened log-probability is below the negative of it keep it
 
@@ -137,9 +139,13 @@ class Scratch(NamedTuple):
     normed: np.ndarray  # [T, B, H]
     qkv: np.ndarray  # [B, Q + 2 K]
     query: np.ndarray  # [T, heads, D]
-    scores: np.ndarray  # [T, 3, C], of heads that share keys
+    value_sum: np.ndarray  # [B, L, kv heads, D] float32, of the values in the window
+    value_mean: np.ndarray  # [B, kv heads, D], of a layer
+    scores: np.ndarray  # [T, B, heads, C / T], of a thread's share of the positions
+    relative: np.ndarray  # [T, C / T], the highest weight of some heads, as a share of what makes it count
     peak: np.ndarray  # [T, B, heads]
     total: np.ndarray  # [T, B, heads]
+    kept: np.ndarray  # [T, B, heads], the part of it whose values are read
     mixed: np.ndarray  # [T, B, heads, D]
     after_attention: np.ndarray  # [T, B, H], partial sums
     after_mlp: np.ndarray  # [T, B, H]
@@ -466,7 +472,6 @@ def _dots_of_row(_context: Any, rows: Any, _i: Any, x: Any, sequences: Any, _ahe
 def _score_block(
     _context: Any,
     scores: Any,
-    _rows: Any,
     _at: Any,
     query: Any,
     heads: Any,
@@ -476,20 +481,20 @@ def _score_block(
     values: Any,
     _first: Any,
 ) -> Any:
-    """scores[rows[k], at + i] = query[heads[k]] times key i of a block, for some heads that share keys.
+    """scores[heads[k], at + i] = query[heads[k]] times key i of a block, for some heads that share keys.
 
     Meanwhile a later block of keys, and the values of this one's positions, from the first on, are asked for.
     """
     count = heads.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        scores_type, _, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
+        scores_type, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
         stored = keys_type.dtype
-        block = _row_start(context, builder, keys_type, args[5], args[6], _INDEX(0))
-        later = _row_start(context, builder, keys_type, args[5], args[7], _INDEX(0))
-        first = _row_start(context, builder, values_type, args[8], args[9], _INDEX(0))
+        block = _row_start(context, builder, keys_type, args[4], args[5], _INDEX(0))
+        later = _row_start(context, builder, keys_type, args[4], args[6], _INDEX(0))
+        first = _row_start(context, builder, values_type, args[7], args[8], _INDEX(0))
         queries = [
-            _row_start(context, builder, query_type, args[3], builder.extract_value(args[4], k), _INDEX(0))
+            _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
             for k in range(count)
         ]
         vector = _shaped(_F32, LANES)
@@ -510,7 +515,7 @@ def _score_block(
                 )
                 builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
 
-        width = builder.extract_value(context.make_array(query_type)(context, builder, args[3]).shape, 1)
+        width = builder.extract_value(context.make_array(query_type)(context, builder, args[2]).shape, 1)
         even = builder.and_(width, _INDEX(-2))
         with cgutils.for_range_slice(builder, _INDEX(0), even, _INDEX(2), _INDEX) as (d, _):
             accumulate(d, 0)
@@ -518,13 +523,13 @@ def _score_block(
         with cgutils.for_range_slice(builder, even, width, _INDEX(1), _INDEX) as (d, _):
             accumulate(d, 0)
         for k in range(count):
-            place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[1], k), args[2])
+            place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
             total = builder.fadd(builder.load(totals[0][k]), builder.load(totals[1][k]))
             builder.store(total, builder.bitcast(place, vector.as_pointer()), align=4)
         return context.get_dummy_value()
 
     i, some = types.int64, types.UniTuple(types.int64, count)
-    return types.void(scores, some, i, query, some, keys, i, i, values, i), codegen
+    return types.void(scores, i, query, some, keys, i, i, values, i), codegen
 
 
 @intrinsic
@@ -533,48 +538,53 @@ def _mix_values(
     mixed: Any,
     heads: Any,
     scores: Any,
-    _rows: Any,
     _at: Any,
     values: Any,
     _first: Any,
     _n: Any,
-    keys: Any,
-    _later: Any,
+    which: Any,
+    asked: Any,
+    _asked_first: Any,
+    _ahead: Any,
 ) -> Any:
-    """mixed[heads[k]] = sum over i < n of scores[rows[k], at + i] values[first + i], for some heads that share values.
+    """mixed[h] = sum over the first n positions i in `which` of scores[h, at + i] values[first + i], for heads h.
 
-    The sums stay in registers over all positions, some dimensions at a time. Meanwhile as much of the keys is asked
-    for, from block `later` on, as values are read.
+    Some heads, which share values. The sums stay in registers over all positions, some dimensions at a time.
+    Meanwhile rows of `asked` are asked for, at the positions that come so many later in `which`.
     """
     count = heads.count
     wide = 2  # vectors of dimensions at a time: as many sums as AVX2 has registers for
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        mixed_type, _, scores_type, _, _, values_type, _, _, keys_type, _ = signature.args
-        later = builder.bitcast(_row_start(context, builder, keys_type, args[8], args[9], _INDEX(0)), _BYTE)
+        mixed_type, _, scores_type, _, values_type, _, _, which_type, asked_type, _, _ = signature.args
         stored = values_type.dtype
+        n = args[6]
+        positions = context.make_array(which_type)(context, builder, args[7]).data
 
-        def rows_of(kind: Any, array: Any, tuple_: Any, column: Any) -> list[Any]:
+        def rows_of(kind: Any, array: Any, column: Any) -> list[Any]:
             return [
-                _row_start(context, builder, kind, array, builder.extract_value(tuple_, k), column)
+                _row_start(context, builder, kind, array, builder.extract_value(args[1], k), column)
                 for k in range(count)
             ]
 
-        outs = rows_of(mixed_type, args[0], args[1], _INDEX(0))
-        weights = rows_of(scores_type, args[2], args[3], args[4])
-        width = builder.extract_value(context.make_array(values_type)(context, builder, args[5]).shape, 1)
+        outs, weights = rows_of(mixed_type, args[0], _INDEX(0)), rows_of(scores_type, args[2], args[3])
+        width = builder.extract_value(context.make_array(values_type)(context, builder, args[4]).shape, 1)
 
         def some_dimensions(d: Any, lanes: int, vectors: int) -> None:
-            kind = _shaped(_F32, lanes)
+            kind, read = _shaped(_F32, lanes), lanes * vectors * _item_bytes(stored)
             totals = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(count)]
             for head in totals:
                 for total in head:
                     builder.store(ir.Constant(kind, 0.0 if lanes == 1 else None), total)
-            with cgutils.for_range_slice(builder, _INDEX(0), args[7], _INDEX(1), _INDEX) as (i, _):
-                row = _row_start(context, builder, values_type, args[5], builder.add(args[6], i), d)
-                if lanes * vectors * _item_bytes(stored) >= LINE:
-                    at = builder.add(builder.mul(i, width), d)
-                    _ask_for(builder, builder.gep(later, [builder.mul(at, _INDEX(_item_bytes(stored)))]))
+            with cgutils.for_range_slice(builder, _INDEX(0), n, _INDEX(1), _INDEX) as (r, _):
+                i = builder.load(builder.gep(positions, [r]))
+                later, last = builder.add(r, args[10]), builder.sub(n, _INDEX(1))
+                later = builder.select(builder.icmp_signed("<", later, last), later, last)
+                later = builder.add(args[9], builder.load(builder.gep(positions, [later])))
+                start = builder.bitcast(_row_start(context, builder, asked_type, args[8], later, d), _BYTE)
+                for line in range(0, read, LINE) if read >= LINE else ():
+                    _ask_for(builder, builder.gep(start, [_INDEX(line)]))
+                row = _row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
                 loaded = [_load_wide(builder, row, _INDEX(v * lanes), stored, lanes) for v in range(vectors)]
                 for start, head in zip(weights, totals, strict=True):
                     weight = _spread(builder, builder.load(builder.gep(start, [i])), lanes)
@@ -596,7 +606,7 @@ def _mix_values(
         return context.get_dummy_value()
 
     i, some = types.int64, types.UniTuple(types.int64, count)
-    return types.void(mixed, some, scores, some, i, values, i, i, keys, i), codegen
+    return types.void(mixed, some, scores, i, values, i, i, which, asked, i, i), codegen
 
 
 @intrinsic
@@ -784,75 +794,155 @@ def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin,
     return read * (end - begin) * rows.itemsize
 
 
+# What `_attend_some` does: everything, or in two goes, between which threads learn each other's sums.
+ATTEND, WEIGH, MIX = range(3)
+
+
 @njit(fastmath=FASTMATH)
-def _attend(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
+def _attend(t, threads, sync, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     """Attention of every sequence over this thread's share of its positions."""
-    dim, group = c.head_dim, c.heads // c.kv_heads
-    query = s.query[t]
-    for b in range(s.token.shape[0]):
-        end = s.position[b] + 1
-        begin = max(0, end - c.window[layer])
-        first_block, blocks = begin // LANES, (end - 1) // LANES + 1 - begin // LANES
-        own, after = first_block + blocks * t // threads, first_block + blocks * (t + 1) // threads
-        at = own * LANES
-        first, last = max(begin, at), min(end, after * LANES)
-        n = max(0, last - first)
-        s.reads[t, READ_CACHE] += 2 * n * c.kv_heads * dim * s.values.itemsize
-        for head in range(c.heads):
-            q = query[head]
-            for j in range(dim):
-                q[j] = s.qkv[b, head * dim + j]
-            if c.has_head_norms:
-                _norm(q, q, w.head_norms[layer, 0], c.rms, c.eps)
-            if c.rotary[layer] >= 0:
-                _rotate(q, s.rotary[b, c.rotary[layer]])
-            for j in range(dim):
-                q[j] *= c.scaling[layer]
-        if t == threads - 1:  # its share ends with the token itself
-            _remember(b, layer, w, c, s)
-        keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
+    group, batch, selective = c.heads // c.kv_heads, s.token.shape[0], _attends_selectively(layer, c, s, select)
+    for go in range((1 + selective) * batch):
+        b = go % batch
+        stage = ATTEND if not selective else WEIGH if go < batch else MIX
+        if stage != MIX:
+            _ask(t, b, layer, w, c, s)
+            if t == threads - 1:  # its share ends with the token itself
+                _remember(b, layer, w, c, s)
+        elif b == 0:
+            decode_barrier(sync, threads)
+        # As many heads at a time as share keys and fit the registers.
         for kv in range(c.kv_heads):
-            values = s.values[b, layer, kv]
-            g = 0
-            while group - g >= 3:
-                h = kv * group + g
-                _attend_some(t, layer, b, (h, h + 1, h + 2), (0, 1, 2), keys, values, own, after, first, n, c, s)
-                g += 3
-            h = kv * group + g
-            if group - g == 2:
-                _attend_some(t, layer, b, (h, h + 1), (0, 1), keys, values, own, after, first, n, c, s)
-            elif group - g == 1:
-                _attend_some(t, layer, b, (h,), (0,), keys, values, own, after, first, n, c, s)
+            h, end = kv * group, (kv + 1) * group
+            while end - h >= 3:
+                _attend_some(stage, t, threads, layer, b, (h, h + 1, h + 2), c, s, select)
+                h += 3
+            if end - h == 2:
+                _attend_some(stage, t, threads, layer, b, (h, h + 1), c, s, select)
+            elif end - h == 1:
+                _attend_some(stage, t, threads, layer, b, (h,), c, s, select)
+
+
+@njit
+def _attends_selectively(layer, c, s, select):  # type: ignore[no-untyped-def]
+    """Whether any sequence sees so many positions that leaving values out saves more than finding them costs."""
+    selective = False
+    for b in range(s.token.shape[0]):
+        seen = min(s.position[b] + 1, c.window[layer])
+        selective |= select.attention_threshold[b] > 0 and seen >= select.attention_from
+    return selective
 
 
 @njit(fastmath=FASTMATH)
-def _attend_some(t, layer, b, heads, rows, keys, values, own, after, first, n, c, s):  # type: ignore[no-untyped-def]
-    """Attention of some heads that share keys and values; `rows` of the scores are theirs."""
-    query, scores, at = s.query[t], s.scores[t], own * LANES
-    block = heads[0] // (c.heads // c.kv_heads) * s.keys.shape[3]
-    for i in range(own, after):
-        later = min(i + 4, after - 1)
-        _score_block(scores, rows, i * LANES - at, query, heads, keys, block + i, block + later, values, i * LANES)
-    for row in rows:
-        weights = scores[row, first - at : first - at + n]
-        if c.softcap > 0:
+def _ask(t, b, layer, w, c, s):  # type: ignore[no-untyped-def]
+    """A sequence's queries, in every thread."""
+    dim = c.head_dim
+    for head in range(c.heads):
+        q = s.query[t, head]
+        for j in range(dim):
+            q[j] = s.qkv[b, head * dim + j]
+        if c.has_head_norms:
+            _norm(q, q, w.head_norms[layer, 0], c.rms, c.eps)
+        if c.rotary[layer] >= 0:
+            _rotate(q, s.rotary[b, c.rotary[layer]])
+        for j in range(dim):
+            q[j] *= c.scaling[layer]
+
+
+@njit(fastmath=FASTMATH)
+def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ignore[no-untyped-def]
+    """Attention of some heads that share keys and values."""
+    end = s.position[b] + 1
+    begin = max(0, end - c.window[layer])
+    first_block, blocks = begin // LANES, (end - 1) // LANES + 1 - begin // LANES
+    own, after = first_block + blocks * t // threads, first_block + blocks * (t + 1) // threads
+    at = own * LANES
+    first = max(begin, at)
+    n = max(0, min(end, after * LANES) - first)
+
+    kv = heads[0] // (c.heads // c.kv_heads)
+    block = kv * s.keys.shape[3]
+    keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
+    values, scores, which = s.values[b, layer, kv], s.scores[t, b], s.rows[t]
+    if stage != MIX:
+        s.reads[t, READ_CACHE] += n * _row_bytes(values)
+        for i in range(own, after):
+            later = block + min(i + 4, after - 1)
+            # Which values will be read may not be known yet.
+            asked, asked_first = (values, i * LANES) if stage == ATTEND else (keys, later)
+            _score_block(scores, i * LANES - at, s.query[t], heads, keys, block + i, later, asked, asked_first)
+        for h in heads:
+            weights = scores[h, first - at : first - at + n]
+            if c.softcap > 0:
+                for i in range(n):
+                    weights[i] = c.softcap * _tanh(weights[i] / c.softcap)
+            peak = np.float32(-np.inf)
             for i in range(n):
-                weights[i] = c.softcap * _tanh(weights[i] / c.softcap)
-        peak = np.float32(-np.inf)
+                peak = max(peak, weights[i])
+            total = np.float32(0)
+            for i in range(n):
+                weights[i] = _exp(weights[i] - peak)
+                total += weights[i]
+            s.peak[t, b, h] = peak
+            s.total[t, b, h] = total
+        if stage == WEIGH:
+            return
+    count, asked, asked_first, ahead = n, values, first, AHEAD
+    if stage == MIX:
+        least = select.attention_threshold[b] if end - begin >= select.attention_from else np.float32(0)
+        count = _choose(t, threads, b, heads, first - at, n, least / np.float32(end - begin), s)
+        for r in range(min(count, AHEAD)):
+            _ask_row(values, first + which[r])
+        for h in heads:
+            kept = np.float32(0)
+            for r in range(count):
+                kept += scores[h, first - at + which[r]]
+            s.kept[t, b, h] = kept
+    else:
         for i in range(n):
-            peak = max(peak, weights[i])
-        total = np.float32(0)
+            which[i] = i
+        # Values were asked for while their keys were read; now it is the next head's keys.
+        asked, asked_first, ahead = keys.reshape(-1, c.head_dim), (block + s.keys.shape[3] + own) * LANES, 0
+    s.reads[t, READ_CACHE] += count * _row_bytes(values)
+    _mix_values(s.mixed[t, b], heads, scores, first - at, values, first, count, which, asked, asked_first, ahead)
+
+
+@njit(fastmath=FASTMATH)
+def _choose(t, threads, b, heads, at, n, threshold, s):  # type: ignore[no-untyped-def]
+    """List this thread's positions that any of the heads gives a weight of at least `threshold`; returns how many."""
+    relative, which = s.relative[t, :n], s.rows[t]
+    relative[:] = 0
+    for h in heads:
+        peak, total = _over_threads(threads, b, h, s)
+        # Of weights that are relative to this thread's own peak.
+        limit = threshold * total * _exp(peak - s.peak[t, b, h])
+        factor = np.float32(1) / max(limit, np.float32(1e-37))
+        weights = s.scores[t, b, h, at : at + n]
         for i in range(n):
-            weights[i] = _exp(weights[i] - peak)
-            total += weights[i]
-        s.peak[t, b, heads[0] + row] = peak
-        s.total[t, b, heads[0] + row] = total
-    _mix_values(s.mixed[t, b], heads, scores, rows, first - at, values, first, n, keys, block + s.keys.shape[3] + own)
+            relative[i] = max(relative[i], weights[i] * factor)
+    count = 0
+    for i in range(n):
+        which[count] = i
+        count += relative[i] >= 1
+    return count
+
+
+@njit(fastmath=FASTMATH)
+def _over_threads(threads, b, head, s):  # type: ignore[no-untyped-def]
+    """Highest score of a head, and the sum of exp(score - highest), over all positions."""
+    peak = s.peak[0, b, head]
+    for other in range(1, threads):
+        peak = max(peak, s.peak[other, b, head])
+    total = np.float32(0)
+    for other in range(threads):
+        if s.total[other, b, head] > 0:  # a thread may have had no positions
+            total += s.total[other, b, head] * _exp(s.peak[other, b, head] - peak)
+    return peak, total
 
 
 @njit(fastmath=FASTMATH)
 def _remember(b, layer, w, c, s):  # type: ignore[no-untyped-def]
-    """Append the token's key and value to the cache."""
+    """Append the token's key and value to the cache, and the value to the mean of those in the window."""
     dim, position = c.head_dim, s.position[b]
     for kv in range(c.kv_heads):
         offset = (c.heads + kv) * dim
@@ -866,6 +956,14 @@ def _remember(b, layer, w, c, s):  # type: ignore[no-untyped-def]
         for j in range(dim):
             keys[j * LANES + position % LANES] = _narrow(k[j], keys)
             values[j] = _narrow(v[j], values)
+        total, mean, count = s.value_sum[b, layer, kv], s.value_mean[b, kv], min(position + 1, c.window[layer])
+        for j in range(dim):
+            total[j] += _widen(values[j])
+            mean[j] = total[j] / np.float32(count)
+        if count == c.window[layer]:
+            leaving = s.values[b, layer, kv, position + 1 - count]  # at the next token
+            for j in range(dim):
+                total[j] -= _widen(leaving[j])
 
 
 @njit(fastmath=FASTMATH)
@@ -877,28 +975,28 @@ def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-un
     rows, weight = w.output[layer], select.output_weight[layer]
     mine = s.query[t].reshape(width)  # done with as queries
     which = s.rows[t]
-    read = 0
+    read, selective = 0, _attends_selectively(layer, c, s, select)
     for b in range(s.token.shape[0]):
-        out = s.after_attention[t, b]
-        out[:] = 0
+        s.after_attention[t, b, :] = 0
     for b in range(s.token.shape[0]):
         for head in range(begin // dim, (end - 1) // dim + 1):
-            peak = s.peak[0, b, head]
-            for other in range(1, threads):
-                peak = max(peak, s.peak[other, b, head])
-            total = np.float32(0)
-            for other in range(threads):
-                if s.total[other, b, head] > 0:  # a thread may have had no positions
-                    total += s.total[other, b, head] * _exp(s.peak[other, b, head] - peak)
+            peak, total = _over_threads(threads, b, head, s)
             first, last = max(begin, head * dim), min(end, (head + 1) * dim)
             for i in range(first, last):
                 mine[i] = 0
+            kept = np.float32(0)
             for other in range(threads):
                 if s.total[other, b, head] > 0:
                     share = _exp(s.peak[other, b, head] - peak) / total
                     mixed = s.mixed[other, b, head]
                     for i in range(first, last):
                         mine[i] += share * mixed[i - head * dim]
+                    kept += share * s.kept[other, b, head]
+            if selective:
+                # Positions left out get the mean of all values in the place of their own.
+                mean = s.value_mean[b, head // (c.heads // c.kv_heads)]
+                for i in range(first, last):
+                    mine[i] += (np.float32(1) - kept) * mean[i - head * dim]
         threshold = select.output_threshold[b, layer]
         n = 0
         for i in range(begin, end):
@@ -1366,7 +1464,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
                 s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end
             )
         decode_barrier(sync, threads)
-        _attend(t, threads, layer, w, c, s)
+        _attend(t, threads, sync, layer, w, c, s, select)
         _ask_for_first(w.output[layer], w.output.shape[1] * t // threads)
         decode_barrier(sync, threads)
         _attention_output(t, threads, layer, w, c, s, select)

@@ -36,6 +36,8 @@ class Shares:
         gate: of gate tests, by layer.
         output: of inputs of the attention's output projection, by layer.
         inputs: of inputs of the other projections, by layer.
+        attention: in long contexts, positions that get less than this share of the average attention weight are
+            given the mean of all values.
         prompt: of neurons left out for a whole sequence, by the prompt's statistics.
         screen: of the terms that screen the vocabulary; 1 leaves only the mean term.
         margin: words of a screened log-probability (nats) below the negative of it are not computed in full; None:
@@ -46,12 +48,13 @@ class Shares:
     gate: float = 0.0
     output: float = 0.0
     inputs: float = 0.0
+    attention: float = 0.0
     prompt: float = 0.0
     screen: float = 0.0
     margin: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("neurons", "gate", "output", "inputs", "prompt", "screen"):
+        for name in ("neurons", "gate", "output", "inputs", "attention", "prompt", "screen"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"the share '{name}' is {getattr(self, name)}; shares lie within 0 and 1")
         if self.margin is not None and self.margin < 0:

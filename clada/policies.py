@@ -16,7 +16,7 @@ from clada.weights import Basis, Weights
 
 # Methods of our own and of others; all run in the same kernels.
 METHODS = {
-    "clada": "two tests per neuron, the prompt's statistics, output projection and vocabulary screened, load rule",
+    "clada": "two tests per neuron, the prompt's statistics, attention and vocabulary screened, load rule",
     "clada-no-statistics": "clada without the prompt's statistics",
     "clada-no-load": "clada with thresholds that ignore the load",
     "clada-mlp": "clada in the MLP alone: no screen, whole attention",
@@ -39,6 +39,8 @@ def layout_of(method: str) -> str:
     return "neuron" if method in ("dense", "griffin") else "matrix"
 
 
+# Values of fewer positions are read sooner than chosen among: measured at 640 and 4,096, benchmarks/selection-log.md.
+LEAST_POSITIONS = 1024
 # Memory fetches whole stretches: leaving out single rows shorter than this costs more time than it saves.
 LEAST_ROW_BYTES = 1024
 
@@ -57,14 +59,17 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
     """
     check_method(method)
     if method in CLADA and short_rows:
-        return _without(method, Shares(screen=0.6, margin=math.log(vocabulary) + math.log(25) - 5 * dropped))
+        margin = math.log(vocabulary) + math.log(25) - 5 * dropped
+        return _without(method, Shares(attention=0.5, screen=0.6, margin=margin))
     if method in CLADA:
-        # The proportions trade bytes for loss at about the same rate; see benchmarks/selection-log.md. The screen costs
-        # next to nothing: it leaves words that it finds at most a twenty-fifth as likely as a word is on average.
+        # The proportions trade bytes for loss at about the same rate; see benchmarks/selection-log.md. The screen and
+        # the mean in the place of values cost next to nothing: words are left out that it finds at most a twenty-fifth as
+        # likely as a word is on average, values that get less than half the average weight.
         shares = Shares(
             neurons=dropped,
             gate=0.4 * dropped,
             output=0.5 * dropped,
+            attention=0.5,
             screen=0.6,
             margin=math.log(vocabulary) + math.log(25),
         )
@@ -81,7 +86,7 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
 def _without(method: str, shares: Shares) -> Shares:
     """The shares of an ablation: those of `clada` without its part."""
     if method == "clada-mlp":
-        return replace(shares, output=0.0, screen=0.0, margin=None)
+        return replace(shares, output=0.0, attention=0.0, screen=0.0, margin=None)
     return replace(shares, prompt=0.0) if method == "clada-no-statistics" else shares
 
 
@@ -199,6 +204,8 @@ class Policy:
             input_weight=self.input_weight,
             input_threshold=factors[:, None, None] * self.inputs,
             needed=np.empty((0, *self.weight.shape), np.uint8) if needed is None else needed,
+            attention_threshold=factors * np.float32(self.shares.attention),
+            attention_from=LEAST_POSITIONS,
             screen_threshold=factors * np.float32(self.screen),
             head_margin=margin,
         )

@@ -40,6 +40,8 @@ def drop_some(weights, batch, seed=0):
         output_threshold=np.repeat(0.5 * spread, layers, 1),
         input_threshold=np.repeat(np.repeat(0.3 * spread, layers, 1)[:, :, None], 2, 2),
         needed=(rng.random((batch, layers, neurons)) < 0.9).astype(np.uint8),
+        attention_threshold=0.6 * spread[:, 0],
+        attention_from=0,
         screen_threshold=np.full(batch, 30, np.float32),
         head_margin=np.full(batch, 4, np.float32),
     )
@@ -106,6 +108,24 @@ def test_selections_equal_torch(family):
     # A single sequence takes a way of its own through the MLP.
     assert 0.1 < compare(weights, drop_some, 5e-2, prompts=PROMPTS[:1]) < 0.9
     assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=PROMPTS[:1]) < 0.95
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_values_of_small_attention_weights_are_their_mean_as_in_torch(family, prompts):
+    weights = pack(tiny_model(family, seed=4), "float32")
+
+    def attending(thresholds, least=0):
+        return lambda w, batch: everything(w, batch)._replace(
+            attention_threshold=np.array(thresholds[:batch], np.float32), attention_from=least
+        )
+
+    # Differently for each sequence; the shorter ones come to what they must see on the way. A weight that rounds
+    # across its threshold moves about a fortieth of the attention's mass between two values.
+    assert compare(weights, attending([0.5, 0.9, 0.7], 34), 2e-2, prompts=prompts) == 1
+    # Every value read, and none: nothing is near a threshold.
+    assert compare(weights, attending([1e-9] * 3), TOLERANCE["float32"], prompts=prompts) == 1
+    assert compare(weights, attending([1e3] * 3), TOLERANCE["float32"], prompts=prompts) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
