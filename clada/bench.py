@@ -59,6 +59,7 @@ class Contestant:
         policy: what it computes.
         decoder: on weights laid out for it.
         states: by window, prompts run.
+        prefills: seconds that each took.
         speeds: tokens/s of each repeat.
         bytes_read: per token, of attention weights, MLP, head and cache.
     """
@@ -67,6 +68,7 @@ class Contestant:
     policy: Policy
     decoder: Decoder
     states: list[State]
+    prefills: list[float]
     speeds: list[float]
     bytes_read: np.ndarray
 
@@ -112,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
             weights = pack(model, args.dtype, basis_of(plan, shares), layout=kind[1])
             decoders[kind] = Decoder(weights, threads)
         policy = make_policy(method, decoders[kind].weights, plan, shares, coefficients)
-        contestants.append(Contestant(method, policy, decoders[kind], [], [], np.zeros(4)))
+        contestants.append(Contestant(method, policy, decoders[kind], [], [], [], np.zeros(4)))
 
     bandwidth = measure_bandwidth(threads)
     peer_rows = race(contestants, windows, args, model, peers, threads)
@@ -158,11 +160,12 @@ def race(
                 others.append(({"name": name, "version": version, "dtype": dtype}, speeds))
                 runs.append(partial(_time_peer, peer, speeds, groups, prompt, new))
         for c in contestants:
-            statistics = _statistics(c)
-            c.states = [
-                c.decoder.prefill([w[:prompt] for w in group], new, c.policy.dense(batch), statistics)
-                for group in groups
-            ]
+            c.decoder.prefill([windows[0][:2]], 1, c.policy.dense(1))  # compiles, or loads what is compiled
+            for group in groups:
+                begin = time.perf_counter()
+                prompts = [w[:prompt] for w in group]
+                c.states.append(c.decoder.prefill(prompts, new, c.policy.dense(batch), _statistics(c)))
+                c.prefills.append(time.perf_counter() - begin)
             runs.append(partial(_time, c, groups, prompt))
         for repeat in tqdm(range(args.repeats), unit="round", desc="race", file=sys.stderr):
             for run in runs:
@@ -251,6 +254,7 @@ def _row(
         "method": c.method,
         "tokens_per_s": speed,
         "tokens_per_s_all": c.speeds,
+        "prefill_s": float(np.median(c.prefills)),
         "ratio_to_dense": speed / float(np.median(dense.speeds)),
         "mlp_bytes_fraction": float(read[READ_MLP] / (dense.bytes_read[READ_MLP] / len(dense.speeds))),
         "bytes_per_token": float(read.sum()) / batch,

@@ -315,7 +315,7 @@ def selective_attention(
     *,
     least_weight: float,
     least_positions: int,
-    **_: Any,
+    **_others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one token that gives the mean of all values to positions whose weights are small.
 

@@ -63,8 +63,8 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
         return _without(method, Shares(attention=0.5, screen=0.6, margin=margin))
     if method in CLADA:
         # The proportions trade bytes for loss at about the same rate; see benchmarks/selection-log.md. The screen and
-        # the mean in the place of values cost next to nothing: words are left out that it finds at most a twenty-fifth as
-        # likely as a word is on average, values that get less than half the average weight.
+        # the mean in the place of values cost next to nothing: words are left out that it finds at most a twenty-fifth
+        # as likely as a word is on average, values that get less than half the average weight.
         shares = Shares(
             neurons=dropped,
             gate=0.4 * dropped,
