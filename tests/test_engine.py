@@ -262,7 +262,7 @@ def test_a_precision_has_settings_of_its_own():
     plan = plan_of(tiny_model("llama"), Shares(neurons=0.4))
     words = Setting("clada", 0.02, shares_of("clada", 0.2, 311, short_rows=True), {}, NO_RULE, "int8")
     assert words.shares.margin == pytest.approx(math.log(311 * 25) - 1)
-    assert words.shares == Shares(screen=0.6, margin=words.shares.margin)
+    assert words.shares == Shares(attention=0.5, screen=0.6, margin=words.shares.margin)  # no neurons
     plan = replace(plan, settings=(*plan.settings, words))
     assert plan.setting("clada", dtype="int8") is words
     assert plan.setting("clada", 0.02, "float32").shares == Shares(neurons=0.4)  # not measured: another one's
