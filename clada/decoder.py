@@ -18,6 +18,7 @@ from transformers.masking_utils import eager_mask
 
 from clada.families import replaced_forwards
 from clada.kernels import ATTENTION_INPUT, BLOCK, BY_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
+from clada.threads import return_memory
 from clada.weights import Weights, aligned
 
 
@@ -182,7 +183,9 @@ class Decoder:
                     cache = new_cache(self.weights)
                     self.weights.stack(torch.tensor([prompt[:-1]]), past_key_values=cache, use_cache=True)
                     self._take(cache, memory.scratch, b, len(prompt) - 1)
+                    del cache
             collected.append(found)
+        return_memory()
         kept = None if statistics is None else np.stack([found for found in collected if found is not None])
         state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
         self.step(state, [prompt[-1] for prompt in prompts], dense)

@@ -1,0 +1,37 @@
+"""Results of `clada bench` that are kept in `benchmarks/results`, so that an interrupted measurement goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parent.parent / "figures"
+
+
+def bench(name: str, text: str | None, options: str) -> dict[str, Any]:
+    """The result of that name, measured now with `clada bench OPTIONS` where it is not there.
+
+    Args:
+        name: of the file, without its ending.
+        text: what to decode, as `clada bench` takes it; None: stop where something is missing.
+        options: the command's others.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        if text is None:
+            raise SystemExit(f"no {path}; give --text to measure it")
+        command = [sys.executable, "-m", "clada.bench", "--text", text, "--coefficients", "none", "--json"]
+        done = subprocess.run([*command, *options.split()], stdout=subprocess.PIPE, check=True)
+        path.write_bytes(done.stdout)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def save(figure: Any, name: str) -> None:
+    """Write a figure as PNG and PDF."""
+    figure.tight_layout()
+    for kind in ("png", "pdf"):
+        figure.savefig(FIGURES / f"{name}.{kind}", dpi=200)
