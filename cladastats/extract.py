@@ -4,8 +4,8 @@ A *block* is one pair of one group; a *shard* is a few blocks and becomes one `a
 is a pure function of the corpus and its number, and appears by an atomic rename with its checksum, so a killed run
 loses at most the shard in flight.
 
-Within a block, work that sequences share is done once: B runs in segments that end at each prefix length, its keys and
-values are copied there as the start of the hybrid, and once more at the end as the context of B*.
+Within a block, work that sequences share is done once: B runs in segments that end where a hybrid leaves it, its keys
+and values are copied there as the start of the hybrid, and once more at the end as the context of B*.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import argparse
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,10 @@ from cladastats.study import Study, is_current, write_table
 # cores, and about 3 MB (SmolLM2-135M) to 40 MB (7 B) of activations, neither too many files nor too much to lose.
 BLOCKS_PER_SHARD = 4
 
-TENSORS = ("activations", "surprisal_bits", "entropy_bits", "target_id")
+TENSORS = ("activations", "surprisal_bits", "entropy_bits", "previous_surprisal_bits", "target_id")
+# Tokens at the end whose surprisal is kept while running: the previous one is a control, and what is one token here
+# may be several of an independent model.
+RECENT = 8
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,29 @@ class Measurement:
 
     Attributes:
         activations: float [layers, neurons], input of each layer's down-projection at the target token.
-        surprisal_bits: of the target.
-        entropy_bits: of the distribution that predicts it.
+        recent_bits: surprisal of the last tokens, at most `RECENT`; the last is that of the target.
+        entropy_bits: of the distribution that predicts the target.
         target_id: the target token.
     """
 
     activations: np.ndarray
-    surprisal_bits: float
+    recent_bits: np.ndarray
     entropy_bits: float
     target_id: int
 
+    @property
+    def surprisal_bits(self) -> float:
+        """Of the target."""
+        return float(self.recent_bits[-1])
+
+    @property
+    def previous_surprisal_bits(self) -> float:
+        """Of the token before the target; NaN where nothing predicts it."""
+        return float(self.recent_bits[-2]) if len(self.recent_bits) > 1 else float("nan")
+
 
 class PrefixSharingRunner:
-    """Runs the sequences of a block through a model, sharing prefixes.
+    """Runs sequences through a model; what several of them begin with runs once.
 
     Attributes:
         token_forwards: tokens that went through the model so far.
@@ -78,53 +91,63 @@ class PrefixSharingRunner:
         self.token_forwards = 0
 
     @torch.inference_mode()
-    def measure_pair(self, a: np.ndarray, b: np.ndarray, prefixes: list[int]) -> dict[str | int, Measurement]:
-        """Measure A, B, B* and the hybrids of a pair.
+    def measure(self, sequences: Mapping[str, np.ndarray]) -> dict[str, Measurement]:
+        """Measure sequences, each under its name.
 
         Args:
-            a: token ids of A, [length + 1].
-            b: token ids of B, [length + 1].
-            prefixes: prefix lengths, each within (0, length).
-
-        Returns:
-            measurements under "A", "B", "matched", and each prefix length.
+            sequences: token ids of at least two tokens; the last is the target.
         """
-        length = len(a) - 1
-        found: dict[str | int, Measurement] = {}
+        found: dict[str, Measurement] = {}
         with capture_last_activations(self.model) as captured:
-            cache = DynamicCache(config=self.model.config)
-            begin = 0
-            for p in sorted(prefixes):
-                self._forward(b[begin:p], cache)
-                found[p] = self._finish(a[p:], copy.deepcopy(cache), captured)
-                begin = p
-            predicting = self._forward(b[begin:length], cache)
-            for role, target, own in (("matched", a[-1:], copy.deepcopy(cache)), ("B", b[-1:], cache)):
-                self._forward(target, own)
-                found[role] = _measurement(captured, predicting, target)
-            found["A"] = self._finish(a, DynamicCache(config=self.model.config), captured)
+            self._descend(sequences, 0, DynamicCache(config=self.model.config), [], captured, found)
         return found
 
-    def measure(self, token_ids: np.ndarray) -> Measurement:
-        """Measure one sequence by itself: the plain way, which the shared one must equal."""
-        with torch.inference_mode(), capture_last_activations(self.model) as captured:
-            return self._finish(token_ids, DynamicCache(config=self.model.config), captured)
+    def _descend(
+        self,
+        sequences: Mapping[str, np.ndarray],
+        begin: int,
+        cache: DynamicCache,
+        tail: list[torch.Tensor],
+        captured: list[torch.Tensor],
+        found: dict[str, Measurement],
+    ) -> None:
+        """Run on from a beginning of `begin` tokens that these sequences share: its cache, and its last logits."""
+        first = next(iter(sequences.values()))
+        end = begin + _shared([ids[begin:] for ids in sequences.values()])
+        if end > begin:
+            tail = [*tail, *self._forward(first[begin:end], cache)][-RECENT - 1 :]
+        branches: dict[int, dict[str, np.ndarray]] = {}
+        for name, ids in sequences.items():
+            if len(ids) == end:
+                found[name] = _measurement(captured, tail, ids)
+            else:
+                branches.setdefault(int(ids[end]), {})[name] = ids
+        # The branch of most sequences takes the cache itself, last, so that there is one copy at a time.
+        ordered = sorted(branches.values(), key=len)
+        for i, branch in enumerate(ordered):
+            own = cache if i == len(ordered) - 1 else copy.deepcopy(cache)
+            self._descend(branch, end, own, tail, captured, found)
 
-    def _finish(self, token_ids: np.ndarray, cache: DynamicCache, captured: list[torch.Tensor]) -> Measurement:
-        predicting = self._forward(token_ids, cache, keep=2)
-        return _measurement(captured, predicting, token_ids[-1:])
-
-    def _forward(self, token_ids: np.ndarray, cache: DynamicCache, keep: int = 1) -> torch.Tensor:
-        """Run tokens after a cache; logits [vocabulary] of the first of the last `keep` positions."""
+    def _forward(self, token_ids: np.ndarray, cache: DynamicCache) -> torch.Tensor:
+        """Run tokens after a cache; logits [positions, vocabulary] of the last of them."""
         ids = torch.tensor(token_ids, dtype=torch.long, device=self.model.device)[None]
         self.token_forwards += len(token_ids)
-        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0, -keep]
+        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=RECENT + 1).logits[0]
 
 
-def _measurement(captured: list[torch.Tensor], predicting: torch.Tensor, target: np.ndarray) -> Measurement:
-    surprisal, entropy = surprisal_and_entropy_bits(predicting, torch.tensor(int(target[0]), device=predicting.device))
+def _shared(sequences: Sequence[np.ndarray]) -> int:
+    """How many tokens all of them begin with."""
+    shortest = min(map(len, sequences))
+    ids = np.stack([sequence[:shortest] for sequence in sequences])
+    differ = (ids != ids[0]).any(0)
+    return int(differ.argmax()) if differ.any() else shortest
+
+
+def _measurement(captured: list[torch.Tensor], tail: list[torch.Tensor], ids: np.ndarray) -> Measurement:
+    last = torch.tensor(ids[1:][-RECENT:], dtype=torch.long, device=tail[0].device)
+    surprisal, entropy = surprisal_and_entropy_bits(torch.stack(tail[-len(last) - 1 : -1]), last)
     activations = torch.stack(captured).float().cpu().numpy()
-    return Measurement(activations, float(surprisal), float(entropy), int(target[0]))
+    return Measurement(activations, surprisal.double().cpu().numpy(), float(entropy[-1]), int(ids[-1]))
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
@@ -305,11 +328,7 @@ def run_shard(runner: PrefixSharingRunner, blocks: list[pd.DataFrame], storage_d
     """
     measured: dict[str, Measurement] = {}
     for block in blocks:
-        sequences = {row.role: row for row in block.itertuples() if row.role != "hybrid"}
-        hybrids = {int(row.prefix_len): row for row in block.itertuples() if row.role == "hybrid"}
-        found = runner.measure_pair(sequences["A"].token_ids, sequences["B"].token_ids, list(hybrids))
-        for key, row in {**sequences, **hybrids}.items():
-            measured[row.sequence_id] = found[key]
+        measured |= runner.measure(dict(zip(block["sequence_id"], block["token_ids"], strict=True)))
         progress.update()
     rows = [measured[sequence_id] for sequence_id in shard_ids(blocks)]
     activations = np.stack([m.activations for m in rows])
@@ -328,6 +347,7 @@ def run_shard(runner: PrefixSharingRunner, blocks: list[pd.DataFrame], storage_d
             "activations": stored,
             "surprisal_bits": np.array([m.surprisal_bits for m in rows]),
             "entropy_bits": np.array([m.entropy_bits for m in rows]),
+            "previous_surprisal_bits": np.array([m.previous_surprisal_bits for m in rows]),
             "target_id": np.array([m.target_id for m in rows]),
         },
     )

@@ -35,6 +35,29 @@ def plain_run(model, token_ids):
     return torch.stack([captured[name] for name in names]), logits
 
 
+def sequences_of(a, b):
+    """A, B, B* and the hybrids of a pair by name."""
+    hybrids = {str(p): np.concatenate([b[:p], a[p:]]) for p in PREFIXES}
+    return {"A": a, "B": b, "matched": np.append(b[:-1], a[-1]), **hybrids}
+
+
+def test_sequences_of_any_shape_share_their_beginnings():
+    """Equal ones, one within another, two that differ in a token: each as if it had run by itself."""
+    runner = PrefixSharingRunner(tiny_model("llama", seed=3))
+    ids = np.array(tokens(20, 1))
+    other = ids.copy()
+    other[12] += 1
+    some = {"whole": ids, "again": ids.copy(), "part": ids[:9], "short": ids[:2], "other": other}
+    found = runner.measure(some)
+    assert runner.token_forwards == 20 + 8
+    for name, sequence in some.items():
+        alone = runner.measure({name: sequence})[name]
+        # float32 sums in another order
+        assert np.abs(alone.activations - found[name].activations).max() <= 1e-4 * np.abs(alone.activations).max()
+        np.testing.assert_allclose(alone.recent_bits, found[name].recent_bits, atol=1e-3)
+    assert np.isnan(found["short"].previous_surprisal_bits)
+
+
 def test_every_family_of_the_table_has_a_tiny_model():
     assert set(CONFIGS) == set(FAMILIES)
 
@@ -44,13 +67,8 @@ def test_shared_prefixes_equal_whole_runs(family):
     model = tiny_model(family, seed=7)
     a, b = (np.array(tokens(LENGTH + 1, seed)) for seed in (1, 2))
     runner = PrefixSharingRunner(model)
-    found = runner.measure_pair(a, b, PREFIXES)
-    whole = {
-        "A": a,
-        "B": b,
-        "matched": np.append(b[:-1], a[-1]),
-        **{p: np.concatenate([b[:p], a[p:]]) for p in PREFIXES},
-    }
+    whole = sequences_of(a, b)
+    found = runner.measure(whole)
     assert set(found) == set(whole)
     for key, ids in whole.items():
         activations, logits = plain_run(model, ids.tolist())
@@ -63,7 +81,9 @@ def test_shared_prefixes_equal_whole_runs(family):
         )  # the issue's bound, in bits
         assert found[key].entropy_bits == pytest.approx(-float((log_p.exp2() * log_p).nan_to_num().sum()), abs=1e-3)
         assert found[key].target_id == ids[-1]
-        alone = runner.measure(ids)
+        before = -torch.log_softmax(logits[-3].double(), -1)[ids[-2]] / np.log(2)
+        assert found[key].previous_surprisal_bits == pytest.approx(float(before), abs=1e-3)
+        alone = runner.measure({"alone": ids})["alone"]
         assert np.abs(alone.activations - found[key].activations).max() <= 1e-4 * np.abs(alone.activations).max()
 
 
@@ -93,7 +113,7 @@ def test_hooks_see_the_neurons_that_the_down_projection_reads(family):
 
 def test_token_forwards_stay_within_the_promised_share():
     runner = PrefixSharingRunner(tiny_model("llama"))
-    runner.measure_pair(np.array(tokens(LENGTH + 1, 1)), np.array(tokens(LENGTH + 1, 2)), PREFIXES)
+    runner.measure(sequences_of(np.array(tokens(LENGTH + 1, 1)), np.array(tokens(LENGTH + 1, 2))))
     assert runner.token_forwards <= 0.45 * 9 * (LENGTH + 1)
     assert runner.token_forwards <= 0.80 * 5 * (LENGTH + 1)
 
@@ -188,7 +208,7 @@ def test_an_interrupted_run_loses_only_the_shard_in_flight(copy_of, monkeypatch)
     for path in parts(copy_of):
         path.unlink()
     (copy_of.folder / "activations" / "index.parquet").unlink()
-    measure, calls = PrefixSharingRunner.measure_pair, []
+    measure, calls = PrefixSharingRunner.measure, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -196,7 +216,7 @@ def test_an_interrupted_run_loses_only_the_shard_in_flight(copy_of, monkeypatch)
             raise KeyboardInterrupt
         return measure(self, *args)
 
-    monkeypatch.setattr(PrefixSharingRunner, "measure_pair", interrupted)
+    monkeypatch.setattr(PrefixSharingRunner, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(copy_of)
     assert [path.name for path in parts(copy_of)] == ["part-00000.safetensors"]
@@ -218,13 +238,13 @@ def test_half_precision_storage_is_recorded_and_overflow_found(copy_of, monkeypa
     half = read_part(part_path(study, 0), study.config.identity(), ids).tensors["activations"]
     assert half.dtype == np.float16
     assert np.array_equal(half, full.astype(np.float16))
-    measure = PrefixSharingRunner.measure_pair
+    measure = PrefixSharingRunner.measure
 
     def huge(self, *args):
         found = measure(self, *args)
         return {k: dataclasses.replace(m, activations=m.activations * 1e6) for k, m in found.items()}
 
-    monkeypatch.setattr(PrefixSharingRunner, "measure_pair", huge)
+    monkeypatch.setattr(PrefixSharingRunner, "measure", huge)
     parts(study)[0].unlink()
     with pytest.raises(StudyError, match="does not fit float16; make the study with --storage-dtype float32"):
         extract(study)
