@@ -74,6 +74,16 @@ def _regress(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
 
 
+def _controls(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    parser.add_argument("--independent", metavar="M", help="a model of another kind, for a surprisal of its own")
+
+
+def _placebo(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    parser.add_argument("--pairs", type=positive_int, metavar="N", help="of each group, the first; default 32")
+
+
 def _figures(parser: argparse.ArgumentParser) -> None:
     _study(parser)
 
@@ -98,6 +108,8 @@ COMMANDS: Commands = {
     "corpus": ("build natural and random sequences, their hybrids and matched references", _corpus),
     "extract": ("run the model; neuron activations, surprisal and entropy at the target", _study),
     "similarity": ("similarity of activations, and how far each hybrid has shifted", _similarity),
+    "controls": ("word frequency, lengths, surprisal of the token before, and of an independent model", _controls),
+    "placebo": ("hybrids that should not act as prefixes do: other texts, shuffled, in other places", _placebo),
     "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
     "figures": ("draw similarity against prefix length", _figures),
 }

@@ -182,6 +182,11 @@ def tokens_sha256(table: pa.Table | pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
+def sequence_id(token_ids: np.ndarray) -> str:
+    """What a sequence is called: a hash of its tokens, so that equal ones are stored once."""
+    return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:20]
+
+
 def pair_rows(
     group: str, pair: int, a: Window, b: Window, ratios: Sequence[float], length: int
 ) -> list[dict[str, Any]]:
@@ -204,7 +209,7 @@ def _row(
     group: str, role: str, pair: int, s: Window, ratio: float | None = None, prefix: int | None = None
 ) -> dict[str, Any]:
     return {
-        "sequence_id": hashlib.sha256(s.token_ids.astype("<i4").tobytes()).hexdigest()[:20],
+        "sequence_id": sequence_id(s.token_ids),
         "group": group,
         "role": role,
         "pair": pair,

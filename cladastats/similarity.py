@@ -58,7 +58,7 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
         return
     layered = _compare(study, METRICS[name], name)
     facts = _row_facts(study, index)
-    keys = ["group", "pair", "ratio"]
+    keys = _keys(study)
     sims = [column for column in layered.columns if column.startswith("sim_")]
     # skipna=False: a layer that cannot be compared makes the row NaN, which the regression counts, instead of
     # silently averaging other layers than in the next row.
@@ -78,28 +78,29 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
 
 def _compare(study: Study, metric: Metric, name: str) -> pd.DataFrame:
     """Similarities of every row, and of every layer where the metric is per layer (column `layer`)."""
-    prepare = _Preparation(study, metric.prepare)
+    keys = _keys(study)
+    prepare = _Preparation(study, metric.prepare, keys)
     records: list[dict[str, Any]] = []
     blocks = study.corpus.groupby(["group", "pair"], sort=True)
     with tqdm(total=blocks.ngroups, unit="pair", desc=f"similarity {name}", file=sys.stderr, leave=False) as progress:
         for part, members in read_parts(study):
             for block in members:
                 group, pair = block["group"].iloc[0], int(block["pair"].iloc[0])
-                matrices = _block_matrices(part, block)
+                matrices = _block_matrices(part, block, keys)
                 get = {key: prepare(matrix, group, matrices) for key, matrix in matrices.items()}
                 fixed = {
                     "sim_ab": metric.compare(get["A"], get["B"]),
                     "sim_ab_matched": metric.compare(get["A"], get["matched"]),
                 }
-                for ratio in sorted(key for key in get if isinstance(key, float)):
-                    hybrid = get[ratio]
+                for key in sorted(key for key in get if isinstance(key, tuple)):
+                    hybrid = get[key]
                     sims = {
                         **fixed,
                         "sim_hb": metric.compare(hybrid, get["B"]),
                         "sim_ha": metric.compare(hybrid, get["A"]),
                         "sim_hb_matched": metric.compare(hybrid, get["matched"]),
                     }
-                    row = {"group": group, "pair": pair, "ratio": ratio}
+                    row = dict(zip(keys, (group, pair, *key), strict=True))
                     if metric.per_layer:
                         layers = range(len(get["A"]))
                         records += [{**row, "layer": i, **{k: v[i] for k, v in sims.items()}} for i in layers]
@@ -109,21 +110,28 @@ def _compare(study: Study, metric: Metric, name: str) -> pd.DataFrame:
     return pd.DataFrame.from_records(records)
 
 
-def _block_matrices(part: Part, block: pd.DataFrame) -> dict[str | float, np.ndarray]:
-    """Activations of one block in float64: under "A", "B", "matched", and the ratio of each hybrid."""
+def _keys(study: Study) -> list[str]:
+    """What tells the rows of a panel apart."""
+    return ["group", "pair", "ratio", *(["placebo"] if "placebos" in study.config.corpus else [])]
+
+
+def _block_matrices(part: Part, block: pd.DataFrame, keys: list[str]) -> dict[str | tuple[Any, ...], np.ndarray]:
+    """Activations of one block in float64: under "A", "B", "matched", and of each hybrid its keys from `ratio` on."""
     row_of = {sequence_id: row for row, sequence_id in enumerate(part.sequence_ids)}
+    names = [
+        role if role != "hybrid" else tuple(key)
+        for role, *key in block[["role", *keys[2:]]].itertuples(index=False, name=None)
+    ]
     return {
-        (float(row.ratio) if row.role == "hybrid" else row.role): part.tensors["activations"][
-            row_of[row.sequence_id]
-        ].astype(float)
-        for row in block.itertuples()
+        name: part.tensors["activations"][row_of[sequence_id]].astype(float)
+        for name, sequence_id in zip(names, block["sequence_id"], strict=True)
     }
 
 
 class _Preparation:
     """What a metric wants done to activations before it compares them."""
 
-    def __init__(self, study: Study, kind: str) -> None:
+    def __init__(self, study: Study, kind: str, keys: list[str]) -> None:
         self.kind = kind
         if kind == "magnitude":
             self.norms = safetensors.numpy.load_file(study.folder / "activations" / "down_norms.safetensors")[
@@ -138,10 +146,10 @@ class _Preparation:
             for part, members in read_parts(study):
                 for block in members:
                     group = block["group"].iloc[0]
-                    self.total[group] = self.total.get(group, 0.0) + _own_sum(_block_matrices(part, block))
+                    self.total[group] = self.total.get(group, 0.0) + _own_sum(_block_matrices(part, block, keys))
             self.others = 2 * (study.config.pairs - 1)
 
-    def __call__(self, matrix: np.ndarray, group: str, block: dict[str | float, np.ndarray]) -> np.ndarray:
+    def __call__(self, matrix: np.ndarray, group: str, block: dict[str | tuple[Any, ...], np.ndarray]) -> np.ndarray:
         if self.kind == "magnitude":
             return matrix * self.norms
         if self.kind == "centre":
@@ -149,7 +157,7 @@ class _Preparation:
         return matrix
 
 
-def _own_sum(block: dict[str | float, np.ndarray]) -> np.ndarray:
+def _own_sum(block: dict[str | tuple[Any, ...], np.ndarray]) -> np.ndarray:
     """What a block gives to its group's mean: A and B. B* and the hybrids are made of them."""
     return block["A"] + block["B"]
 
@@ -157,7 +165,7 @@ def _own_sum(block: dict[str | float, np.ndarray]) -> np.ndarray:
 def _row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
     """Load of the hybrids and lengths, a row per group, pair and ratio."""
     corpus = study.corpus
-    hybrids = corpus.loc[corpus["role"] == "hybrid", ["group", "pair", "ratio", "prefix_len", "sequence_id"]]
+    hybrids = corpus.loc[corpus["role"] == "hybrid", [*_keys(study), "prefix_len", "sequence_id"]]
     facts = hybrids.merge(index[["sequence_id", "surprisal_bits", "entropy_bits"]], on="sequence_id").drop(
         columns="sequence_id"
     )

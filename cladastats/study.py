@@ -124,12 +124,12 @@ class Study:
     @property
     def corpus(self) -> pd.DataFrame:
         """The sequences: one row each, columns as in the README's section on files."""
-        return self._table("corpus.parquet", "corpus")
+        return self.table("corpus.parquet", "corpus")
 
     @property
     def index(self) -> pd.DataFrame:
         """Where each sequence's activations are, with surprisal and entropy of its target in bits."""
-        return self._table("activations/index.parquet", "extract")
+        return self.table("activations/index.parquet", "extract")
 
     def panel(self, metric: str = "cka") -> pd.DataFrame:
         """Similarities and responses, one row per group, pair and ratio.
@@ -137,7 +137,7 @@ class Study:
         Args:
             metric: `cka`, `cosine`, `cosine_centred`, `jaccard`, ...; `layers-<metric>` for one row per layer too.
         """
-        return self._table(f"panel-{metric}.parquet", f"similarity --metric {metric.removeprefix('layers-')}")
+        return self.table(f"panel-{metric}.parquet", f"similarity --metric {metric.removeprefix('layers-')}")
 
     def fit(self, metric: str = "cka", response: str = "toward") -> Fit:
         """The six regressions of a metric and response; shows itself as a table in JupyterLab."""
@@ -155,7 +155,8 @@ class Study:
         """Where a fit is kept."""
         return self.folder / "fits" / (f"{metric}.json" if response == "toward" else f"{metric}-{response}.json")
 
-    def _table(self, name: str, stage: str) -> pd.DataFrame:
+    def table(self, name: str, stage: str) -> pd.DataFrame:
+        """A table of the study by file name; `stage` is the command that makes it."""
         path = self.folder / name
         if not path.exists():
             raise StudyError(f"{self.folder} has no {name}; run 'cladastats {stage} --study {self.folder}'")

@@ -1,0 +1,155 @@
+"""`cladastats controls`: what else could explain the response, per hybrid, in `controls.parquet`.
+
+frequency_zipf: of the word that the target ends, log10 per billion words (wordfreq); 0 where it is unknown.
+target_length: characters of the target token.
+previous_surprisal_norm: of the token before the target, by log2 of the vocabulary.
+independent_surprisal_bits: of the same text's target for another model, which shares no activation with the one
+    studied; with `--independent M`.
+
+The first two are the same at every ratio of a pair, so pair effects absorb them: they can only moderate the prefix, or
+explain differences between pairs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for the libraries
+    from cladastats.cli import main as cli
+
+    raise SystemExit(cli(["controls", *sys.argv[1:]]))
+
+import argparse
+import hashlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from wordfreq import zipf_frequency
+
+from clada.errors import InputError
+from clada.families import check_length
+from clada.models import bos_tokens, load_model, load_tokenizer, model_revision
+from cladastats.corpus import separator_token
+from cladastats.extract import RECENT, PrefixSharingRunner
+from cladastats.study import Study, is_current, write_table
+
+FILE = "controls.parquet"
+INDEPENDENT = "independent_surprisal_bits"
+LAST_TOKENS = 24  # enough to hold the target's whole word
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: a mistake of the user.
+    """
+    controls(Study(args.study), args.independent)
+
+
+def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
+    """The controls of a study, computed and kept where they are not there.
+
+    Args:
+        study: a study with activations.
+        independent: a model to take surprisal from too.
+
+    Returns:
+        one row per hybrid: group, pair, ratio and the columns above.
+
+    Raises:
+        InputError: the independent model is the study's own.
+        StudyError: nothing was extracted yet.
+    """
+    config = study.config
+    path = study.folder / FILE
+    if independent is None and path.is_file():
+        found = study.table(FILE, "controls")
+        if is_current(path, _digest(study, found["independent_model"].iloc[0])):
+            return found
+    if independent is not None:
+        revision = model_revision(independent)
+        if revision == config.revision:
+            raise InputError(f"{independent} is the study's own model; an independent one is another")
+    digest = _digest(study, independent)
+    if is_current(path, digest):
+        return study.table(FILE, "controls")
+    corpus = study.corpus
+    hybrids = corpus[corpus["role"] == "hybrid"]
+    tokenizer = load_tokenizer(config.model)
+    previous = study.index.set_index("sequence_id")["previous_surprisal_bits"]
+    table = hybrids[["group", "pair", "ratio"]].reset_index(drop=True)
+    words = [_word_and_target(tokenizer, ids) for ids in hybrids["token_ids"]]
+    table["frequency_zipf"] = [zipf_frequency(word, "en") for word, _ in words]
+    table["target_length"] = [float(len(target.strip())) for _, target in words]
+    table["previous_surprisal_norm"] = previous.loc[hybrids["sequence_id"]].to_numpy() / np.log2(config.vocab_size)
+    if independent is not None:
+        table[INDEPENDENT] = independent_surprisal(study, hybrids, tokenizer, independent)
+        missing = int(table[INDEPENDENT].isna().sum())
+        if missing:
+            print(f"cladastats: {missing} of {len(table)} targets have no surprisal by {independent}", file=sys.stderr)
+    table["independent_model"] = independent
+    write_table(path, table, digest)
+    return table
+
+
+def _digest(study: Study, independent: str | None) -> str:
+    return hashlib.sha256(f"{study.config.identity()} {independent}".encode()).hexdigest()
+
+
+def _word_and_target(tokenizer: Any, ids: np.ndarray) -> tuple[str, str]:
+    """The word that the target ends, as far as the sequence shows it, and the target's own text."""
+    end = tokenizer.decode(ids[-LAST_TOKENS:], skip_special_tokens=True)
+    target = tokenizer.decode(ids[-1:], skip_special_tokens=True)
+    return (end.split() or [""])[-1].strip(".,;:!?\"'()[]“”‘’–—-").lower(), target
+
+
+def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, name: str) -> np.ndarray:
+    """Surprisal in bits of each hybrid's target for another model, which reads the same text in tokens of its own.
+
+    A token of that model that holds the target's last character counts whole, also where it begins before the target.
+
+    Args:
+        study: the study.
+        hybrids: rows of its corpus.
+        tokenizer: of the study's model.
+        name: the other model.
+
+    Returns:
+        [rows]; NaN where the target has more tokens there than are kept, or no text.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.config.threads)
+    try:
+        model, other = load_model(name)
+        check_length(model.config, study.config.length, "use another model")
+        runner = PrefixSharingRunner(model)
+        bos = bos_tokens(other)
+        # Documents are joined by a token here; there it is that model's own.
+        own, theirs = separator_token(tokenizer), separator_token(other)
+        found: dict[str, float] = {}
+        for _, block in tqdm(hybrids.groupby(["group", "pair"], sort=False), desc=name, unit="pair", file=sys.stderr):
+            sequences, sizes = {}, {}
+            for row in block.itertuples():
+                whole, context = (
+                    _text(tokenizer, ids).replace(own, theirs) for ids in (row.token_ids, row.token_ids[:-1])
+                )
+                encoded = other(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                inside = [end > len(context) for _, end in encoded["offset_mapping"]]
+                sequences[row.sequence_id] = np.array([*bos, *encoded["input_ids"]])
+                sizes[row.sequence_id] = sum(inside) if whole.startswith(context) else 0
+            measured = runner.measure(sequences)
+            for sequence, size in sizes.items():
+                bits = measured[sequence].recent_bits
+                found[sequence] = float(bits[-size:].sum()) if 0 < size <= min(RECENT, len(bits)) else np.nan
+    finally:
+        torch.set_num_threads(threads)
+    return np.array([found[sequence] for sequence in hybrids["sequence_id"]])
+
+
+def _text(tokenizer: Any, ids: np.ndarray) -> str:
+    kept = ids[len(bos_tokens(tokenizer)) :]
+    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
