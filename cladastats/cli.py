@@ -49,7 +49,9 @@ def _similarity(parser: argparse.ArgumentParser) -> None:
 def _metric(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", default="cka", metavar="M", help="cka (default), cosine, cosine_centred or jaccard")
     parser.add_argument(
-        "--estimator", choices=("within", "population", "neurons", "debiased", "biased"), help="of cka; default within"
+        "--estimator",
+        choices=("within", "trimmed", "population", "neurons", "debiased", "biased"),
+        help="of cka; default within",
     )
 
 
@@ -63,6 +65,12 @@ def _regress(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--controls", type=_names, default=(), metavar="NAME,...", help="further panel columns in every regression"
+    )
+    parser.add_argument(
+        "--robust",
+        action="store_true",
+        help="bootstrap, permutation, monotonicity, NLS-RTS equivalence, corrections, layers, mixed model, controls, "
+        "between-pair fits, placebo, power",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument(

@@ -316,7 +316,7 @@ def extract(study: Study) -> None:
     finally:
         torch.set_num_threads(threads)
     write_table(index_path, _index(study, len(shards)), identity)
-    if todo:
+    if todo and "placebos" not in config.corpus:
         _report_cost(runner.token_forwards, n_blocks, config.length, len(config.ratios))
 
 

@@ -188,7 +188,8 @@ class Metric:
     Attributes:
         compare: two matrices [layers, neurons] -> [layers], or one number for the matrix forms of CKA.
         prepare: what is done to activations first: "" nothing, "centre" (subtract each neuron's mean over other
-            pairs), "magnitude" (multiply by the norm of the neuron's down-projection column, Eq. 9).
+            pairs), "magnitude" (multiply by the norm of the neuron's down-projection column, Eq. 9), "trim" (leave out
+            the hundredth of each layer's neurons with the largest mean square).
         per_layer: False for the forms of CKA that compare whole matrices.
     """
 
@@ -199,6 +200,7 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "cka": Metric(cka_within),
+    "cka_trimmed": Metric(cka_within, "trim"),
     "cosine": Metric(cosine),
     "cosine_centred": Metric(cosine, "centre"),
     "jaccard": Metric(jaccard, "magnitude"),

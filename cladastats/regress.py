@@ -18,7 +18,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,11 +28,11 @@ from linearmodels.panel import PanelOLS
 from scipy import stats
 
 from clada.coefficients import SCHEMA as COEFFICIENTS_SCHEMA
-from clada.errors import InputError, NotIdentifiedError
-from clada.jsonfile import write_json
+from clada.errors import InputError, NotIdentifiedError, StudyError
+from clada.jsonfile import read_json, write_json
 from cladastats.metrics import metric_name
 from cladastats.study import Study
-from cladastats.tables import render
+from cladastats.tables import render, render_robustness
 
 RESPONSES = {"toward": "shift_toward", "matched": "shift_matched", "away": "shift_away", "raw": "sim_hb"}
 """Panel column of each response."""
@@ -179,22 +179,34 @@ def main(args: argparse.Namespace) -> None:
             "population CKA compares sets of pairs, so there is no panel to regress; use another estimator"
         )
     if args.controls:
+        if args.robust:
+            raise InputError("--robust has controls of its own; leave --controls out")
         # The files of a study are the six columns as named; a fit with controls is shown and leaves them alone.
-        print(fit_columns(study.panel(metric), metric, args.response, args.controls).table(args.format))
+        panel = study.panel(metric)
+        if not set(args.controls) <= set(panel.columns):
+            from cladastats.controls import controls  # it opens models
+
+            panel = panel.merge(controls(study), on=["group", "pair", "ratio"])
+        print(fit_columns(panel, metric, args.response, args.controls).table(args.format))
         return
-    fit = regress(study, metric, args.response)
+    fit = regress(study, metric, args.response, robust=args.robust)
     path = write_coefficients(study, fit)
     print(fit.table(args.format))
+    if args.robust and args.format != "json":  # which holds it
+        print("\n" + render_robustness(fit, args.format))
     print(f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}", file=sys.stderr)
 
 
-def regress(study: Study, metric: str, response: str = "toward") -> Fit:
+def regress(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:
     """Fit the six columns of a study's panel and write `fits/<metric>[-<response>].json`.
+
+    Answers of `cladastats.robust` that belong to the same fit are kept.
 
     Args:
         study: A study with that panel.
         metric: Name of the panel.
         response: One of `RESPONSES`.
+        robust: Also ask everything of `cladastats.robust`.
 
     Returns:
         The fit.
@@ -205,7 +217,16 @@ def regress(study: Study, metric: str, response: str = "toward") -> Fit:
         InputError: Too few pairs.
     """
     fit = fit_columns(study.panel(metric), metric, response)
-    write_json(study.fit_path(metric, response), fit.to_dict())
+    path = study.fit_path(metric, response)
+    if robust:
+        from cladastats.robust import robustness  # it reads fits
+
+        fit = replace(fit, robustness=robustness(study, fit))
+    elif path.exists():
+        before = read_json(path, Fit.SCHEMA, StudyError)
+        if before.get("columns") == fit.to_dict()["columns"]:
+            fit = replace(fit, robustness=before["robustness"])
+    write_json(path, fit.to_dict())
     return fit
 
 
@@ -289,7 +310,7 @@ def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", cont
         for group in ("rts", "nls")
         if group not in present
     )
-    rows = {group: _complete_rows(panel, group, outcome, regressors) for group in present}
+    rows = {group: complete_rows(panel, group, outcome, regressors) for group in present}
     columns = []
     for number, (group, names) in COLUMNS.items():
         if group in present:
@@ -422,10 +443,16 @@ def _require_columns(panel: pd.DataFrame, outcome: str, regressors: Sequence[str
         raise InputError(f"the panel's column {', '.join(not_numbers)} does not hold numbers; leave it out")
 
 
-def _complete_rows(
+def complete_rows(
     panel: pd.DataFrame, group: str, outcome: str, regressors: Sequence[str]
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The group's rows with a response and every regressor, prefix in 1,000 tokens, and notes on the rest.
+
+    Args:
+        panel: one row per group, pair and ratio.
+        group: "nls" or "rts".
+        outcome: response column.
+        regressors: columns, `prefix_len` among them.
 
     Returns:
         Rows indexed by pair and ratio; notes.

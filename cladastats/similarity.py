@@ -24,6 +24,8 @@ from cladastats.extract import Part, read_parts
 from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
 from cladastats.study import Study, is_current, write_table
 
+TRIMMED = 0.01  # of each layer's neurons, those of the largest mean square
+
 
 def main(args: argparse.Namespace) -> None:
     """Run the command.
@@ -148,10 +150,20 @@ class _Preparation:
                     group = block["group"].iloc[0]
                     self.total[group] = self.total.get(group, 0.0) + _own_sum(_block_matrices(part, block, keys))
             self.others = 2 * (study.config.pairs - 1)
+        if kind == "trim":
+            # The same neurons for every comparison: chosen by comparison, the choice itself would make them alike.
+            squares: np.ndarray | float = 0.0
+            for part, _ in read_parts(study):
+                squares = squares + (part.tensors["activations"].astype(float) ** 2).sum(0)
+            squares = np.asarray(squares)
+            few = max(1, round(TRIMMED * squares.shape[1]))
+            self.kept = np.sort(np.argsort(squares, axis=1)[:, :-few], axis=1)
 
     def __call__(self, matrix: np.ndarray, group: str, block: dict[str | tuple[Any, ...], np.ndarray]) -> np.ndarray:
         if self.kind == "magnitude":
             return matrix * self.norms
+        if self.kind == "trim":
+            return np.take_along_axis(matrix, self.kept, axis=1)
         if self.kind == "centre":
             return matrix - (self.total[group] - _own_sum(block)) / self.others
         return matrix

@@ -1,0 +1,541 @@
+"""Robustness of the panel regressions: what a careful reader would ask of the table, answered in the same output.
+
+Each function answers one question about one response; `robustness` asks all of them of a study. Effects of the prefix
+are in response points per 1,000 tokens, as in the table. Nothing here depends on a sign or on significance.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from linearmodels.panel import PanelOLS
+from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.multitest import multipletests
+
+from clada.errors import NotIdentifiedError
+from cladastats.controls import INDEPENDENT, controls
+from cladastats.metrics import METRICS
+from cladastats.placebo import PLACEBOS, make_placebo, placebo_folder
+from cladastats.regress import COLUMNS, RESPONSES, Fit, complete_rows
+from cladastats.similarity import similarity
+from cladastats.study import Study
+
+DRAWS = 1999  # of the bootstrap and of permutations: the Monte-Carlo error of a p-value of 0.05 is 0.005
+LOADS = ("surprisal_norm", "entropy_norm")
+CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
+"""The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on, corrected together."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """A regression with pair effects, in the sums of each pair: G pairs, k regressors.
+
+    Attributes:
+        names: of the regressors.
+        xx: [G, k, k], of regressors around their pair's mean.
+        xy: [G, k].
+        rows: of the panel.
+    """
+
+    names: tuple[str, ...]
+    xx: np.ndarray
+    xy: np.ndarray
+    rows: int
+
+    @classmethod
+    def of(cls, data: pd.DataFrame, outcome: str, names: Sequence[str]) -> Within:
+        """From complete rows indexed by pair and ratio."""
+        pairs, place = np.unique(data.index.get_level_values("pair"), return_inverse=True)
+        values = data[[outcome, *names]].to_numpy(float)
+        sums = np.zeros((len(pairs), values.shape[1]))
+        np.add.at(sums, place, values)
+        values = values - (sums / np.bincount(place)[:, None])[place]
+        y, x = values[:, 0], values[:, 1:]
+        xx = np.zeros((len(pairs), x.shape[1], x.shape[1]))
+        np.add.at(xx, place, x[:, :, None] * x[:, None, :])
+        xy = np.zeros((len(pairs), x.shape[1]))
+        np.add.at(xy, place, x * y[:, None])
+        return cls(tuple(names), xx, xy, len(data))
+
+    def fit(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and their standard errors clustered by pair, as `cladastats.regress.fit_columns` has them.
+
+        Args:
+            weights: [..., G], how often each pair counts; None: once.
+
+        Returns:
+            ([..., k], [..., k]).
+        """
+        pairs, k = self.xy.shape
+        weights = np.ones(pairs) if weights is None else np.asarray(weights, float)
+        bread = np.linalg.inv(np.tensordot(weights, self.xx, 1))
+        coef = np.einsum("...ij,...j->...i", bread, weights @ self.xy)
+        scores = self.xy - np.einsum("gij,...j->...gi", self.xx, coef)
+        meat = np.einsum("...g,...gi,...gj->...ij", weights, scores, scores)
+        factor = pairs / (pairs - 1) * (self.rows - 1) / (self.rows - k - 1)
+        variance = factor * np.einsum("...ij,...jk,...ki->...i", bread, meat, bread)
+        return coef, np.sqrt(variance)
+
+
+def bootstrap(within: Within, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, dict[str, Any]]:
+    """Cluster bootstrap over pairs: studentised (bootstrap-t) and percentile 95 % intervals (Cameron et al. 2008).
+
+    Returns:
+        per regressor `se`, `ci` (studentised) and `ci_percentile`.
+    """
+    pairs, k = within.xy.shape
+    weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
+    weights = weights[(weights > 0).sum(1) > k]  # fewer distinct pairs than that may not identify the coefficients
+    coef, se = within.fit()
+    drawn = [within.fit(part) for part in np.array_split(weights, max(1, len(weights) // 200))]
+    coefs, ses = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    low, high = np.quantile((coefs - coef) / ses, [0.025, 0.975], axis=0)
+    percentile = np.quantile(coefs, [0.025, 0.975], axis=0)
+    return {
+        name: {
+            "se": float(coefs[:, i].std(ddof=1)),
+            "ci": [float(coef[i] - high[i] * se[i]), float(coef[i] - low[i] * se[i])],
+            "ci_percentile": percentile[:, i].tolist(),
+        }
+        for i, name in enumerate(within.names)
+    }
+
+
+def permutation(data: pd.DataFrame, outcome: str, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, Any]:
+    """Within-pair permutation of the ratios: is the prefix's slope larger than when ratios are dealt at random?
+
+    Exact for the hypothesis that the ratio changes nothing about a pair's responses; two-sided.
+    """
+    pairs, place = np.unique(data.index.get_level_values("pair"), return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    place = place[order]
+    values = data[[outcome, "prefix_len"]].to_numpy(float)[order]
+    sums = np.zeros((len(pairs), 2))
+    np.add.at(sums, place, values)
+    y, x = (values - (sums / np.bincount(place)[:, None])[place]).T
+    slope = float(y @ x / (x @ x))
+    extreme = 0
+    for _ in range(draws):
+        extreme += abs(y @ x[np.lexsort((rng.random(len(x)), place))]) >= abs(y @ x) * (1 - 1e-12)
+    return {"coef": slope, "p": (1 + int(extreme)) / (1 + draws), "draws": draws}
+
+
+def per_pair(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
+    """The prefix's slope of every pair by itself: their median, the share that rises, Wilcoxon's signed-rank test.
+
+    Needs no variance and no normality, and no outlier owns it.
+    """
+    within = Within.of(data, outcome, ["prefix_len"])
+    several = within.xx[:, 0, 0] > 0
+    slopes = within.xy[several, 0] / within.xx[several, 0, 0]
+    rising = int((slopes > 0).sum())
+    share = stats.binomtest(rising, len(slopes)).proportion_ci(method="wilson")
+    return {
+        "median": float(np.median(slopes)),
+        "rising": rising / len(slopes),
+        "rising_ci": [float(share.low), float(share.high)],
+        "wilcoxon_p": float(stats.wilcoxon(slopes).pvalue) if slopes.any() else 1.0,
+        "n_pairs": len(slopes),
+    }
+
+
+def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
+    """Ratio dummies instead of a line: the steps between ratios, whether all rise, whether a line is enough.
+
+    Returns:
+        `steps`, each with its interval and one-sided p for a rise; `p_rising` and `p_falling`, of the hypothesis that
+        some step is not one (intersection-union: the largest of the steps' p); `p_nonlinear`, of the Wald test that
+        means lie on a line in tokens (F with pairs - 1 degrees of freedom); None with two ratios.
+    """
+    lengths = data.groupby(level="ratio")["prefix_len"].first()
+    ratios = lengths.index.to_numpy()
+    if len(ratios) < 2:
+        raise NotIdentifiedError("a study of one ratio has no steps between ratios; build it with more --ratios")
+    place = data.index.get_level_values("ratio").to_numpy()
+    dummies = pd.DataFrame({f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}, index=data.index)
+    result = PanelOLS(data[outcome], dummies.assign(const=1.0), entity_effects=True).fit(
+        cov_type="clustered", cluster_entity=True, group_debias=True, debiased=True, count_effects=False
+    )
+    k, df = len(ratios) - 1, data.index.get_level_values("pair").nunique() - 1
+    means = result.params.to_numpy()[:k]
+    cov = result.cov.to_numpy()[:k, :k]
+    contrast = np.eye(k) - np.eye(k, k=-1)
+    size, se = contrast @ means, np.sqrt(np.diag(contrast @ cov @ contrast.T))
+    t, half = size / se, stats.t.ppf(0.975, df) * se
+    steps = [
+        {
+            "from": float(ratios[i]),
+            "to": float(ratios[i + 1]),
+            "change": float(size[i]),
+            "ci": [float(size[i] - half[i]), float(size[i] + half[i])],
+            "p_rise": float(stats.t.sf(t[i], df)),
+        }
+        for i in range(k)
+    ]
+    nonlinear = None
+    if k > 1:  # what is left of the means after the best line through the first ratio's zero, k - 1 directions
+        line = (lengths.to_numpy()[1:] - lengths.iloc[0])[:, None]
+        away = np.linalg.svd(line)[0][:, 1:].T
+        d, v = away @ means, away @ cov @ away.T
+        nonlinear = float(stats.f.sf(d @ np.linalg.solve(v, d) / (k - 1), k - 1, df))
+    rises = stats.t.sf(t, df)
+    return {
+        "steps": steps,
+        "p_rising": float(rises.max()),
+        "p_falling": float((1 - rises).max()),
+        "p_nonlinear": nonlinear,
+    }
+
+
+def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | None:
+    """NLS minus RTS of every coefficient (the interaction with the group), and an equivalence test of the prefix's.
+
+    Groups share no pair, so errors add; degrees of freedom are Welch's. The two one-sided tests (Schuirmann 1987) are
+    of a margin fixed before anything was measured.
+
+    Args:
+        fit: with columns of both groups.
+        margin: largest difference of the prefix's coefficients that counts as none.
+
+    Returns:
+        per term; for the prefix (columns 1 and 2) also `equivalence_p`, its 90 % interval and a verdict; None without
+        one of the groups.
+    """
+    columns = {column.column: column for column in fit.columns}
+    if len({column.group for column in fit.columns}) < 2:
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
+        a, b = columns[rts], columns[nls]
+        difference = b.coef[term] - a.coef[term]
+        parts = [(c.se[term] ** 2, c.n_pairs - 1) for c in (a, b)]
+        se = math.sqrt(sum(v for v, _ in parts))
+        df = se**4 / sum(v**2 / n for v, n in parts)
+        half = stats.t.ppf(0.975, df) * se
+        found[term] = {
+            "difference": difference,
+            "se": se,
+            "df": df,
+            "ci": [difference - half, difference + half],
+            "p": float(2 * stats.t.sf(abs(difference) / se, df)),
+        }
+        if term == "prefix_len":
+            p = max(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
+            half = stats.t.ppf(0.95, df) * se
+            differs = found[term]["p"] < 0.05
+            found[term] |= {
+                "margin": margin,
+                "equivalence_p": float(p),
+                "ci_90": [difference - half, difference + half],
+                "verdict": ("equivalent within the margin" if p < 0.05 else "no decision on equivalence")
+                + (", different from zero" if differs else ", not different from zero"),
+            }
+    return found
+
+
+def confirmatory(fit: Fit) -> list[dict[str, Any]]:
+    """Holm's correction over the hypotheses' own tests (`CONFIRMATORY`)."""
+    columns = {column.column: column for column in fit.columns}
+    tests = [(columns[number], term) for number, term in CONFIRMATORY if number in columns]
+    corrected = multipletests([column.p[term] for column, term in tests], method="holm")[1]
+    return [
+        {
+            "column": column.column,
+            "group": column.group,
+            "term": term,
+            "coef": column.coef[term],
+            "p": column.p[term],
+            "p_holm": float(p),
+        }
+        for (column, term), p in zip(tests, corrected, strict=True)
+    ]
+
+
+def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
+    """The table layer by layer: the prefix alone, and loads beside it, with Benjamini-Hochberg over the layers.
+
+    Args:
+        panel: `panel-layers-<metric>`.
+        outcome: its column.
+
+    Returns:
+        a record per group, term and layer; layers whose response is missing or constant are left out.
+    """
+    found: list[dict[str, Any]] = []
+    # The prefix's total effect, and the loads' at equal prefix.
+    models = ((("prefix_len",), ("prefix_len",)), (("prefix_len", *LOADS), LOADS))
+    for group in ("rts", "nls"):
+        for names, shown in models:
+            fits: dict[int, dict[str, dict[str, Any]]] = {}
+            for layer, rows in panel[panel["group"] == group].groupby("layer"):
+                data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
+                within = Within.of(data, outcome, names)
+                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and data[outcome].std() > 0:
+                    fits[int(layer)] = _summary(within)
+            for term in shown:
+                corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
+                for (layer, fit), p in zip(fits.items(), corrected, strict=True):
+                    found.append({"group": group, "term": term, "layer": layer, **fit[term], "p_bh": float(p)})
+    return found
+
+
+def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
+    """Mixed model: a random intercept and prefix slope per pair, and the pair means of every regressor (Mundlak 1978).
+
+    With the means beside them, the regressors' coefficients are effects within pairs, and those of the means are what
+    differs between pairs on top; a random slope lets pairs follow their prefix to different degrees.
+
+    Returns:
+        per regressor `coef`, `se`, `ci`, `p` (normal), the same of the means, standard deviations of intercepts, slopes
+        and residuals, whether it converged, and what statsmodels warned of.
+    """
+    scale = data.std()
+    unit = data / scale  # of like size, which the optimiser needs
+    means = unit[list(names)].groupby(level="pair").transform("mean")
+    exog = unit[list(names)].assign(const=1.0)
+    varying = [name for name in names if means[name].std() > 1e-9]  # the prefix's mean is the same in every whole pair
+    exog = exog.join(means[varying].add_suffix("_mean"))
+    slope = exog[["const", "prefix_len"]]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = MixedLM(unit[outcome], exog, groups=data.index.get_level_values("pair"), exog_re=slope).fit(
+            reml=True, method=["lbfgs", "powell"]
+        )
+    ratio = {name: scale[outcome] / scale[name] for name in names} | {
+        f"{name}_mean": scale[outcome] / scale[name] for name in varying
+    }
+    interval = result.conf_int()
+    found: dict[str, Any] = {
+        name: {
+            "coef": float(result.params[name] * size),
+            "se": float(result.bse[name] * size),
+            "ci": (interval.loc[name] * size).tolist(),
+            "p": float(result.pvalues[name]),
+        }
+        for name, size in ratio.items()
+    }
+    variances = np.diag(result.cov_re)
+    return {
+        "terms": found,
+        "sd_intercept": float(math.sqrt(variances[0]) * scale[outcome]),
+        "sd_slope": float(math.sqrt(variances[1]) * ratio["prefix_len"]),
+        "sd_residual": float(math.sqrt(result.scale) * scale[outcome]),
+        "converged": bool(result.converged),
+        "warnings": sorted({str(w.message).splitlines()[0] for w in caught}),
+    }
+
+
+def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[str, Any]:
+    """The full column with controls that vary within pairs, and the prefix's slope moderated by those that do not.
+
+    Args:
+        data: complete rows with every control.
+        outcome: response column.
+        extra: controls that vary within pairs.
+
+    Returns:
+        `with_controls`: coefficients and intervals; `moderators`: of prefix x (control - its mean), each by itself.
+    """
+    found = {"with_controls": _summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
+    moderators = {}
+    for name in ("frequency_zipf", "target_length"):
+        product = data["prefix_len"] * (data[name] - data[name].mean())
+        if data[name].std() > 0:
+            term = f"prefix_len x {name}"
+            moderators[term] = _summary(Within.of(data.assign(**{term: product}), outcome, ["prefix_len", term]))[term]
+    return {**found, "moderators": moderators}
+
+
+def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
+    """Across pairs instead of within them: ordinary least squares on pair means with HC3 errors.
+
+    What the paper's reading of load needs, as load differs between texts far more than within a pair; but texts differ
+    in much else.
+    """
+    means = data.groupby(level="pair").mean()
+    names = [name for name in names if means[name].std() > 0]
+    if len(means) <= len(names) + 2:
+        return {}
+    result = sm.OLS(means[outcome], sm.add_constant(means[list(names)])).fit(cov_type="HC3", use_t=True)
+    interval = result.conf_int()
+    return {
+        name: {
+            "coef": float(result.params[name]),
+            "se": float(result.bse[name]),
+            "ci": interval.loc[name].tolist(),
+            "p": float(result.pvalues[name]),
+        }
+        for name in names
+    }
+
+
+def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, Any]]:
+    """The smallest true effect that this design finds with probability 0.8: (t_0.975 + t_0.8) standard errors.
+
+    In the coefficient's unit and in within-pair standard deviations of the response per one of the regressor.
+    """
+    found = []
+    for column in fit.columns:
+        for term in column.regressors:
+            df = column.n_pairs - 1
+            size = (stats.t.ppf(1 - level / 2, df) + stats.t.ppf(target, df)) * column.se[term]
+            one = column.standardised[term] / column.coef[term] if column.coef[term] else float("nan")
+            found.append(
+                {
+                    "column": column.column,
+                    "group": column.group,
+                    "term": term,
+                    "smallest_effect": float(size),
+                    "standardised": float(size * one),
+                }
+            )
+    return found
+
+
+def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
+    """The prefix's slope and the mean response of placebo hybrids, beside those of the genuine ones of the same pairs.
+
+    Args:
+        panel: of the placebo study.
+        genuine: the study's panel.
+        outcome: response column.
+
+    Returns:
+        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for group, rows in panel.groupby("group"):
+        same = genuine[(genuine["group"] == group) & genuine["pair"].isin(rows["pair"].unique())]
+        found[group] = {}
+        for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
+            data, _ = complete_rows(part, group, outcome, ("prefix_len",))
+            means = data[outcome].groupby(level="pair").mean()
+            half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
+            found[group][kind] = {
+                **_summary(Within.of(data, outcome, ["prefix_len"]))["prefix_len"],
+                "mean": float(means.mean()),
+                "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
+                "n_pairs": len(means),
+            }
+    return found
+
+
+def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
+    """Two-way clustering by the texts A and B where a text is in several pairs; none is in a corpus of ours."""
+    corpus = study.corpus
+    texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
+    counts = texts.groupby("group").apply(lambda rows: pd.Series(rows.to_numpy().ravel()).duplicated().any())
+    if not counts.any():
+        return {"reused": False}
+    found: dict[str, Any] = {"reused": True}
+    for group, rows in data.items():
+        codes = texts.loc[group].reindex(rows.index.get_level_values("pair"))
+        clusters = pd.DataFrame({role: pd.factorize(codes[role])[0] for role in ("A", "B")}, index=rows.index)
+        names = ["prefix_len", *LOADS]
+        result = PanelOLS(rows[outcome], rows[names].assign(const=1.0), entity_effects=True).fit(
+            cov_type="clustered", clusters=clusters, group_debias=True, debiased=True, count_effects=False
+        )
+        found[group] = {n: {"coef": float(result.params[n]), "se": float(result.std_errors[n])} for n in names}
+    return found
+
+
+def robustness(study: Study, fit: Fit) -> dict[str, Any]:
+    """Ask everything above of a study; seeds are the study's.
+
+    Args:
+        study: a study with activations.
+        fit: the fit that the answers belong to.
+
+    Returns:
+        ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `placebo`, `reuse`, `trimmed`, and per
+        group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `mixed`, `controls`, `between`. What a
+        study does not allow is None or left out, and `notes` says why.
+    """
+    outcome = RESPONSES[fit.response]
+    panel = study.panel(fit.metric)
+    extras = controls(study).drop(columns="independent_model")
+    bits = math.log2(study.config.vocab_size)
+    own = ["previous_surprisal_norm"]
+    notes = []
+    if INDEPENDENT in extras:
+        extras["independent_surprisal_norm"] = extras.pop(INDEPENDENT) / bits
+        own.append("independent_surprisal_norm")
+    else:
+        notes.append("no independent model's surprisal: cladastats controls --independent MODEL adds it")
+    panel = panel.merge(extras, on=["group", "pair", "ratio"])
+    groups = list(dict.fromkeys(column.group for column in fit.columns))
+    data = {group: complete_rows(panel, group, outcome, ("prefix_len", *LOADS))[0] for group in groups}
+    found: dict[str, Any] = {
+        "confirmatory": confirmatory(fit),
+        "group_difference": group_difference(fit, study.config.equivalence_margin),
+        "power": power(fit),
+        "reuse": reuse(study, data, outcome),
+        "bootstrap": {},
+    }
+    for column in fit.columns:
+        rng = np.random.default_rng([study.config.seed, 4, column.column])
+        names = COLUMNS[column.column][1]
+        found["bootstrap"][str(column.column)] = bootstrap(Within.of(data[column.group], outcome, names), rng)
+    static = ("frequency_zipf", "target_length")
+    for name in ("permutation", "per_pair", "ordered", "mixed", "controls", "between"):
+        found[name] = {}
+    for group, rows in data.items():
+        rng = np.random.default_rng([study.config.seed, 5, group == "nls"])
+        with_all, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS, *static, *own))
+        found["permutation"][group] = permutation(rows, outcome, rng)
+        found["per_pair"][group] = per_pair(rows, outcome)
+        found["ordered"][group] = ordered(rows, outcome)
+        found["mixed"][group] = mixed(rows, outcome, ["prefix_len", *LOADS])
+        found["controls"][group] = controlled(with_all, outcome, own)
+        found["between"][group] = between(with_all, outcome, [*LOADS, *static, *own])
+    if METRICS[fit.metric].per_layer:
+        found["layers"] = layers(study.panel(f"layers-{fit.metric}"), outcome)
+    found["trimmed"] = _trimmed(study, fit, outcome)
+    if (placebo_folder(study) / "study.json").is_file():
+        placebo = make_placebo(study)
+        estimator = fit.metric.removeprefix("cka_") if fit.metric.startswith("cka_") else None
+        similarity(placebo, "cka" if estimator else fit.metric, estimator)
+        found["placebo"] = placebos(placebo.panel(fit.metric), study.panel(fit.metric), outcome)
+    else:
+        notes.append("no placebo hybrids: cladastats placebo adds them")
+    return {**found, "notes": notes}
+
+
+def _trimmed(study: Study, fit: Fit, outcome: str) -> dict[str, Any] | None:
+    """The prefix's slope without the few neurons of massive activity, which can own any similarity."""
+    if fit.metric != "cka":
+        return None
+    similarity(study, "cka", "trimmed")
+    panel = study.panel("cka_trimmed")
+    found = {}
+    for group in dict.fromkeys(column.group for column in fit.columns):
+        data, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS))
+        found[group] = {
+            **_summary(Within.of(data, outcome, ["prefix_len"])),
+            **{k: v for k, v in _summary(Within.of(data, outcome, ["prefix_len", *LOADS])).items() if k in LOADS},
+        }
+    return found
+
+
+def _summary(within: Within) -> dict[str, dict[str, Any]]:
+    """Coefficients with clustered errors, intervals and p from t(G - 1)."""
+    coef, se = within.fit()
+    df = len(within.xy) - 1
+    half = stats.t.ppf(0.975, df) * se
+    return {
+        name: {
+            "coef": float(coef[i]),
+            "se": float(se[i]),
+            "ci": [float(coef[i] - half[i]), float(coef[i] + half[i])],
+            "p": float(2 * stats.t.sf(abs(coef[i] / se[i]), df)),
+        }
+        for i, name in enumerate(within.names)
+    }
