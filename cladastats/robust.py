@@ -496,6 +496,8 @@ def robustness(study: Study, fit: Fit) -> dict[str, Any]:
         found["mixed"][group] = mixed(rows, outcome, ["prefix_len", *LOADS])
         found["controls"][group] = controlled(with_all, outcome, own)
         found["between"][group] = between(with_all, outcome, [*LOADS, *static, *own])
+    if not all(found["between"].values()):
+        notes.append("too few pairs to fit loads and controls between pairs")
     if METRICS[fit.metric].per_layer:
         found["layers"] = layers(study.panel(f"layers-{fit.metric}"), outcome)
     found["trimmed"] = _trimmed(study, fit, outcome)

@@ -283,7 +283,7 @@ def test_metrics_are_found_by_name(metric: str, estimator: str | None, name: str
 @pytest.mark.parametrize(
     ("metric", "estimator", "cause"),
     [
-        ("euclid", None, "unknown metric 'euclid'; use cka, cosine"),
+        ("euclid", None, "unknown metric 'euclid'; use cka, cka_trimmed, cosine"),
         ("", None, "unknown metric ''"),
         ("cka", "median", "unknown metric 'cka_median'"),
         ("cosine", "biased", "belongs to --metric cka"),
@@ -354,3 +354,27 @@ def test_shift_is_missing_where_a_and_b_cannot_be_told_apart() -> None:
     assert found["shift_toward"].isna().tolist() == [True, False, True, True, True]
     assert found["shift_matched"].isna().tolist() == [False, True, True, False, True]
     assert found["shift_away"].tolist() == [1] * 5
+
+
+def test_cka_and_hsic_agree_with_independent_libraries(related: tuple[np.ndarray, np.ndarray]) -> None:
+    """Other people's code in float64 and float32: rounding of its own precision."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which they use
+        from ckatorch import cka_base
+        from ignite.metrics import HSIC
+
+    x, y = related
+    tx, ty = torch.from_numpy(x), torch.from_numpy(y)
+    assert cka_biased(x, y) == pytest.approx(float(cka_base(tx, ty)), rel=1e-9)
+    assert cka_debiased(x, y) == pytest.approx(float(cka_base(tx, ty, unbiased=True)), rel=1e-9)
+    metric = HSIC(sigma_x=6.0, sigma_y=5.0)  # Gaussian kernels exp(-d^2 / (2 sigma^2))
+    metric.update((tx[:, :20].float(), ty[:, :20].float()))
+
+    def gaussian(values: np.ndarray, sigma: float) -> np.ndarray:
+        return np.exp(-((values[:, None] - values[None]) ** 2).sum(-1) / (2 * sigma**2))
+
+    expected = hsic1(gaussian(x[:, :20], 6.0), gaussian(y[:, :20], 5.0))
+    assert expected > 1e-4  # so that the tolerance means something
+    assert metric.compute() == pytest.approx(expected, rel=1e-3, abs=1e-6)

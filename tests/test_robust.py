@@ -1,0 +1,370 @@
+"""Robustness checks against other libraries, by hand, by simulation; placebo hybrids and controls on a real study."""
+
+import itertools
+import json
+import math
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+import statsmodels.formula.api as smf
+import torch
+from linearmodels.panel import PanelOLS
+from scipy import stats
+from test_regress import TRUE, same, simulate_panel, unbalanced_panel
+
+from clada.errors import InputError, NotIdentifiedError, StudyError
+from clada.models import load_model, load_tokenizer
+from cladastats.cli import main
+from cladastats.controls import controls
+from cladastats.placebo import PLACEBOS, make_placebo, placebo_sequences
+from cladastats.regress import COLUMNS, complete_rows, fit_columns
+from cladastats.robust import (
+    Within,
+    between,
+    bootstrap,
+    confirmatory,
+    controlled,
+    group_difference,
+    layers,
+    mixed,
+    ordered,
+    per_pair,
+    permutation,
+    power,
+)
+from cladastats.study import Study
+from cladastats.tables import FORMATS, ROBUST_COLUMNS, render_robustness, robustness_rows
+
+FULL = ("prefix_len", "surprisal_norm", "entropy_norm")
+Y = "shift_toward"
+
+
+def nls(panel: pd.DataFrame) -> pd.DataFrame:
+    return complete_rows(panel, "nls", Y, FULL)[0]
+
+
+@pytest.mark.parametrize("panel", [simulate_panel(), unbalanced_panel()], ids=["balanced", "unbalanced"])
+def test_sums_of_pairs_give_the_table(panel):
+    fit = fit_columns(panel, "cka")
+    for number, (group, names) in COLUMNS.items():
+        coef, se = Within.of(complete_rows(panel, group, Y, FULL)[0], Y, names).fit()
+        column = fit.column(number)
+        assert coef.tolist() == same([column.coef[name] for name in names])
+        assert se.tolist() == same([column.se[name] for name in names])
+
+
+def test_a_bootstrap_draw_is_the_fit_of_the_drawn_pairs():
+    data = nls(simulate_panel(n_pairs=20))
+    within = Within.of(data, Y, FULL)
+    weights = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20))
+    drawn = [data.xs(pair, level="pair") for pair in np.repeat(np.arange(20), weights)]
+    copies = pd.concat(dict(enumerate(drawn)), names=["pair"])
+    result = PanelOLS(copies[Y], copies[list(FULL)].assign(const=1.0), entity_effects=True).fit(
+        cov_type="clustered", cluster_entity=True, group_debias=True, debiased=True, count_effects=False
+    )
+    coef, se = within.fit(np.stack([weights, np.ones(20)]))
+    assert coef[0].tolist() == same(result.params[list(FULL)].tolist())
+    assert se[0].tolist() == same(result.std_errors[list(FULL)].tolist())
+    assert coef[1].tolist() == same(within.fit()[0].tolist())
+
+
+def test_bootstrap_intervals_hold_the_clustered_ones_to_their_own_error():
+    within = Within.of(nls(simulate_panel(n_pairs=200)), Y, FULL)
+    coef, se = within.fit()
+    found = bootstrap(within, np.random.default_rng(1))
+    for name, c, s in zip(FULL, coef, se, strict=True):
+        # 200 pairs and 1,999 draws: both intervals estimate the same, to a tenth of their length.
+        for kind in ("ci", "ci_percentile"):
+            assert found[name][kind] == pytest.approx([c - 1.97 * s, c + 1.97 * s], abs=0.4 * s)
+        assert found[name]["se"] == pytest.approx(s, rel=0.1)
+
+
+def test_permutation_p_is_that_of_all_permutations():
+    panel = simulate_panel(n_pairs=4, noise=0.5)
+    data = nls(panel)
+    y = data[Y].to_numpy().reshape(4, 3)
+    x = data["prefix_len"].to_numpy()[:3] - data["prefix_len"].to_numpy()[:3].mean()
+    every = [abs(sum(y[i] @ x[list(order)] for i, order in enumerate(orders)))
+             for orders in itertools.product(itertools.permutations(range(3)), repeat=4)]  # fmt: skip
+    exact = np.mean([value >= every[0] * (1 - 1e-12) for value in every])
+    draws = 4000
+    found = permutation(data, Y, np.random.default_rng(0), draws)
+    assert found["p"] == pytest.approx(exact, abs=3 * math.sqrt(exact * (1 - exact) / draws) + 1 / draws)
+    assert found["coef"] == same(Within.of(data, Y, ["prefix_len"]).fit()[0][0])
+
+
+def test_steps_are_mean_differences_within_pairs():
+    panel = simulate_panel(n_pairs=40)
+    data = nls(panel)
+    y = data[Y].to_numpy().reshape(40, 3)
+    found = ordered(data, Y)
+    factor = 40 / 39 * 119 / 117  # groups, and rows less two dummies and the constant
+    for step, (i, j) in zip(found["steps"], [(0, 1), (1, 2)], strict=True):
+        difference = y[:, j] - y[:, i]
+        assert step["change"] == same(difference.mean())
+        se = math.sqrt(((difference - difference.mean()) ** 2).sum() * factor) / 40
+        half = stats.t.ppf(0.975, 39) * se
+        assert step["ci"] == same([difference.mean() - half, difference.mean() + half])
+        assert step["p_rise"] == same(stats.t.sf(difference.mean() / se, 39))
+    # The ratios are equally far apart, so that a line means equal steps.
+    bend = y[:, 2] - 2 * y[:, 1] + y[:, 0]
+    se = math.sqrt(((bend - bend.mean()) ** 2).sum() * factor) / 40
+    assert found["p_nonlinear"] == pytest.approx(2 * stats.t.sf(abs(bend.mean() / se), 39), rel=1e-6)
+    assert found["p_rising"] == max(step["p_rise"] for step in found["steps"])
+    assert found["p_rising"] < 0.05 < 0.95 < found["p_falling"]
+    one = data[data.index.get_level_values("ratio") == 0.25]
+    with pytest.raises(NotIdentifiedError, match="a study of one ratio has no steps"):
+        ordered(one, Y)
+
+
+def test_slopes_of_pairs_by_themselves():
+    data = nls(simulate_panel(n_pairs=30))
+    slopes = [np.polyfit(rows["prefix_len"], rows[Y], 1)[0] for _, rows in data.groupby(level="pair")]
+    found = per_pair(data, Y)
+    assert found["median"] == pytest.approx(np.median(slopes))
+    assert found["rising"] == np.mean(np.array(slopes) > 0)
+    assert found["wilcoxon_p"] == pytest.approx(stats.wilcoxon(slopes).pvalue)
+
+
+def test_group_difference_is_the_interaction_and_the_equivalence_test_is_two_one_sided():
+    panel = simulate_panel(n_pairs=50)
+    fit = fit_columns(panel, "cka")
+    found = group_difference(fit, 0.05)
+    assert found is not None
+    dummies = panel.assign(unit=panel["group"] + panel["pair"].astype(str), x=panel["prefix_len"] / 1000)
+    pooled = smf.ols("shift_toward ~ x + x:C(group, Treatment('rts')) + C(unit)", dummies).fit()
+    prefix = found["prefix_len"]
+    interaction = next(value for name, value in pooled.params.items() if name.startswith("x:"))
+    assert prefix["difference"] == pytest.approx(interaction, rel=1e-8)  # 100 dummies: a worse conditioned system
+    a, b = fit.column(1).se["prefix_len"], fit.column(2).se["prefix_len"]
+    assert prefix["se"] == same(math.hypot(a, b))
+    assert prefix["df"] == pytest.approx((a**2 + b**2) ** 2 / ((a**4 + b**4) / 49))
+    wide, narrow = group_difference(fit, 10.0), group_difference(fit, 1e-6)
+    assert wide is not None
+    assert narrow is not None
+    assert wide["prefix_len"]["verdict"].startswith("equivalent within the margin")
+    assert narrow["prefix_len"]["verdict"].startswith("no decision")
+    for test, margin in ((wide, 10.0), (narrow, 1e-6)):
+        low, high = test["prefix_len"]["ci_90"]
+        assert (test["prefix_len"]["equivalence_p"] < 0.05) == (-margin < low and high < margin)
+    assert group_difference(fit_columns(panel[panel["group"] == "nls"], "cka"), 0.05) is None
+
+
+def test_holm_over_the_hypotheses_tests():
+    fit = fit_columns(simulate_panel(n_pairs=25, noise=0.3), "cka")
+    found = confirmatory(fit)
+    assert [(t["column"], t["term"]) for t in found] == [
+        (1, "prefix_len"), (2, "prefix_len"), (5, "surprisal_norm"), (5, "entropy_norm"), (6, "surprisal_norm"),
+        (6, "entropy_norm"),
+    ]  # fmt: skip
+    expected, worst = {}, 0.0
+    for rank, i in enumerate(np.argsort([t["p"] for t in found])):
+        worst = max(worst, min(1.0, (6 - rank) * found[i]["p"]))
+        expected[i] = worst
+    assert [t["p_holm"] for t in found] == same([expected[i] for i in range(6)])
+
+
+def test_mixed_model_finds_what_was_put_in_and_agrees_with_statsmodels_formula():
+    panel = simulate_panel(n_pairs=80)
+    data = nls(panel)
+    found = mixed(data, Y, FULL)
+    assert found["converged"]
+    for name in FULL:
+        term = found["terms"][name]
+        assert term["coef"] == pytest.approx(TRUE["nls"][name], abs=4 * term["se"])
+    flat = data.reset_index()
+    for name in ("surprisal_norm", "entropy_norm"):
+        flat[f"{name}_mean"] = flat.groupby("pair")[name].transform("mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = smf.mixedlm(
+            f"{Y} ~ prefix_len + surprisal_norm + entropy_norm + surprisal_norm_mean + entropy_norm_mean", flat,
+            groups="pair", re_formula="~prefix_len",
+        ).fit()  # fmt: skip
+    for name in FULL:
+        # Two optimisers of one likelihood, in other units: they agree to a hundredth of the standard error.
+        assert found["terms"][name]["coef"] == pytest.approx(other.params[name], abs=0.01 * other.bse[name])
+        assert found["terms"][name]["se"] == pytest.approx(other.bse[name], rel=0.02)
+
+
+def test_between_pairs_is_ordinary_least_squares_on_means():
+    data = nls(simulate_panel(n_pairs=40))
+    found = between(data, Y, ["surprisal_norm", "entropy_norm"])
+    means = data.groupby(level="pair").mean()
+    result = sm.OLS(means[Y], sm.add_constant(means[["surprisal_norm", "entropy_norm"]])).fit(cov_type="HC3")
+    for name, term in found.items():
+        assert (term["coef"], term["se"]) == same((result.params[name], result.bse[name]))
+    assert between(data[:9], Y, ["surprisal_norm", "entropy_norm"]) == {}
+
+
+def test_layers_are_fits_of_their_own_rows_with_benjamini_hochberg():
+    parts = [simulate_panel(n_pairs=12, seed=seed, noise=1.0).assign(layer=seed) for seed in range(6)]
+    panel = pd.concat(parts, ignore_index=True)
+    panel.loc[panel["layer"] == 5, Y] = np.nan
+    found = layers(panel, Y)
+    own = [r for r in found if (r["group"], r["term"]) == ("nls", "entropy_norm")]
+    assert [r["layer"] for r in own] == [0, 1, 2, 3, 4]
+    for record, part in zip(own, parts[:5], strict=True):
+        column = fit_columns(part, "cka").column(6)
+        assert (record["coef"], record["p"]) == same((column.coef["entropy_norm"], column.p["entropy_norm"]))
+    p = np.array([r["p"] for r in own])
+    order = np.argsort(p)
+    expected = np.minimum.accumulate((p[order] * 5 / np.arange(1, 6))[::-1])[::-1]
+    assert [own[i]["p_bh"] for i in order] == same(np.minimum(expected, 1).tolist())
+
+
+def test_coverage_size_and_power_by_simulation():
+    """400 panels of 30 pairs with correlated and unequal errors: within three Monte-Carlo standard errors."""
+    draws, pairs = 400, 30
+    covered = rejected = 0
+    for seed in range(draws):
+        data = nls(simulate_panel(n_pairs=pairs, seed=1000 + seed))
+        coef, se = Within.of(data, Y, FULL).fit()
+        t = stats.t.ppf(0.975, pairs - 1)
+        covered += abs(coef[1] - TRUE["nls"]["surprisal_norm"]) <= t * se[1]
+        null = data.assign(**{Y: data[Y] - TRUE["nls"]["prefix_len"] * data["prefix_len"]})
+        coef, se = Within.of(null, Y, ["prefix_len"]).fit()
+        rejected += abs(coef[0] / se[0]) > t
+    error = 3 * math.sqrt(0.05 * 0.95 / draws)
+    assert covered / draws == pytest.approx(0.95, abs=error)
+    assert rejected / draws == pytest.approx(0.05, abs=error)
+    fit = fit_columns(simulate_panel(n_pairs=pairs, seed=1000), "cka")
+    smallest = next(p for p in power(fit) if (p["column"], p["term"]) == (6, "surprisal_norm"))
+    t = stats.t.ppf([0.975, 0.8], pairs - 1).sum()
+    assert smallest["smallest_effect"] == same(t * fit.column(6).se["surprisal_norm"])
+    # An effect of that size is found in four panels of five, whatever the errors: t of the estimate is what matters.
+    noise = np.random.default_rng(0).standard_t(pairs - 1, 20_000)
+    assert np.mean(np.abs(noise + t) > stats.t.ppf(0.975, pairs - 1)) == pytest.approx(0.8, abs=0.01)
+
+
+def test_moderators_and_controls():
+    data = nls(simulate_panel(n_pairs=40))
+    rng = np.random.default_rng(0)
+    static = np.repeat(rng.normal(size=40), 3)
+    data = data.assign(
+        frequency_zipf=static, target_length=1.0, previous_surprisal_norm=rng.random(120),
+        **{Y: data[Y] + 0.4 * data["prefix_len"] * (static - static.mean())},
+    )  # fmt: skip
+    found = controlled(data, Y, ["previous_surprisal_norm"])
+    assert set(found["with_controls"]) == {*FULL, "previous_surprisal_norm"}
+    assert set(found["moderators"]) == {"prefix_len x frequency_zipf"}  # a constant moderates nothing
+    term = found["moderators"]["prefix_len x frequency_zipf"]
+    assert term["coef"] == pytest.approx(0.4, abs=4 * term["se"])
+
+
+def test_placebo_sequences_keep_the_tokens_and_the_target():
+    a, b, c = (np.arange(start, start + 21, dtype=np.int32) for start in (100, 200, 300))
+    a[0] = b[0] = c[0] = 1
+    found = placebo_sequences(a, b, c, 8, 1, np.random.default_rng(0))
+    assert set(found) == set(PLACEBOS)
+    for ids in found.values():
+        assert (len(ids), ids[0], ids[-1], ids.dtype) == (21, 1, a[-1], np.int32)
+    assert found["unrelated"].tolist() == [*c[:8], *a[8:]]
+    assert sorted(found["shuffled"][:8]) == sorted(b[:8])
+    assert found["shuffled"].tolist() != [*b[:8], *a[8:]]
+    assert found["middle"].tolist() == [*a[:7], *b[1:8], *a[14:]]
+    assert found["end"].tolist() == [*a[:13], *b[1:8], a[-1]]
+
+
+# -- a real study -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checked(small_study, tmp_path_factory):
+    """A copy of the small study with placebo hybrids, an independent model's surprisal and robustness checks."""
+    folder = tmp_path_factory.mktemp("robust") / "study"
+    shutil.copytree(small_study.folder, folder)
+    assert main(["placebo", "--study", str(folder), "--pairs", "3"]) == 0
+    assert main(["controls", "--study", str(folder), "--independent", "gemma3-270m"]) == 0
+    assert main(["regress", "--study", str(folder), "--robust"]) == 0
+    return Study(folder)
+
+
+def test_everything_is_answered_and_shown_in_every_format(checked):
+    fit = checked.fit("cka")
+    rows = robustness_rows(fit)
+    assert list(rows.columns) == list(ROBUST_COLUMNS)
+    for check in (
+        "Holm", "cluster bootstrap", "permuted ratios", "every step rises", "NLS - RTS", "equivalence", "mixed model",
+        "with controls", "without massive neurons", "placebo: end", "layers, median and range",
+        "smallest effect seen at 80 % power", "share of pairs that rise",
+    ):  # fmt: skip
+        assert check in set(rows["check"]), check
+    assert "independent_surprisal_norm" in set(rows["term"])
+    assert fit.robustness["notes"] == ["too few pairs to fit loads and controls between pairs"]  # six of them
+    assert fit.robustness["reuse"] == {"reused": False}
+    for fmt in FORMATS:
+        if fmt != "json":
+            shown = render_robustness(fit, fmt)
+            assert "cluster bootstrap" in shown
+            assert "nan" not in shown.lower().replace("dominant", "")
+    json.loads(checked.fit_path("cka", "toward").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_answers_outlive_a_plain_fit_of_the_same_panel(checked):
+    before = checked.fit("cka").robustness
+    assert main(["regress", "--study", str(checked.folder)]) == 0
+    assert checked.fit("cka").robustness == before
+    with pytest.raises(InputError, match="has no robustness checks; run 'cladastats regress --robust'"):
+        render_robustness(checked.fit("cosine"), "text")
+    assert main(["regress", "--study", str(checked.folder), "--robust", "--controls", "frequency_zipf"]) == 2
+
+
+def test_a_control_by_name_and_one_that_pairs_absorb(checked, capsys):
+    study = str(checked.folder)
+    assert main(["regress", "--study", study, "--controls", "previous_surprisal_norm"]) == 0
+    assert "previous_surprisal_norm" in capsys.readouterr().out
+    assert main(["regress", "--study", study, "--controls", "frequency_zipf"]) == 2
+    assert "frequency_zipf is constant within every pair, so the pair effects absorb it" in capsys.readouterr().err
+
+
+def test_placebo_panel_has_every_kind_and_its_study_is_its_own(checked, small_study):
+    placebo = make_placebo(checked)
+    panel = placebo.panel("cka")
+    assert len(panel) == 2 * 3 * len(checked.config.ratios) * len(PLACEBOS)
+    assert set(panel["placebo"]) == set(PLACEBOS)
+    # A and B are the study's own, so that what placebo hybrids are compared with is the same.
+    both = panel.merge(checked.panel("cka"), on=["group", "pair", "ratio"])
+    np.testing.assert_allclose(both["sim_ab_x"], both["sim_ab_y"], rtol=1e-4)  # float32 forwards in other segments
+    with pytest.raises(StudyError, match="has 3 pairs, not 5; delete it to make another"):
+        make_placebo(checked, 5)
+    with pytest.raises(InputError, match="placebo hybrids need 2 pairs"):
+        make_placebo(small_study, 1)
+
+
+def test_controls_are_of_the_target_and_its_word(checked):
+    table = controls(checked)
+    corpus = checked.corpus
+    hybrids = corpus[corpus["role"] == "hybrid"]
+    assert len(table) == len(hybrids)
+    tokenizer = load_tokenizer(checked.config.model)
+    for row, (_, hybrid) in zip(table.itertuples(), hybrids.iterrows(), strict=True):
+        assert row.target_length == len(tokenizer.decode(hybrid["token_ids"][-1:]).strip())
+    assert table.groupby(["group", "pair"])["frequency_zipf"].nunique().max() == 1
+    assert table["frequency_zipf"].between(0, 8).all()
+    assert table["frequency_zipf"].max() > 4  # some target is a common word
+
+
+def test_independent_surprisal_is_the_other_models_of_the_same_text(checked):
+    table = controls(checked)
+    model, other = load_model("gemma3-270m")
+    tokenizer = load_tokenizer(checked.config.model)
+    corpus = checked.corpus
+    hybrids = corpus[(corpus["role"] == "hybrid") & (corpus["group"] == "nls")].iloc[:4]
+    values = table[table["group"] == "nls"]["independent_surprisal_bits"].to_numpy()
+    for ids, value in zip(hybrids["token_ids"], values, strict=False):
+        whole, context = (tokenizer.decode(part).replace("<|endoftext|>", "<eos>") for part in (ids, ids[:-1]))
+        tokens = other(whole)["input_ids"]
+        known = len(other(context)["input_ids"])
+        if tokens[:known] != other(context)["input_ids"]:
+            continue  # the target grows onto the token before it
+        with torch.inference_mode():
+            log_p = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1)
+        expected = -sum(float(log_p[i - 1, tokens[i]]) for i in range(known, len(tokens))) / math.log(2)
+        assert value == pytest.approx(expected, abs=1e-3)  # float32 logits, shared beginnings
+    with pytest.raises(InputError, match="is the study's own model"):
+        controls(checked, checked.config.model)
