@@ -10,8 +10,11 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["figures", *sys.argv[1:]]))
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -19,6 +22,11 @@ from matplotlib.figure import Figure
 from clada.errors import StudyError
 from clada.jsonfile import replacing
 from cladastats.study import Study
+from cladastats.tables import LABELS
+
+if TYPE_CHECKING:
+    from cladastats.evidence import CaseStudy
+    from cladastats.regress import Fit
 
 RESPONSE_LABELS = {
     "shift_toward": "shift toward B",
@@ -64,6 +72,116 @@ def draw(study: Study) -> list[Path]:
                 figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
             written.append(path)
     return written
+
+
+def coefficient_figure(fits: Mapping[str, Fit]) -> Figure:
+    """Coefficients with 95 % intervals, in within-pair standard deviations, so that terms and metrics share an axis.
+
+    Args:
+        fits: by name; columns 1 and 2 give the prefix's total effect, 5 and 6 the loads'.
+    """
+    # The prefix's total effect is that of columns 1 and 2, the loads' that of the full columns.
+    shown = [[(term, first), (term, first + 1)] for term, first in zip(LABELS, (1, 5, 5), strict=True)]
+    figure = Figure(figsize=(3.5, 0.9 + 0.35 * 2 * len(fits) * 1.5), layout="constrained")
+    axis = figure.subplots()
+    labels, place = [], 0.0
+    for terms in shown:
+        for name, fit in fits.items():
+            columns = {column.column: column for column in fit.columns}
+            for term, number in terms:
+                if number not in columns:
+                    continue
+                column = columns[number]
+                scale = column.standardised[term] / column.coef[term] if column.coef[term] else 0.0
+                low, high = (bound * scale for bound in column.ci[term])
+                value = column.standardised[term]
+                natural = column.group == "nls"
+                axis.errorbar(
+                    value, place, xerr=[[value - low], [high - value]], fmt="o" if natural else "s",
+                    color="black" if natural else "0.55", markersize=3.5, linewidth=1, capsize=2,
+                )  # fmt: skip
+                labels.append((place, f"{LABELS[term].split(' (')[0]}, {column.group.upper()}, {name}"))
+                place -= 1
+        place -= 0.6
+    axis.axvline(0, color="0.7", linewidth=0.8)
+    axis.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=7)
+    axis.set_xlabel("effect (within-pair standard deviations)", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    sns.despine(ax=axis)
+    return figure
+
+
+def layer_figure(fit: Fit) -> Figure:
+    """The prefix's and the loads' coefficients by layer with 95 % intervals; filled where they survive correction.
+
+    Args:
+        fit: with robustness checks.
+
+    Raises:
+        StudyError: it has none.
+    """
+    records = pd.DataFrame(fit.robustness.get("layers", []))
+    if records.empty:
+        raise StudyError(
+            f"the fit of {fit.metric} has no layers; run 'cladastats regress --metric {fit.metric} --robust'"
+        )
+    figure = Figure(figsize=(7.0, 2.4), layout="constrained")
+    for axis, term in zip(figure.subplots(1, 3), LABELS, strict=True):
+        for group, shade, marker in (("nls", "black", "o"), ("rts", "0.55", "s")):
+            rows = records[(records["term"] == term) & (records["group"] == group)]
+            if rows.empty:
+                continue
+            low, high = np.array(rows["ci"].tolist()).T
+            errors = [rows["coef"] - low, high - rows["coef"]]
+            axis.errorbar(rows["layer"], rows["coef"], errors, fmt="-", color=shade, linewidth=0.7)
+            clear = rows["p_bh"] < 0.05
+            for part, fill in ((rows[clear], shade), (rows[~clear], "white")):
+                axis.plot(part["layer"], part["coef"], marker, color=shade, markerfacecolor=fill, markersize=3.5)
+        axis.axhline(0, color="0.7", linewidth=0.8)
+        axis.set_title(LABELS[term], fontsize=8)
+        axis.set_xlabel("layer", fontsize=8)
+        axis.tick_params(labelsize=7)
+        sns.despine(ax=axis)
+    return figure
+
+
+def case_figure(found: CaseStudy) -> Figure:
+    """Similarity of the 13 sentences' activations, mean over layers (the paper's Fig. 7)."""
+    figure = Figure(figsize=(3.5, 3.1), layout="constrained")
+    axis = figure.subplots()
+    labels = range(1, len(found.similarity) + 1)
+    sns.heatmap(
+        found.similarity, cmap="Greys", vmin=0, vmax=1, xticklabels=labels, yticklabels=labels, square=True,
+        annot=True, fmt=".2f", annot_kws={"fontsize": 4}, cbar_kws={"shrink": 0.8}, ax=axis,
+    )  # fmt: skip
+    axis.tick_params(labelsize=7)
+    axis.set(xlabel="sample", ylabel="sample")
+    return figure
+
+
+def activation_figure(maps: Mapping[str, np.ndarray], prefix: int) -> Figure:
+    """Activations of one layer at every token (the paper's Figs. 4 to 6): log magnitude, neurons across, tokens down.
+
+    Args:
+        maps: [tokens, neurons] by name, of `cladastats.evidence.activation_maps`.
+        prefix: tokens of B at the start of A'; a line marks their end.
+    """
+    figure = Figure(figsize=(7.0, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(maps), sharey=True)
+    size = {name: np.log10(np.abs(values) + 1e-3) for name, values in maps.items()}
+    low, high = np.quantile(np.stack(list(size.values())), [0.02, 0.998])
+    for axis, (name, values) in zip(axes, size.items(), strict=True):
+        image = axis.imshow(
+            values, aspect="auto", cmap="Greys", vmin=low, vmax=high, interpolation="antialiased", rasterized=True
+        )
+        if name == "A'":
+            axis.axhline(prefix - 0.5, color="black", linestyle="--", linewidth=0.8)
+        axis.set_title(name, fontsize=8)
+        axis.set_xlabel("neuron", fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[0].set_ylabel("token", fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="log10 |activation|")
+    return figure
 
 
 def prefix_figure(panel: pd.DataFrame, metric: str) -> Figure:

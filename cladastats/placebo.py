@@ -20,9 +20,9 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["placebo", *sys.argv[1:]]))
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,11 +52,6 @@ def main(args: argparse.Namespace) -> None:
     extract(make_placebo(Study(args.study), args.pairs))
 
 
-def placebo_folder(study: Study) -> Path:
-    """Where the placebo study of a study is."""
-    return study.folder / "placebo"
-
-
 def make_placebo(study: Study, pairs: int | None = None) -> Study:
     """Open the placebo study of a study, or build its corpus.
 
@@ -68,31 +63,56 @@ def make_placebo(study: Study, pairs: int | None = None) -> Study:
         StudyError: the one that is there has another number of pairs, or belongs to another corpus.
         InputError: fewer than two pairs.
     """
-    folder, config = placebo_folder(study), study.config
+    bos = len(bos_tokens(load_tokenizer(study.config.model)))
+
+    def rows(wanted: int) -> Iterator[dict[str, Any]]:
+        return _rows(study.corpus, wanted, bos, study.config.seed)
+
+    return derived_study(study, "placebo", pairs, rows, {"placebos": list(PLACEBOS)}, study.config.length)
+
+
+def derived_study(
+    study: Study,
+    name: str,
+    pairs: int | None,
+    rows: Callable[[int], Iterator[dict[str, Any]]],
+    facts: dict[str, Any],
+    length: int,
+) -> Study:
+    """Open a study made of another one's first pairs, or build its corpus.
+
+    Args:
+        study: the other one, in whose folder it is kept.
+        name: of its folder.
+        pairs: of each group, as in `make_placebo`.
+        rows: of its corpus, for so many pairs.
+        facts: what its study.json says of the corpus, beside what it was made of.
+        length: tokens before its targets.
+
+    Raises:
+        StudyError, InputError: as in `make_placebo`.
+    """
+    folder, config = study.folder / name, study.config
     if (folder / "study.json").is_file():
         found = Study(folder)
-        if found.config.corpus.get("placebo_of") != config.corpus_sha256:
+        if found.config.corpus.get("made_of") != config.corpus_sha256:
             raise StudyError(f"{folder} belongs to another corpus; delete it, and run the command again")
         if pairs is not None and min(pairs, config.pairs) != found.config.pairs:
             raise StudyError(f"{folder} has {found.config.pairs} pairs, not {pairs}; delete it to make another")
         return found
     wanted = min(pairs or PAIRS, config.pairs)
     if wanted < 2:
-        raise InputError(
-            "placebo hybrids need 2 pairs at least: the unrelated prefix is another pair's; use more pairs"
-        )
-    bos = len(bos_tokens(load_tokenizer(config.model)))
-    table = pa.Table.from_pylist(
-        list(_rows(study.corpus, wanted, bos, config.seed)), schema=SCHEMA.append(pa.field("placebo", pa.string()))
-    )
-    facts = {"placebo_of": config.corpus_sha256, "placebos": list(PLACEBOS)}
-    own = replace(config, pairs=wanted, corpus=facts, corpus_sha256=tokens_sha256(table))
+        raise InputError(f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs")
+    schema = SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else SCHEMA
+    table = pa.Table.from_pylist(list(rows(wanted)), schema=schema)
+    corpus = {"made_of": config.corpus_sha256, **facts}
+    own = replace(config, pairs=wanted, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
     write_table(folder / "corpus.parquet", table, own.corpus_sha256)
     write_study(folder, own)
     return Study(folder)
 
 
-def _rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dict]:
+def _rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dict[str, Any]]:
     corpus = corpus[corpus["pair"] < pairs]
     for group, members in corpus.groupby("group", sort=True):
         texts = members[members["role"] == "B"].set_index("pair")["token_ids"]

@@ -23,7 +23,7 @@ from statsmodels.stats.multitest import multipletests
 from clada.errors import NotIdentifiedError
 from cladastats.controls import INDEPENDENT, controls
 from cladastats.metrics import METRICS
-from cladastats.placebo import PLACEBOS, make_placebo, placebo_folder
+from cladastats.placebo import PLACEBOS, make_placebo
 from cladastats.regress import COLUMNS, RESPONSES, Fit, complete_rows
 from cladastats.similarity import similarity
 from cladastats.study import Study
@@ -279,7 +279,7 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
                 data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
                 within = Within.of(data, outcome, names)
                 if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and data[outcome].std() > 0:
-                    fits[int(layer)] = _summary(within)
+                    fits[int(layer)] = within_summary(within)
             for term in shown:
                 corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
                 for (layer, fit), p in zip(fits.items(), corrected, strict=True):
@@ -344,13 +344,15 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
     Returns:
         `with_controls`: coefficients and intervals; `moderators`: of prefix x (control - its mean), each by itself.
     """
-    found = {"with_controls": _summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
+    found = {"with_controls": within_summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
     moderators = {}
     for name in ("frequency_zipf", "target_length"):
         product = data["prefix_len"] * (data[name] - data[name].mean())
         if data[name].std() > 0:
             term = f"prefix_len x {name}"
-            moderators[term] = _summary(Within.of(data.assign(**{term: product}), outcome, ["prefix_len", term]))[term]
+            moderators[term] = within_summary(Within.of(data.assign(**{term: product}), outcome, ["prefix_len", term]))[
+                term
+            ]
     return {**found, "moderators": moderators}
 
 
@@ -420,7 +422,7 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
             means = data[outcome].groupby(level="pair").mean()
             half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
             found[group][kind] = {
-                **_summary(Within.of(data, outcome, ["prefix_len"]))["prefix_len"],
+                **within_summary(Within.of(data, outcome, ["prefix_len"]))["prefix_len"],
                 "mean": float(means.mean()),
                 "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
                 "n_pairs": len(means),
@@ -501,7 +503,7 @@ def robustness(study: Study, fit: Fit) -> dict[str, Any]:
     if METRICS[fit.metric].per_layer:
         found["layers"] = layers(study.panel(f"layers-{fit.metric}"), outcome)
     found["trimmed"] = _trimmed(study, fit, outcome)
-    if (placebo_folder(study) / "study.json").is_file():
+    if (study.folder / "placebo" / "study.json").is_file():
         placebo = make_placebo(study)
         estimator = fit.metric.removeprefix("cka_") if fit.metric.startswith("cka_") else None
         similarity(placebo, "cka" if estimator else fit.metric, estimator)
@@ -521,13 +523,13 @@ def _trimmed(study: Study, fit: Fit, outcome: str) -> dict[str, Any] | None:
     for group in dict.fromkeys(column.group for column in fit.columns):
         data, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS))
         found[group] = {
-            **_summary(Within.of(data, outcome, ["prefix_len"])),
-            **{k: v for k, v in _summary(Within.of(data, outcome, ["prefix_len", *LOADS])).items() if k in LOADS},
+            **within_summary(Within.of(data, outcome, ["prefix_len"])),
+            **{k: v for k, v in within_summary(Within.of(data, outcome, ["prefix_len", *LOADS])).items() if k in LOADS},
         }
     return found
 
 
-def _summary(within: Within) -> dict[str, dict[str, Any]]:
+def within_summary(within: Within) -> dict[str, dict[str, Any]]:
     """Coefficients with clustered errors, intervals and p from t(G - 1)."""
     coef, se = within.fit()
     df = len(within.xy) - 1

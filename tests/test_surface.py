@@ -27,7 +27,9 @@ def test_public_surface_is_frozen():
     assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model"]
     assert cladastats.__all__ == ["Fit", "Study"]
     assert list(CLADA_COMMANDS) == ["generate", "calibrate", "bench"]
-    assert list(CLADASTATS_COMMANDS) == ["run", "corpus", "extract", "similarity", "regress", "figures"]
+    assert list(CLADASTATS_COMMANDS) == [
+        "run", "corpus", "extract", "similarity", "controls", "placebo", "regress", "figures",
+    ]  # fmt: skip
     for package in (clada, cladastats):
         for name in package.__all__:
             assert getattr(package, name).__module__.split(".")[0] == package.__name__
