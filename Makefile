@@ -15,9 +15,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-# The whole chain on the embedded model and corpus, then text generated with what was fitted.
+# The whole chain on the embedded model and corpus, then text generated with what was fitted. The notebooks show both
+# metrics' robustness checks; the last fit is the one whose coefficients are kept.
 demo: $(READY)
 	$(BIN)/cladastats run --study studies/demo --source news --model smollm2-135m --pairs 32 --length 256 --seed 0
+	$(BIN)/cladastats regress --study studies/demo --metric cosine --robust > /dev/null
+	$(BIN)/cladastats regress --study studies/demo --metric cka --robust > /dev/null
 	@echo
 	$(BIN)/clada generate --model smollm2-135m --coefficients studies/demo/coefficients.json --chat --max-new-tokens 96 \
 	  --prompt 'Why do newspapers put the most important facts into the first sentence?'
@@ -31,6 +34,8 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_surface.py
 	$(BIN)/cladastats run --study .check/study --pairs 6 --length 64 > /dev/null
+	$(BIN)/cladastats regress --study .check/study --metric cosine --robust > /dev/null
+	$(BIN)/cladastats regress --study .check/study --metric cka --robust > /dev/null
 	CLADA_STUDY=$(CURDIR)/.check/study $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook \
 	  --output-dir .check/notebooks notebooks/*.ipynb
 

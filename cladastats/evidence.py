@@ -84,8 +84,8 @@ def case_study(model: Any, tokenizer: Any, metric: str = "cka") -> CaseStudy:
     pooled = layers.mean(0)
     rows = []
     for name, (text, samples, near, far) in CLAIMS.items():
-        gaps = _gaps(pooled, samples, near, far)
-        by_layer = [bool((_gaps(layer, samples, near, far) > 0).all()) for layer in layers]
+        gaps = case_gaps(pooled, samples, near, far)
+        by_layer = [bool((case_gaps(layer, samples, near, far) > 0).all()) for layer in layers]
         hold = int((gaps > 0).sum())
         rows.append(
             {
@@ -101,7 +101,9 @@ def case_study(model: Any, tokenizer: Any, metric: str = "cka") -> CaseStudy:
     return CaseStudy(pooled, layers, pd.DataFrame(rows))
 
 
-def _gaps(similarity: np.ndarray, samples: tuple[int, ...], near: tuple[int, ...], far: tuple[int, ...]) -> np.ndarray:
+def case_gaps(
+    similarity: np.ndarray, samples: tuple[int, ...], near: tuple[int, ...], far: tuple[int, ...]
+) -> np.ndarray:
     """Similarity to each near sample minus that to each far one, for every sample; samples count from 1."""
     return np.array(
         [similarity[s - 1, n - 1] - similarity[s - 1, f - 1] for s in samples for n in near for f in far if f != s]

@@ -180,7 +180,9 @@ def activation_figure(maps: Mapping[str, np.ndarray], prefix: int) -> Figure:
         axis.set_xlabel("neuron", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0].set_ylabel("token", fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="log10 |activation|")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("log10 |activation|", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,12 @@ from test_regress import TRUE, same, simulate_panel, unbalanced_panel
 
 from clada.errors import InputError, NotIdentifiedError, StudyError
 from clada.models import load_model, load_tokenizer
+from cladastats.claims import claims
 from cladastats.cli import main
 from cladastats.controls import controls
+from cladastats.evidence import CLAIMS, activation_maps, case_gaps, case_study, earlier_token
+from cladastats.extract import read_parts
+from cladastats.figures import coefficient_figure, layer_figure
 from cladastats.placebo import PLACEBOS, make_placebo, placebo_sequences
 from cladastats.regress import COLUMNS, complete_rows, fit_columns
 from cladastats.robust import (
@@ -37,7 +42,7 @@ from cladastats.robust import (
     power,
 )
 from cladastats.study import Study
-from cladastats.tables import FORMATS, ROBUST_COLUMNS, render_robustness, robustness_rows
+from cladastats.tables import FORMATS, ROBUST_COLUMNS, descriptive, render_robustness, robustness_rows, side_by_side
 
 FULL = ("prefix_len", "surprisal_norm", "entropy_norm")
 Y = "shift_toward"
@@ -280,7 +285,8 @@ def checked(small_study, tmp_path_factory):
     shutil.copytree(small_study.folder, folder)
     assert main(["placebo", "--study", str(folder), "--pairs", "3"]) == 0
     assert main(["controls", "--study", str(folder), "--independent", "gemma3-270m"]) == 0
-    assert main(["regress", "--study", str(folder), "--robust"]) == 0
+    for metric in ("cosine", "cka"):
+        assert main(["regress", "--study", str(folder), "--metric", metric, "--robust"]) == 0
     return Study(folder)
 
 
@@ -310,7 +316,7 @@ def test_answers_outlive_a_plain_fit_of_the_same_panel(checked):
     assert main(["regress", "--study", str(checked.folder)]) == 0
     assert checked.fit("cka").robustness == before
     with pytest.raises(InputError, match="has no robustness checks; run 'cladastats regress --robust'"):
-        render_robustness(checked.fit("cosine"), "text")
+        render_robustness(replace(checked.fit("cosine"), robustness={}), "text")
     assert main(["regress", "--study", str(checked.folder), "--robust", "--controls", "frequency_zipf"]) == 2
 
 
@@ -347,6 +353,91 @@ def test_controls_are_of_the_target_and_its_word(checked):
     assert table.groupby(["group", "pair"])["frequency_zipf"].nunique().max() == 1
     assert table["frequency_zipf"].between(0, 8).all()
     assert table["frequency_zipf"].max() > 4  # some target is a common word
+
+
+def test_every_claim_gets_a_verdict_that_follows_from_its_numbers(checked):
+    table = claims(checked)
+    for metric in ("cka", "cosine"):
+        own = table[table["metric"] == metric].set_index("claim")
+        assert len(own) == 11
+        fit = checked.fit(metric)
+        row = own.loc["2.2, NLS: surprisal disturbs flocking"]
+        assert row["estimate"] == fit.column(6).coef["surprisal_norm"]
+        assert (row["ci_low"], row["ci_high"]) == tuple(fit.column(6).ci["surprisal_norm"])
+    for row in table.itertuples():
+        clear = row.p < 0.05
+        if "no effect" in row.claim:
+            assert row.verdict == ("contradicted" if clear else "not contradicted")
+        elif "every longer" not in row.claim:
+            claimed = 0.5 if "dominated" in row.claim else 0.0
+            rises = row.estimate > claimed
+            right = not rises if ("disturbs" in row.claim or "less than" in row.claim) else rises
+            assert row.verdict == ("undecided" if not clear else "supported" if right else "contradicted")
+
+
+def test_claims_of_the_case_study_are_counted_as_written():
+    similarity = np.eye(13)
+    similarity[3, 0] = similarity[5, 0] = similarity[8, 0] = 0.9  # 4, 6 and 9 to 1
+    similarity[3, 1] = 0.95  # but 4 is nearer to 2
+    gaps = case_gaps(similarity, *CLAIMS["a"][1:])
+    assert gaps.tolist() == pytest.approx([-0.05, 0.9, 0.9, 0.9, 0.9, 0.9])
+    _, samples, near, far = CLAIMS["e"]
+    assert len(case_gaps(similarity, samples, near, far)) == 3 * 11  # a sample does not compete with itself
+
+
+def test_case_study_on_a_real_model():
+    model, tokenizer = load_model("smollm2-135m")
+    found = case_study(model, tokenizer)
+    assert found.layers.shape == (30, 13, 13)
+    np.testing.assert_allclose(found.similarity, found.layers.mean(0))
+    np.testing.assert_allclose(found.similarity, found.similarity.T)
+    assert found.similarity[0, 7] == pytest.approx(1)  # sample 8 is sample 1
+    # The last word decides: sentences that end in "city" are nearer to each other than to those that do not.
+    assert found.similarity[:8, :8].min() > found.similarity[:8, 8:].max()
+    assert list(found.claims["claim"]) == list("abcde")
+
+
+def test_maps_end_in_the_activations_of_the_study(checked):
+    model, _ = load_model(checked.config.model)
+    maps = activation_maps(model, checked, layer=4)
+    corpus = checked.corpus
+    block = corpus[(corpus["group"] == "nls") & (corpus["pair"] == 0)]
+    part, _ = next(iter(read_parts(checked)))
+    for name, row in (("A", block[block["role"] == "A"].iloc[0]), ("A'", block[block["role"] == "hybrid"].iloc[0])):
+        stored = part.tensors["activations"][part.sequence_ids.index(row["sequence_id"])][4]
+        assert maps[name].shape == (65, 1536)
+        # float32 sums in another order
+        assert np.abs(maps[name][-1] - stored).max() <= 1e-4 * np.abs(stored).max()
+    p = int(block[block["role"] == "hybrid"]["prefix_len"].iloc[0])
+    assert np.abs(maps["A'"][:p] - maps["B"][:p]).max() <= 1e-4 * np.abs(maps["B"][:p]).max()
+
+
+def test_the_token_before_is_a_study_of_sequences_cut_by_one(checked):
+    table = earlier_token(checked, pairs=3)
+    assert table.groupby("token").size().to_dict() == {"earlier": 2, "target": 2}
+    assert (table["n_pairs"] == 3).all()
+    earlier = Study(checked.folder / "earlier").corpus.set_index(["group", "pair", "role"])["token_ids"]
+    whole = checked.corpus.set_index(["group", "pair", "role"])["token_ids"]
+    for role in ("A", "B"):
+        assert earlier["rts", 2, role].tolist() == whole["rts", 2, role].tolist()[:-1]
+
+
+def test_figures_and_tables_of_a_checked_study(checked):
+    fits = {metric: checked.fit(metric) for metric in ("cka", "cosine")}
+    axis = coefficient_figure(fits).axes[0]
+    assert len(axis.get_yticklabels()) == 2 * 2 * 3
+    assert len(layer_figure(fits["cka"]).axes) == 3
+    with pytest.raises(StudyError, match="has no layers; run 'cladastats regress --metric cka --robust'"):
+        layer_figure(replace(fits["cka"], robustness={}))
+    table = side_by_side(list(fits.values()))
+    assert table.loc[("cka", "Prefix (1,000 tokens), published (t)"), "(2) NLS"] == "lost (20.16)"
+    assert table.loc[("cosine", "Entropy (norm.), published (t)"), "(5) RTS"] == "-0.35 (-4.25)"
+    panel = checked.panel("cka")
+    shown = descriptive(panel).loc[("nls", "surprisal_bits")]
+    rows = panel[panel["group"] == "nls"]
+    assert shown["mean"] == pytest.approx(rows["surprisal_bits"].mean())
+    spread = (rows.groupby("pair")["surprisal_bits"].var() * 2).sum() / 12  # 3 rows a pair, 6 pairs: 12 of freedom
+    assert shown["std_within"] == pytest.approx(math.sqrt(spread))
 
 
 def test_independent_surprisal_is_the_other_models_of_the_same_text(checked):
