@@ -1,0 +1,202 @@
+"""The real study behind the notebooks: both hypotheses on two models, and what of it is kept in the repository.
+
+    python benchmarks/study.py run smollm2-135m --source jsonl:xsum.jsonl:document     # hours; goes on where it was
+    python benchmarks/study.py run gemma3-270m --source jsonl:xsum.jsonl:document
+    python benchmarks/study.py publish                                                 # figures/studies, RESULTS.md
+    python benchmarks/study.py check smollm2-135m --source jsonl:xsum.jsonl:document   # one shard anew, minutes
+
+`xsum.jsonl` holds XSum documents, one JSON object a line; `study.json` names the SHA-256 of what was used. `run` leaves
+`studies/real-MODEL` (the paper's three prefix shares) and `studies/real-MODEL-long` (three longer ones, the same A and
+B); `publish` keeps panels, fits, coefficients and figures of them, and no text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from stored import FIGURES
+from tabulate import tabulate
+
+from clada import load_model
+from cladastats.claims import claims
+from cladastats.corpus import DEFAULTS, make_study, tokens_sha256
+from cladastats.evidence import case_study, earlier_token
+from cladastats.extract import extract, shards_of
+from cladastats.figures import case_figure, coefficient_figure, layer_figure, prefix_figure
+from cladastats.similarity import similarity
+from cladastats.study import Study, write_study, write_table
+
+MODELS = {"smollm2-135m": 2048, "gemma3-270m": 512}
+PAIRS = 100
+RATIOS = (0.25, 0.375, 0.5)
+LONG = (0.75, 0.9, 0.99)
+METRICS = ("cosine", "cosine_centred", "jaccard", "cka")  # the last is the one whose coefficients are kept
+KEPT = FIGURES / "studies"
+
+
+def folder(model: str, *, long: bool = False) -> Path:
+    """Of the study that is run."""
+    return Path("studies") / f"real-{model}{'-long' if long else ''}"
+
+
+def stage(*arguments: str) -> None:
+    """Run a stage as a user would; a finished one ends at once."""
+    print("cladastats", *arguments, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "cladastats", *arguments], stdout=subprocess.DEVNULL, check=True)
+
+
+def run(model: str, source: str) -> None:
+    """Everything about one model."""
+    independent = next(name for name in MODELS if name != model)
+    for long, ratios in ((False, RATIOS), (True, LONG)):
+        study = str(folder(model, long=long))
+        stage(
+            "run", "--study", study, "--source", source, "--model", model, "--pairs", str(PAIRS),
+            "--length", str(MODELS[model]), "--ratios", ",".join(map(str, ratios)), "--seed", "0",
+        )  # fmt: skip
+        if not long:
+            stage("controls", "--study", study, "--independent", independent)
+            stage("placebo", "--study", study, "--pairs", "32")
+        for metric in METRICS:
+            stage("similarity", "--study", study, "--metric", metric)
+            stage("regress", "--study", study, "--metric", metric, "--robust")
+            stage("regress", "--study", study, "--metric", metric, "--response", "matched")
+        stage("regress", "--study", study, "--metric", "cka")
+    study = Study(folder(model))
+    earlier_token(study, pairs=32).to_csv(study.folder / "earlier.csv", index=False)
+    torch.set_num_threads(study.config.threads)
+    opened = load_model(model)
+    for metric in ("cka", "cosine"):
+        case_study(*opened, metric).claims.to_csv(study.folder / f"case-{metric}.csv", index=False)
+    case_figure(case_study(*opened)).savefig(study.folder / "figures" / "case.png", dpi=200)
+
+
+def publish() -> None:
+    """Keep what says what was found, and write the page."""
+    sections = []
+    for model in MODELS:
+        if not (folder(model) / "earlier.csv").is_file():
+            print(f"no finished study of {model}; 'study.py run {model}' makes it", file=sys.stderr)
+            continue
+        for long in (False, True):
+            made, kept = folder(model, long=long), KEPT / folder(model, long=long).name
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir(parents=True)
+            names = ["study.json", "coefficients.json", "controls.parquet", "earlier.csv", "case-*.csv", "fits/*.json"]
+            names += [f"panel-{metric}.parquet" for metric in METRICS] + ["figures/*"]
+            for path in [path for name in names for path in sorted(made.glob(name))]:
+                (kept / path.relative_to(made)).parent.mkdir(exist_ok=True)
+                shutil.copy(path, kept / path.relative_to(made))
+        study, extended = Study(KEPT / folder(model).name), Study(KEPT / folder(model, long=True).name)
+        both = pd.concat([study.panel("cka"), extended.panel("cka")])
+        figures = {
+            "prefix-all": prefix_figure(both, "cka"),
+            "coefficients": coefficient_figure({metric: study.fit(metric) for metric in ("cka", "cosine")}),
+            "layers": layer_figure(study.fit("cka")),
+        }
+        for name, figure in figures.items():
+            for kind in ("png", "pdf"):
+                figure.savefig(study.folder / "figures" / f"{name}.{kind}", dpi=200)
+        sections.append(section(study, extended))
+    head = (
+        "# Results\n\nWritten by `python benchmarks/study.py publish` from the files below `figures/studies`; the "
+        "commands that made those are at the top of that script. Prefix effects are response points per 1,000 tokens "
+        "(response `toward`: 0 the prefix changes nothing, 1 the hybrid acts like the text of its prefix).\n"
+    )
+    (FIGURES / "RESULTS.md").write_text("\n".join([head, *sections]), encoding="utf-8")
+
+
+def section(study: Study, extended: Study) -> str:
+    """One model's part of the page; every table names its file."""
+    config, name = study.config, study.folder.name
+    verdicts = claims(study)
+
+    def markdown(table: pd.DataFrame) -> str:
+        return tabulate(table.values.tolist(), list(table.columns), tablefmt="github", floatfmt=".3g", missingval="")
+
+    means = pd.concat([study.panel("cka"), extended.panel("cka")]).groupby(["group", "ratio"])
+    shares = means[["shift_toward", "shift_matched", "shift_away"]].mean().reset_index()
+    earlier = pd.read_csv(study.folder / "earlier.csv")
+    case = pd.read_csv(study.folder / "case-cka.csv").drop(columns="margin")
+    return (
+        "\n\n".join(
+            [
+                f"## {config.model}, {config.pairs} pairs a group, length {config.length:,}",
+                f"Claims of the paper's section 2 (`studies/{name}/fits/cka.json`, `fits/cosine.json`):",
+                markdown(verdicts),
+                f"Mean responses by prefix share (`studies/{name}/panel-cka.parquet`, and of `{extended.folder.name}`):",
+                markdown(shares),
+                f"![Responses against prefix length](studies/{name}/figures/prefix-all.png)",
+                f"![Coefficients](studies/{name}/figures/coefficients.png)",
+                f"![Layers](studies/{name}/figures/layers.png)",
+                f"One token earlier (B.1; `studies/{name}/earlier.csv`, prefix alone):",
+                markdown(earlier),
+                f"The 13 sentences (B.3; `studies/{name}/case-cka.csv`):",
+                markdown(case),
+            ]
+        )
+        + "\n"
+    )
+
+
+def check(model: str, source: str) -> None:
+    """Run the first shard of the kept study again and compare its panel rows: to 1e-4."""
+    kept = Study(KEPT / folder(model).name)
+    with tempfile.TemporaryDirectory() as place:
+        asked = {**dict.fromkeys(DEFAULTS), "source": source, "model": model, "pairs": PAIRS}
+        asked |= {"length": MODELS[model], "ratios": RATIOS, "seed": 0, "threads": kept.config.threads}
+        study = make_study(str(Path(place) / "study"), asked)
+        if study.config.corpus_sha256 != kept.config.corpus_sha256:
+            raise SystemExit(f"{source} gives another corpus than the kept study's: its documents are not the same")
+        part = pd.concat(shards_of(study.corpus)[0])
+        worst = compare(study, part, kept)
+    print(json.dumps({"model": model, "pairs": part.groupby(["group", "pair"]).ngroups, "largest_difference": worst}))
+    if worst > 1e-4:
+        raise SystemExit(1)
+
+
+def compare(study: Study, rows: pd.DataFrame, kept: Study) -> float:
+    """The largest difference of the panel rows that these sequences give from those kept."""
+    small = study.folder.parent / "shard"
+    small.mkdir()
+    config = replace(study.config, corpus_sha256=tokens_sha256(rows))
+    write_table(small / "corpus.parquet", rows, config.corpus_sha256)
+    write_study(small, config)
+    shard = Study(small)
+    extract(shard)
+    worst = 0.0
+    for metric in ("cka", "cosine"):
+        similarity(shard, metric)
+        both = shard.panel(metric).merge(kept.panel(metric), on=["group", "pair", "ratio"])
+        for name in ("sim_ab", "sim_hb", "sim_ha", "sim_hb_matched", "shift_toward", "surprisal_norm", "entropy_norm"):
+            worst = max(worst, float(np.nanmax(np.abs(both[f"{name}_x"] - both[f"{name}_y"]))))
+    return worst
+
+
+def main() -> None:
+    """Parse and call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "publish", "check"))
+    parser.add_argument("model", nargs="?", choices=tuple(MODELS))
+    parser.add_argument("--source", help="as `cladastats run` takes it")
+    args = parser.parse_args()
+    if args.what == "publish":
+        publish()
+        return
+    if args.model is None or args.source is None:
+        parser.error(f"{args.what} needs a model and --source")
+    (run if args.what == "run" else check)(args.model, args.source)
+
+
+if __name__ == "__main__":
+    main()
