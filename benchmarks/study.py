@@ -134,7 +134,7 @@ def section(study: Study, extended: Study) -> str:
                 f"## {config.model}, {config.pairs} pairs a group, length {config.length:,}",
                 f"Claims of the paper's section 2 (`studies/{name}/fits/cka.json`, `fits/cosine.json`):",
                 markdown(verdicts),
-                f"Mean responses by prefix share (`studies/{name}/panel-cka.parquet`, and of `{extended.folder.name}`):",
+                f"Mean responses by prefix share (`studies/{name}/panel-cka.parquet` and `{extended.folder.name}`):",
                 markdown(shares),
                 f"![Responses against prefix length](studies/{name}/figures/prefix-all.png)",
                 f"![Coefficients](studies/{name}/figures/coefficients.png)",
