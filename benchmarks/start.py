@@ -3,8 +3,8 @@
     python benchmarks/start.py                       # SmolLM2-135M, prompt of 512 tokens, every precision
 
 Each measurement is a process of its own, with warm caches (files, compiled kernels); the first of each kind is dropped.
-Memory is what resides after the last token: beyond what it was after imports (`resident_mb`), and beyond what it was when
-the model was open too (`grown_mb`), whose weights are mapped from their file and not yet read then.
+Memory is what resides after the last token: beyond what it was after imports (`resident_mb`), and beyond what it was
+when the model was open too (`grown_mb`), whose weights are mapped from their file and not yet read then.
 """
 
 from __future__ import annotations
