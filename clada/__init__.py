@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from clada.coefficients import Coefficients
     from clada.engine import Engine, Step
     from clada.errors import CladaError
+    from clada.inplace import sparse
     from clada.models import load_model
     from clada.plan import Plan
 
 __version__ = "0.1.0"
-__all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model"]
+__all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
 
 _HOME = {
     "CladaError": "clada.errors",
@@ -24,6 +25,7 @@ _HOME = {
     "Plan": "clada.plan",
     "Step": "clada.engine",
     "load_model": "clada.models",
+    "sparse": "clada.inplace",
 }
 
 

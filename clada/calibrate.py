@@ -46,7 +46,7 @@ from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
 from clada.policies import CLADA, LEAST_ROW_BYTES, Policy, basis_of, check_method, layout_of, make_policy, shares_of
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
-from clada.weights import pack
+from clada.weights import norms_of, pack
 
 WINDOW = 512  # tokens: a prompt, then as many again
 PROMPT = 256
@@ -56,6 +56,8 @@ SCORED_WINDOWS = 64  # 16,384 tokens, so that a 2 % budget stands well above its
 SAMPLED = 512  # tokens for quantiles: 800,000 magnitudes a layer on the smallest model
 # Shares that are tested, one after the other; below the first little is saved.
 SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
+# Of the summed magnitude: the smallest tenth of it is most neurons.
+FINER_SHARES = {"top-p": (0.01, 0.02, 0.03, 0.04, 0.05, 0.07)}
 SCREEN_PART = 3  # one in so many directions of the head's input is kept for the screen: memory, not bytes read
 DTYPE = "bfloat16"  # what decodes fastest here; thresholds and losses hardly depend on it
 LOAD_QUANTILES = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -129,7 +131,7 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
         ||w_down_i||; `prior` [L, N], root mean square magnitudes; `basis` and `center` of the output head's screen.
     """
     parts = anatomy(model)
-    weights = pack(model, "float32")  # for the norms, which are those of the weights as given
+    weights = norms_of(parts)
     activation, sample = ACT2FN[parts.activation], np.random.default_rng(0)
     n = len(parts.layers)
     per_window = math.ceil(SAMPLED / len(windows))
@@ -270,7 +272,7 @@ def search(
         held_dense = held.score(dense)
         best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
         open_budgets = list(budgets)
-        for dropped in SHARES:
+        for dropped in (*FINER_SHARES.get(method, ()), *SHARES):
             shares = shares_of(method, dropped, vocabulary, short_rows=short)
             loss = held.score(policy(shares))
             rise, _, upper = loss.rise(held_dense)

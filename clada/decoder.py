@@ -108,6 +108,23 @@ def new_cache(weights: Weights) -> DynamicCache:
     return kind(config=weights.model.config)
 
 
+def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.ndarray:
+    """What a layer's neurons did over some tokens; see `prompt_statistics`.
+
+    Args:
+        z: activations [T, N], T at least 1.
+        kind: `flocking` or `magnitude`.
+        down_norm: [N].
+
+    Returns:
+        float32 [N].
+    """
+    if kind == "flocking":
+        z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-20)
+        return np.asarray(z.norm(dim=0).cpu().numpy())
+    return np.asarray(z.square().mean(0).sqrt().cpu().numpy() * down_norm)
+
+
 @contextmanager
 def prompt_statistics(weights: Weights, kind: str | None) -> Iterator[np.ndarray | None]:
     """Within the block, what the neurons did over the tokens that run: float32 [L, N].
@@ -125,11 +142,7 @@ def prompt_statistics(weights: Weights, kind: str | None) -> Iterator[np.ndarray
     def hook_of(layer: int) -> Any:
         def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             z = inputs[0].reshape(-1, inputs[0].shape[-1])
-            if kind == "flocking":
-                z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-20)
-                found[layer] = z.norm(dim=0).cpu().numpy()
-            else:
-                found[layer] = z.square().mean(0).sqrt().cpu().numpy() * weights.down_norm[layer]
+            found[layer] = neuron_statistics(z, kind, weights.down_norm[layer])
 
         return hook
 
@@ -523,15 +536,37 @@ class TorchDecoder:
     def _screened(self, head: Any, x: torch.Tensor, b: int, select: Selection) -> torch.Tensor:
         """Logits as the kernels screen them; the screen itself is rebuilt from its definition."""
         t = self.weights.tensors
-        basis, center, weight, mean = (
-            torch.as_tensor(a, device=x.device) for a in (t.screen_basis, t.screen_center, t.screen_weight, t.head_mean)
-        )
-        z = basis @ (x - center)
-        z[0] = 1
-        keep = z.abs() * weight >= float(select.screen_threshold[b])
-        keep[0] = True
-        rows = self.weights.screen.wide()
-        logits = mean @ x + (z * keep) @ rows
-        near = (logits >= logits.logsumexp(0) - float(select.head_margin[b])).nonzero().squeeze(1)
-        logits[near] = head.rows.wide(near) @ x
-        return logits
+        arrays = (t.screen_basis, t.screen_center, t.screen_weight, t.head_mean)
+        screen = (self.weights.screen.wide(), *(torch.as_tensor(array, device=x.device) for array in arrays))
+        limits = float(select.screen_threshold[b]), float(select.head_margin[b])
+        return screened_logits(screen, x, lambda near: head.rows.wide(near) @ x, *limits)
+
+
+def screened_logits(
+    screen: tuple[torch.Tensor, ...],
+    x: torch.Tensor,
+    exact: Callable[[torch.Tensor], torch.Tensor],
+    threshold: float,
+    margin: float,
+) -> torch.Tensor:
+    """Logits of one token: a cheap estimate for all words, and those that it finds near enough computed.
+
+    Args:
+        screen: of `clada.weights.screen_of`: rows [K, V], basis [K, E], center [E], weight [K], mean row [E].
+        x: float32 [E], the head's input.
+        exact: computes the logits of words.
+        threshold: terms of the estimate below this are left out.
+        margin: words are computed whose estimate is at most so far below that of all words together.
+
+    Returns:
+        [V].
+    """
+    rows, basis, center, weight, mean = screen
+    z = basis @ (x - center)
+    z[0] = 1
+    keep = z.abs() * weight >= threshold
+    keep[0] = True
+    logits = mean @ x + (z * keep) @ rows
+    near = (logits >= logits.logsumexp(0) - margin).nonzero().squeeze(1)
+    logits[near] = exact(near)
+    return logits

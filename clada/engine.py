@@ -32,8 +32,7 @@ from clada.coefficients import Coefficients, resolve_coefficients
 from clada.decoder import Decoder, State, TorchDecoder
 from clada.errors import InputError, ModelError
 from clada.families import check_length, family_of
-from clada.models import model_revision
-from clada.plan import Plan, resolve_plan
+from clada.plan import Plan, plan_of
 from clada.policies import basis_of, check_method, layout_of, make_policy, resolve_shares
 from clada.threads import available_cores, set_threads
 from clada.weights import DTYPES, pack
@@ -188,7 +187,7 @@ class Engine:
         self.tokenizer, self.method, self.name, self.config = tokenizer, method, model.name_or_path, model.config
         self.update_window = update_window
         self._generation_config = model.generation_config
-        self.plan = self._resolve_plan("none" if method == "dense" else plan)
+        self.plan = plan_of(model, "none" if method == "dense" else plan)
         if not isinstance(coefficients, Coefficients):
             coefficients = resolve_coefficients(coefficients, self.name)
         if surprisal_quantile is not None or entropy_quantile is not None:
@@ -237,17 +236,6 @@ class Engine:
         if entropy_quantile is not None:
             tau_h = self.plan.load_quantile("entropy_bits", entropy_quantile)
         return replace(coefficients, tau_surprisal_bits=tau_s, tau_entropy_bits=tau_h)
-
-    def _resolve_plan(self, plan: Plan | str | Path | None) -> Plan | None:
-        if not isinstance(plan, Plan) and plan != "none" and not self.name:
-            raise InputError(
-                "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
-            )
-        revision = "" if plan == "none" or not self.name else model_revision(self.name)
-        found = plan if isinstance(plan, Plan) else resolve_plan(plan, self.name, revision)
-        if found is not None:
-            found.check_model(revision or found.revision, self.config.num_hidden_layers)
-        return found
 
     # -- the main path --------------------------------------------------------------------------------------------
 

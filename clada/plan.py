@@ -21,6 +21,7 @@ from clada.assets import ASSETS, cache_dir
 from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
 from clada.jsonfile import read_json, replacing, write_json
+from clada.models import model_revision
 
 SCHEMA = "clada/plan/3"
 GRID = np.linspace(0, 1, 101)  # shares that tables give quantiles at
@@ -244,6 +245,28 @@ def resolve_plan(name: str | Path | None, model: str, revision: str) -> Plan | N
         f"no plan for {model}; make one with 'clada calibrate --model {model} --text FILE', or use --plan none "
         "(everything computed)"
     )
+
+
+def plan_of(model: Any, plan: Plan | str | Path | None) -> Plan | None:
+    """The plan a user means for an open model; as `resolve_plan`, but a `Plan` is one already.
+
+    Args:
+        model: a transformers model, looked up by the name it was opened by.
+        plan: what the user gave.
+
+    Raises:
+        InputError: none is known, or it is another model's.
+    """
+    name = model.name_or_path
+    if not isinstance(plan, Plan) and plan != "none" and not name:
+        raise InputError(
+            "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
+        )
+    revision = "" if plan == "none" or not name else model_revision(name)
+    found = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision)
+    if found is not None:
+        found.check_model(revision or found.revision, model.config.num_hidden_layers)
+    return found
 
 
 def cached_plan_path(revision: str) -> Path:

@@ -12,7 +12,7 @@ from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
 from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Selection
 from clada.plan import GRID, Plan, Setting, Shares
-from clada.weights import Basis, Weights
+from clada.weights import Basis, Norms
 
 # Methods of our own and of others; all run in the same kernels.
 METHODS = {
@@ -240,13 +240,13 @@ def basis_of(plan: Plan | None, shares: Shares) -> Basis | None:
 
 
 def make_policy(
-    method: str, weights: Weights, plan: Plan | None, shares: Shares, coefficients: Coefficients = NONE
+    method: str, weights: Norms, plan: Plan | None, shares: Shares, coefficients: Coefficients = NONE
 ) -> Policy:
     """The policy of a method.
 
     Args:
         method: of `METHODS`.
-        weights: the packed model.
+        weights: the packed model, or its norms.
         plan: tables that thresholds are looked up in; None: all zero, nothing is left out.
         shares: how much is left out.
         coefficients: lambda, gamma and the taus; taus that are None are taken from the plan's calibration text. Only

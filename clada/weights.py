@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from clada.families import Anatomy, anatomy, rotary_rows
-from clada.kernels import ACTIVATIONS, ATTENTION_INPUT, BY_INPUT, BY_MATRIX, BY_NEURON, MLP_INPUT, Constants, Tensors
+from clada.kernels import ACTIVATIONS, BY_INPUT, BY_MATRIX, BY_NEURON, Constants, Tensors
 
 STORED = {"float32": np.float32, "bfloat16": np.int16, "int8": np.int8}  # what arrays hold; bfloat16 is none of numpy's
 DTYPES = tuple(STORED)
@@ -171,7 +171,38 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Norms:
+    """Norms of a model's weights, which tests of magnitude weigh with; L layers.
+
+    Attributes:
+        input_norm: [L, 2, H], of the columns of the query, key and value and of the gate and up projections.
+        output_norm: [L, Q], of the columns of the attention's output projection.
+        down_norm: [L, N], ||w_down[:, i]||.
+    """
+
+    input_norm: np.ndarray
+    output_norm: np.ndarray
+    down_norm: np.ndarray
+
+
+@torch.inference_mode()
+def norms_of(parts: Anatomy) -> Norms:
+    """The norms of a model that was taken apart, in float32."""
+
+    def of(*modules: Any) -> np.ndarray:
+        columns = [_matrix(module).float().square().sum(0) for module in modules if module is not None]
+        return torch.stack(columns).sum(0).sqrt().cpu().numpy()
+
+    layers = parts.layers
+    return Norms(
+        np.stack([np.stack([of(*layer.qkv), of(layer.gate, layer.up)]) for layer in layers]),
+        np.stack([of(layer.output) for layer in layers]),
+        np.stack([of(layer.down) for layer in layers]),
+    )
+
+
+@dataclass(frozen=True)
+class Weights(Norms):
     """A packed model.
 
     Attributes:
@@ -181,9 +212,6 @@ class Weights:
         stack: the part of it that maps tokens to the last hidden states.
         dtype: of the weights.
         rotary_kinds: layer types that `rotary_rows` is asked for.
-        input_norm: [L, 2, H], norms of the columns of the query, key and value and of the gate and up projections.
-        output_norm: [L, Q], norms of the columns of the attention's output projection.
-        down_norm: [L, N], ||w_down[:, i]||.
         qkv: of `model`, by layer, the query, key and value projections.
         gate: the gate projections, None where there are none.
         up: the up-projections.
@@ -199,9 +227,6 @@ class Weights:
     stack: Any
     dtype: str
     rotary_kinds: tuple[str, ...]
-    input_norm: np.ndarray
-    output_norm: np.ndarray
-    down_norm: np.ndarray
     qkv: list[list[Any]]
     gate: list[Any]
     up: list[Any]
@@ -255,8 +280,6 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     up_bias, down_bias = torch.zeros(n, neurons), torch.zeros(n, hidden)
     gate_bias = torch.zeros(n, neurons) if gated else up_bias
     norms, head_norms = torch.zeros(n, 6, 2, hidden), torch.zeros(n, 2, 2, parts.head_dim)
-    output_norm, down_norm = torch.empty(n, width), torch.empty(n, neurons)
-    input_norm = torch.empty(n, 2, hidden)
 
     shell = _shell(model)
     name_of = {module: name for name, module in model.named_modules()}
@@ -276,11 +299,6 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
             rows = Rows(whole.values[:, part] if input_major else whole.values[part], scale, input_major)
             place(module, PackedLinear(rows, qkv_bias[i, part]))
             at = part.stop
-        input_norm[i, ATTENTION_INPUT] = merged.norm(dim=0)
-        mlp_input = [_matrix(module) for module in (layer.gate, layer.up) if module is not None]
-        input_norm[i, MLP_INPUT] = torch.cat(mlp_input).norm(dim=0)
-        output_norm[i] = _matrix(layer.output).norm(dim=0)
-        down_norm[i] = _matrix(layer.down).norm(dim=0)
         for module, packed, bias in (
             (layer.output, output[i], output_bias[i]),
             (layer.gate, gate[i], gate_bias[i]),
@@ -318,7 +336,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         embedding.put(parts.embedding.weight.detach())
     factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
     place(parts.embedding, PackedEmbedding(embedding, factor))
-    screen, screen_arrays = _screen(matrix, dtype, basis)
+    screen, screen_arrays = screen_of(matrix, dtype, basis)
     before_layers = Rows.empty(vector_dtype, 0, matrix.shape[1])
     if parts.project_in is not None:
         before_layers = Rows.empty(vector_dtype, *parts.project_in.weight.shape)
@@ -360,15 +378,13 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         screen.array, screen.scales, *screen_arrays,
     )  # fmt: skip
     return Weights(
-        tensors,
-        constants,
-        shell,
-        shell.get_submodule(name_of[parts.stack]),
-        dtype,
-        kinds,
-        input_norm.numpy(),
-        output_norm.numpy(),
-        down_norm.numpy(),
+        **vars(norms_of(parts)),
+        tensors=tensors,
+        constants=constants,
+        model=shell,
+        stack=shell.get_submodule(name_of[parts.stack]),
+        dtype=dtype,
+        rotary_kinds=kinds,
         qkv=[[shell.get_submodule(name_of[module]) for module in layer.qkv] for layer in layers],
         gate=[layer.gate and shell.get_submodule(name_of[layer.gate]) for layer in layers],
         up=[shell.get_submodule(name_of[layer.up]) for layer in layers],
@@ -391,7 +407,7 @@ def _by_neuron(dtype: str, n: int, neurons: int, hidden: int, gated: bool) -> tu
     return rows[0], rows[-2], rows[-1]
 
 
-def _screen(head: torch.Tensor, dtype: str, basis: Basis | None) -> tuple[Rows, tuple[np.ndarray, ...]]:
+def screen_of(head: torch.Tensor, dtype: str, basis: Basis | None) -> tuple[Rows, tuple[np.ndarray, ...]]:
     """The screen's rows, and basis, center, weights and mean row.
 
     The mean row is taken out of the head and computed for itself: it shifts all logits alike, and a screen that left

@@ -24,7 +24,7 @@ def loaded_after(code):
 
 
 def test_public_surface_is_frozen():
-    assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model"]
+    assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
     assert cladastats.__all__ == ["Fit", "Study"]
     assert list(CLADA_COMMANDS) == ["generate", "calibrate", "bench"]
     assert list(CLADASTATS_COMMANDS) == [

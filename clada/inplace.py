@@ -1,0 +1,324 @@
+"""`with clada.sparse(model, plan): model.generate(...)`: a transformers model, sparse in place, undone on exit.
+
+The model keeps its own weights and its own code; hooks set to zero what the engine would not compute. That is for
+quality, not for speed: whatever runs the model (pipelines, evaluations, notebooks) sees the choices of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.activations import ACT2FN
+
+from clada.coefficients import Coefficients, resolve_coefficients
+from clada.decoder import neuron_statistics, screened_logits
+from clada.errors import InputError
+from clada.families import Layer, anatomy
+from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Selection
+from clada.load import surprisal_and_entropy_bits
+from clada.plan import Plan, plan_of
+from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, resolve_shares
+from clada.weights import norms_of, screen_of
+
+PROMPTS = ("dense", "sparse")
+
+
+class Sparse:
+    """What a model computes while it is sparse.
+
+    Attributes:
+        policy: what is left out.
+        tokens: that ran sparse so far.
+        neurons: that they computed, of all layers together.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.tokens = 0
+        self.neurons = 0
+
+    @property
+    def active_fraction(self) -> float:
+        """The share of neurons computed, over the tokens that ran sparse; 1 before any did."""
+        return self.neurons / (self.tokens * self.policy.weight.size) if self.tokens else 1.0
+
+
+@contextmanager
+def sparse(
+    model: Any,
+    plan: Plan | str | Path | None = None,
+    coefficients: Coefficients | str | Path | None = None,
+    *,
+    method: str = "clada",
+    max_loss: float | None = None,
+    keep: float | None = None,
+    prompt: str = "dense",
+) -> Iterator[Sparse]:
+    """Within the block the model computes only what each token needs.
+
+    Args:
+        model: any supported transformers model, at any float dtype, on any device; as it was after the block.
+        plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
+        coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
+        method: of `clada.policies.METHODS`.
+        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        keep: keep this share of the neurons instead.
+        prompt: `dense`: several tokens at once are a prompt and run dense, as in the engine, and tokens that follow one
+            by one are sparse; `sparse`: every token is, so that evaluations that never generate are sparse too. Loads
+            of a prompt's tokens are then those of the dense model, and its attention is whole.
+
+    Yields:
+        what was left out, counted.
+
+    Raises:
+        ModelError: the model is not supported.
+        InputError: a plan of another model, or a plan, coefficients or options that cannot be used.
+    """
+    check_method(method)
+    if prompt not in PROMPTS:
+        raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
+    parts = anatomy(model)
+    found = plan_of(model, "none" if method == "dense" else plan)
+    if not isinstance(coefficients, Coefficients):
+        coefficients = resolve_coefficients(coefficients, model.name_or_path)
+    dtype = str(model.dtype).removeprefix("torch.")
+    shares, _ = resolve_shares(method, found, parts.head.weight.shape[0], dtype, max_loss, keep)
+    policy = make_policy(method, norms_of(parts), found, shares, coefficients)
+    if prompt == "sparse" and shares.prompt:
+        raise InputError(f"method {method} chooses neurons by a prompt that runs dense; use prompt='dense'")
+    run = _Run(model, policy, Sparse(policy), sparse_prompt=prompt == "sparse")
+    basis = basis_of(found, shares)
+    if basis is not None:
+        matrix = parts.head.weight.detach().float().cpu()
+        screen, arrays = screen_of(matrix, "float32", basis)
+        run.screen = (screen.wide(), *(torch.from_numpy(array) for array in arrays))
+    attention, handles = model.config._attn_implementation, []
+    try:
+        handles += [
+            model.register_forward_pre_hook(run.begin, with_kwargs=True),
+            model.register_forward_hook(run.end, with_kwargs=True, always_call=True),
+            parts.head.register_forward_hook(run.at_head),
+        ]
+        for i, layer in enumerate(parts.layers):
+            handles += run.hooks_of(i, layer, ACT2FN[parts.activation])
+        yield run.counted
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.config._attn_implementation = attention
+
+
+class PromptStatistics:
+    """What neurons did over the prompts of a batch but for their last tokens, as the engine collects it.
+
+    Args:
+        kind: see `clada.decoder.prompt_statistics`.
+        down_norm: [L, N].
+        mask: attention mask [B, T] or None; padding counts for nothing.
+        shape: sequences and tokens.
+    """
+
+    def __init__(self, kind: str, down_norm: np.ndarray, mask: torch.Tensor | None, shape: tuple[int, int]) -> None:
+        self.kind, self.down_norm, self.shape = kind, down_norm, shape
+        self.real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+        self.found = np.zeros((shape[0], *down_norm.shape), np.float32)
+
+    def add(self, layer: int, h: torch.Tensor) -> None:
+        """Of one layer, activations [B * T, N] in any shape."""
+        rows = h.reshape(*self.shape, h.shape[-1])[:, :-1].float()
+        for b, z in enumerate(rows):
+            z = z[self.real[b, :-1].to(z.device)]
+            if len(z):
+                self.found[b, layer] = neuron_statistics(z, self.kind, self.down_norm[layer])
+
+
+class _Run:
+    """The hooks, and what they share during a forward pass."""
+
+    def __init__(self, model: Any, policy: Policy, counted: Sparse, *, sparse_prompt: bool) -> None:
+        self.model, self.policy, self.counted, self.sparse_prompt = model, policy, counted, sparse_prompt
+        self.attention = model.config._attn_implementation
+        self.screen: tuple[torch.Tensor, ...] | None = None
+        self.selection: Selection | None = None  # None: dense
+        self.shape = (0, 0)  # sequences and tokens of this pass
+        self.previous: torch.Tensor | None = None  # logits [B, V] that the next token was drawn from
+        self.statistics: PromptStatistics | None = None
+        self.needed: np.ndarray | None = None
+        self.kept: torch.Tensor | None = None  # of the layer that runs, [B * T, N]
+        self.inside = False  # a pass of our own
+
+    # -- around the whole model ---------------------------------------------------------------------------------------
+
+    def begin(self, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Decide what this pass computes."""
+        if self.inside:
+            return None
+        self.selection = None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:  # embeddings: nothing says which tokens these are
+            return None
+        self.shape = tuple(ids.shape)
+        past = kwargs.get("past_key_values")
+        follows = past is not None and past.get_seq_length() > 0
+        if follows and self.shape[1] == 1 and self.previous is not None and len(self.previous) == len(ids):
+            loads = self._loads(self.previous[:, None], ids)
+            self.selection = self.policy.selection(loads, self.needed)
+            kwargs = self._attend(kwargs)
+        elif self.sparse_prompt:
+            self.selection = self.policy.selection(self._prompt_loads(ids, args, kwargs))
+        elif self.policy.shares.prompt:
+            kind = "flocking" if self.policy.method == "griffin" else "magnitude"
+            self.statistics = PromptStatistics(kind, self.policy.weight, kwargs.get("attention_mask"), self.shape)
+        if self.selection is not None:
+            self.counted.tokens += self.shape[0] * self.shape[1]
+        return args, kwargs
+
+    def end(self, _model: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+        """Keep what the next token's load is known from."""
+        if self.inside:
+            return
+        self.model.config._attn_implementation = self.attention
+        logits = getattr(output, "logits", None)  # None: the pass failed
+        self.previous = None if logits is None else logits[:, -1].detach()
+        if self.statistics is not None:
+            found, self.statistics = self.statistics, None
+            self.needed = np.stack([self.policy.needed(one) for one in found.found])
+
+    def _loads(self, logits: torch.Tensor, ids: torch.Tensor) -> list[tuple[bool, bool]]:
+        """Of tokens [B, T] under the logits [B, T, V] that they were drawn from, one after the other."""
+        surprisal, entropy = surprisal_and_entropy_bits(logits.flatten(0, 1), ids.flatten())
+        rule = self.policy.coefficients.loads
+        return [rule(max(0.0, s), h) for s, h in zip(surprisal.tolist(), entropy.tolist(), strict=True)]
+
+    def _prompt_loads(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> list[tuple[bool, bool]]:
+        """Of every token of a prompt, by the dense model; a first token has no surprisal and is under no load."""
+        nothing = [(False, False)] * ids.numel()
+        rule = self.policy.coefficients
+        if not rule.lambda_ and not rule.gamma:
+            return nothing
+        self.inside = True
+        try:
+            own = {**kwargs, "past_key_values": None, "use_cache": False, "labels": None, "logits_to_keep": 0}
+            logits = self.model(*args, **own).logits
+        finally:
+            self.inside = False
+        loads = self._loads(logits[:, :-1], ids[:, 1:])
+        rows = [loads[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1] for b in range(len(ids))]
+        return [load for row in rows for load in ((False, False), *row)]
+
+    def _attend(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Let one token give the mean to positions of little weight."""
+        assert self.selection is not None
+        least = self.selection.attention_threshold
+        if not least.any():
+            return kwargs
+        self.model.config._attn_implementation = "clada"
+        weight = torch.as_tensor(least, device=self.model.device).view(-1, 1, 1, 1)
+        return {**kwargs, "least_weight": weight, "least_positions": self.selection.attention_from}
+
+    # -- inside a layer -----------------------------------------------------------------------------------------------
+
+    def hooks_of(self, i: int, layer: Layer, activation: Any) -> list[Any]:
+        """Hooks that leave out what the selection says; without one they do nothing."""
+        handles = []
+
+        def before(module: Any, hook: Any) -> None:
+            handles.append(module.register_forward_pre_hook(hook))
+
+        def after(module: Any, hook: Any) -> None:
+            handles.append(module.register_forward_hook(hook))
+
+        def inputs(module: Any, weight: str, threshold: str, place: tuple[int, ...] = ()) -> None:
+            def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+                if self.selection is None:
+                    return None
+                x = args[0]
+                limit = self._rows(getattr(self.selection, threshold)[(slice(None), i, *place)], x)
+                test = x.reshape(-1, x.shape[-1]).float().abs() * self._at(
+                    getattr(self.selection, weight)[(i, *place)], x
+                )
+                return (x * (test >= limit).view(x.shape),)
+
+            before(module, hook)
+
+        def at_gate(_module: Any, _args: Any, output: torch.Tensor) -> None:
+            if self.selection is None:
+                return
+            y = activation(output).reshape(-1, output.shape[-1]).float().abs()
+            self.kept = y * self._at(self.selection.gate_weight[i], y) >= self._rows(
+                self.selection.gate_threshold[:, i], y
+            )
+            needed = self._needed(i, y)
+            if needed is not None:
+                self.kept &= needed
+
+        def at_up(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor | None:
+            if self.selection is None:
+                return None
+            if layer.gate is None:
+                self.kept = self._needed(i, output)
+            return output if self.kept is None else output * self.kept.view(output.shape)
+
+        def at_down(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+            h = args[0]
+            if self.statistics is not None:
+                self.statistics.add(i, h)
+            if self.selection is None:
+                return None
+            flat = h.reshape(-1, h.shape[-1]).float().abs()
+            keep = flat * self._at(self.selection.weight[i], h) >= self._rows(self.selection.threshold[:, i], h)
+            if self.kept is not None:
+                keep &= self.kept
+            self.kept = None
+            self.counted.neurons += int(keep.sum())
+            return (h * keep.view(h.shape),)
+
+        inputs(layer.output, "output_weight", "output_threshold")
+        if self.policy.method in INPUT_METHODS:
+            for module in layer.qkv:
+                inputs(module, "input_weight", "input_threshold", (ATTENTION_INPUT,))
+            for module in (layer.gate, layer.up):
+                if module is not None:
+                    inputs(module, "input_weight", "input_threshold", (MLP_INPUT,))
+        else:
+            if layer.gate is not None:
+                after(layer.gate, at_gate)
+            after(layer.up, at_up)
+        before(layer.down, at_down)
+        return handles
+
+    def at_head(self, _head: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Words that the screen finds improbable get its estimate for a logit."""
+        select = self.selection
+        if select is None or self.screen is None or not np.isfinite(select.head_margin).any():
+            return None
+        x = args[0].reshape(-1, args[0].shape[-1]).float()
+        whole = output.reshape(-1, output.shape[-1]).float()
+        screen = tuple(part.to(x.device) for part in self.screen)
+        # Of a prompt's tokens perhaps only the last ones of each sequence were asked for.
+        tokens = np.arange(len(select.head_margin)).reshape(self.shape)[:, -args[0].shape[1] :].ravel()
+        rows = []
+        for row, at in enumerate(tokens):
+            limits = float(select.screen_threshold[at]), float(select.head_margin[at])
+            rows.append(screened_logits(screen, x[row], whole[row].__getitem__, *limits))
+        return torch.stack(rows).to(output.dtype).view(output.shape)
+
+    def _needed(self, i: int, like: torch.Tensor) -> torch.Tensor | None:
+        assert self.selection is not None
+        if not len(self.selection.needed):
+            return None
+        return torch.as_tensor(self.selection.needed[:, i], device=like.device).bool()
+
+    @staticmethod
+    def _at(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(array, device=like.device)
+
+    @staticmethod
+    def _rows(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """One limit per token, [B * T, 1]."""
+        return torch.as_tensor(array, device=like.device)[:, None]

@@ -1,0 +1,216 @@
+"""A model made sparse in place makes the engine's choices, and is what it was afterwards."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from test_engine import plan_of
+from tiny_models import CONFIGS, tiny_model, tokens
+from transformers import pipeline
+
+import clada
+from clada.coefficients import NONE, Coefficients
+from clada.decoder import Decoder
+from clada.engine import Engine
+from clada.errors import InputError, ModelError
+from clada.models import load_model
+from clada.plan import Shares
+from clada.policies import basis_of, make_policy
+from clada.weights import pack
+
+PROMPT = tokens(30, seed=3)
+RULE = Coefficients(-0.5, 0.3, tau_surprisal_bits=6.0, tau_entropy_bits=5.0)
+SHARES = {
+    "clada": Shares(neurons=0.1, gate=0.05, output=0.05, attention=0.7, prompt=0.2, screen=0.3, margin=4.0),
+    "tt": Shares(neurons=0.1),
+    "cats": Shares(gate=0.03),
+    "griffin": Shares(prompt=0.4),
+    "teal": Shares(neurons=0.3, output=0.3, inputs=0.3),
+    "wina": Shares(neurons=0.1, output=0.05, inputs=0.05),
+}
+
+
+def generated(model, ids, n, **options):
+    """Greedy ids [B, n] and the raw logits [n, B, V] they were chosen by."""
+    out = model.generate(
+        torch.tensor(ids), max_new_tokens=n, do_sample=False, output_logits=True, return_dict_in_generate=True,
+        eos_token_id=None, pad_token_id=0, **options,
+    )  # fmt: skip
+    return out.sequences[:, -n:].tolist(), torch.stack(out.logits)
+
+
+@pytest.fixture(autouse=True)
+def short_contexts_count(monkeypatch):
+    monkeypatch.setattr("clada.policies.LEAST_POSITIONS", 8)  # so that values are left out in tests
+
+
+@pytest.mark.parametrize("method", SHARES)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_generate_in_place_is_the_engine(family, method):
+    model = tiny_model(family, seed=2)
+    model.generation_config.eos_token_id = None
+    plan = plan_of(model, SHARES[method], methods=(method,))
+    engine = Engine(model, None, method=method, plan=plan, coefficients=RULE)
+    steps = list(engine.generate(PROMPT, 16))
+    with clada.sparse(model, plan, RULE, method=method) as run:
+        ids, _ = generated(model, [PROMPT], 16)
+    assert ids[0] == [step.token_id for step in steps]
+    # The engine runs the last token it yields, generate does not. A magnitude within rounding of its threshold may
+    # fall on either side.
+    neurons = sum(round(step.active_fraction * 240) for step in steps[:-1])
+    assert run.tokens == 15
+    assert abs(run.neurons - neurons) <= 2
+    # CATS has nothing to test where there is no gate.
+    assert run.active_fraction == 1 if (family in ("opt", "gpt2") and method == "cats") else run.active_fraction < 0.99
+    assert run.active_fraction > 0.05
+
+
+def test_logits_in_place_are_the_engines_for_a_batch_of_unequal_prompts():
+    model = tiny_model("gemma3_text", seed=4)
+    shares = SHARES["clada"]
+    plan = plan_of(model, shares)
+    prompts = [PROMPT, tokens(11, seed=5), tokens(19, seed=6)]
+    weights = pack(model, "float32", basis_of(plan, shares))
+    policy = make_policy("clada", weights, plan, shares, RULE)
+    decoder = Decoder(weights, 1)
+    state = decoder.prefill(prompts, 12, policy.dense(3), "magnitude")
+    needed = np.stack([policy.needed(statistics) for statistics in state.statistics])
+    longest = max(map(len, prompts))
+    padded = [[0] * (longest - len(p)) + p for p in prompts]
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    with clada.sparse(model, plan, RULE):
+        ids, logits = generated(model, padded, 10, attention_mask=mask)
+    under_load = 0
+    for at in range(10):
+        outcome = state.outcome
+        scale = np.abs(outcome.logits).max()
+        # float32 sums in another order, padded and not
+        assert np.abs(logits[at].numpy() - outcome.logits).max() <= 1e-4 * scale
+        chosen = [row[at] for row in ids]
+        surprisal = (outcome.log_total - outcome.logits[range(3), chosen]) / np.log(2)
+        loads = [RULE.loads(s, h) for s, h in zip(surprisal, outcome.entropy / np.log(2), strict=True)]
+        under_load += sum(map(any, loads))
+        decoder.step(state, chosen, policy.selection(loads, needed))
+    assert 0 < under_load < 30
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
+def test_a_whole_text_sparse_is_the_engine_token_by_token(family):
+    model = tiny_model(family, seed=7)
+    shares = Shares(neurons=0.1, gate=0.05, output=0.05, screen=0.3, margin=4.0)
+    plan = plan_of(model, shares)
+    weights = pack(model, "float32", basis_of(plan, shares))
+    policy = make_policy("clada", weights, plan, shares, NONE)
+    decoder = Decoder(weights, 1)
+    state = decoder.prefill([PROMPT[:1]], 30, policy.dense(1))
+    with clada.sparse(model, plan, "none", prompt="sparse") as run:
+        whole = model(torch.tensor([PROMPT, PROMPT[::-1]])).logits[0]
+        last = model(torch.tensor([PROMPT]), logits_to_keep=2).logits[0]
+    assert run.tokens == 90
+    torch.testing.assert_close(last, whole[-2:], rtol=1e-4, atol=1e-4)  # other shapes, other orders of float32 sums
+    # The engine's first token is a prompt, which runs dense; from the second on the cache of the first differs. So the
+    # text is decoded after a first token that is sparse too.
+    state = decoder.prefill([[PROMPT[0]]], 30, policy.selection([(False, False)]))
+    for at, token in enumerate(PROMPT[1:], start=1):
+        decoder.step(state, [token], policy.selection([(False, False)]))
+        scale = np.abs(state.outcome.logits).max()
+        assert np.abs(whole[at].numpy() - state.outcome.logits[0]).max() <= 1e-4 * scale
+
+
+def test_loads_of_a_text_are_those_of_the_dense_model():
+    model = tiny_model("qwen3", seed=3)
+    plan = plan_of(model, Shares(neurons=0.2))
+    ids = torch.tensor([PROMPT])
+    log_p = torch.log_softmax(model(ids).logits[0].double(), -1) / np.log(2)
+    high = [
+        (float(-log_p[at - 1, token]) > 6.0, float(-(log_p[at - 1].exp2() * log_p[at - 1]).sum()) > 5.0)
+        for at, token in enumerate(PROMPT)
+        if at
+    ]
+    assert len(set(high)) > 1
+    with clada.sparse(model, plan, RULE, prompt="sparse") as run:
+        model(ids)
+    counted = run.neurons
+    expected = 0
+    for load in {(False, False), *high}:
+        flat = Coefficients(RULE.factor(*load) - 1, 0.0, tau_surprisal_bits=-1.0, tau_entropy_bits=1e9)
+        with clada.sparse(model, plan, flat, prompt="sparse") as run:
+            model(ids)
+        expected += run.neurons * [(False, False), *high].count(load) / len(PROMPT)
+    # Each state of load by itself, weighted by how many tokens are in it: near, as hidden states differ a little.
+    assert counted == pytest.approx(expected, rel=0.05)
+
+
+def snapshot(model):
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    return copy.deepcopy(model.state_dict()), hooks, model.config._attn_implementation, set(vars(model))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_bit_identical_after_exit(fails):
+    model = tiny_model("mistral", seed=1)
+    ids = torch.tensor([PROMPT])
+    state, *before = snapshot(model)
+    expected = model(ids).logits
+    plan = plan_of(model, SHARES["clada"])
+    try:
+        with clada.sparse(model, plan, RULE):
+            model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+            if fails:
+                model(torch.tensor([[10**6]]))  # no such token
+    except IndexError:
+        assert fails
+    after, *rest = snapshot(model)
+    assert rest == before
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_plan_that_leaves_nothing_out_changes_no_bit():
+    model = tiny_model("llama", seed=5)
+    expected, logits = generated(model, [PROMPT], 12)
+    for options in ({"plan": "none"}, {"plan": plan_of(model), "method": "dense"}):
+        with clada.sparse(model, coefficients="none", **options) as run:
+            ids, inside = generated(model, [PROMPT], 12)
+        assert ids == expected
+        assert torch.equal(inside, logits)
+        assert run.active_fraction == 1
+
+
+def test_mistakes_are_refused_before_anything_is_hooked():
+    model = tiny_model("llama")
+    _, *before = snapshot(model)
+    plan = plan_of(model, SHARES["griffin"], methods=("griffin",))
+    other = plan_of(model, layers=4)
+    for options, error, message in (
+        (
+            {"plan": plan, "method": "griffin", "prompt": "sparse"},
+            InputError,
+            "chooses neurons by a prompt that runs dense",
+        ),
+        ({"plan": plan, "prompt": "both"}, InputError, "prompt 'both' is neither of dense, sparse"),
+        ({"plan": plan, "method": "none"}, InputError, "unknown method 'none'"),
+        ({"plan": other}, InputError, "make one with 'clada calibrate'"),
+        ({}, InputError, "this model has no name to look its plan up by"),
+    ):
+        with pytest.raises(error, match=message), clada.sparse(model, coefficients="none", **options):
+            pass
+    model.config.model_type = "mamba"
+    with pytest.raises(ModelError, match="model family 'mamba' is not supported"), clada.sparse(model, plan):
+        pass
+    _, *after = snapshot(model)
+    assert after == before
+
+
+def test_a_pipeline_on_a_real_model_is_the_engine():
+    model, tokenizer = load_model("smollm2-135m")
+    prompt = "The minister told reporters on Monday that the new railway line"
+    engine = Engine(model, tokenizer, coefficients="none")
+    steps = list(engine.generate(prompt, 24))
+    with clada.sparse(model, coefficients="none") as run:
+        text = pipeline("text-generation", model=model, tokenizer=tokenizer)(
+            prompt, max_new_tokens=24, do_sample=False, return_full_text=False
+        )[0]["generated_text"]
+    assert text == tokenizer.decode([step.token_id for step in steps])
+    assert run.active_fraction == pytest.approx(np.mean([step.active_fraction for step in steps[:-1]]), abs=2e-3)
