@@ -6,6 +6,7 @@ quality, not for speed: whatever runs the model (pipelines, evaluations, noteboo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,9 @@ def sparse(
         method: of `clada.policies.METHODS`.
         max_loss: which of the plan's budgets; None for 2 %, or the only one.
         keep: keep this share of the neurons instead.
-        prompt: `dense`: several tokens at once are a prompt and run dense, as in the engine, and tokens that follow one
-            by one are sparse; `sparse`: every token is, so that evaluations that never generate are sparse too. Loads
-            of a prompt's tokens are then those of the dense model, and its attention is whole.
+        prompt: `dense`: tokens before anything is cached are a prompt and run dense, as in the engine, and tokens that
+            follow are sparse; `sparse`: every token is, so that evaluations that never generate are sparse too. Where
+            several tokens run at once, attention is whole.
 
     Yields:
         what was left out, counted.
@@ -165,17 +166,16 @@ class _Run:
         self.shape = tuple(ids.shape)
         past = kwargs.get("past_key_values")
         follows = past is not None and past.get_seq_length() > 0
-        if follows and self.shape[1] == 1 and self.previous is not None and len(self.previous) == len(ids):
-            loads = self._loads(self.previous[:, None], ids)
-            self.selection = self.policy.selection(loads, self.needed)
-            kwargs = self._attend(kwargs)
-        elif self.sparse_prompt:
-            self.selection = self.policy.selection(self._prompt_loads(ids, args, kwargs))
+        if not follows:
+            self.previous = None
+        if follows or self.sparse_prompt:
+            self.selection = self._select(ids, args, kwargs)
+            if self.shape[1] == 1:
+                kwargs = self._attend(kwargs)
+            self.counted.tokens += ids.numel()
         elif self.policy.shares.prompt:
             kind = "flocking" if self.policy.method == "griffin" else "magnitude"
             self.statistics = PromptStatistics(kind, self.policy.weight, kwargs.get("attention_mask"), self.shape)
-        if self.selection is not None:
-            self.counted.tokens += self.shape[0] * self.shape[1]
         return args, kwargs
 
     def end(self, _model: Any, _args: Any, _kwargs: Any, output: Any) -> None:
@@ -189,27 +189,51 @@ class _Run:
             found, self.statistics = self.statistics, None
             self.needed = np.stack([self.policy.needed(one) for one in found.found])
 
-    def _loads(self, logits: torch.Tensor, ids: torch.Tensor) -> list[tuple[bool, bool]]:
-        """Of tokens [B, T] under the logits [B, T, V] that they were drawn from, one after the other."""
-        surprisal, entropy = surprisal_and_entropy_bits(logits.flatten(0, 1), ids.flatten())
-        rule = self.policy.coefficients.loads
-        return [rule(max(0.0, s), h) for s, h in zip(surprisal.tolist(), entropy.tolist(), strict=True)]
-
-    def _prompt_loads(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> list[tuple[bool, bool]]:
-        """Of every token of a prompt, by the dense model; a first token has no surprisal and is under no load."""
-        nothing = [(False, False)] * ids.numel()
+    def _select(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> Selection:
+        """What tokens [B, T] need, given the loads of each."""
+        repeated = None if self.needed is None else np.repeat(self.needed, self.shape[1], 0)
         rule = self.policy.coefficients
-        if not rule.lambda_ and not rule.gamma:
-            return nothing
+        if self.shape[1] == 1 or not (rule.lambda_ or rule.gamma):
+            return self.policy.selection(self._loads(ids, None), repeated)
+        # A token's load is known from the token before, whose logits depend on its own load, and so on. Every pass
+        # settles one token more at least, and nearly all of them at once.
+        loads = self._loads(ids, None)
         self.inside = True
         try:
-            own = {**kwargs, "past_key_values": None, "use_cache": False, "labels": None, "logits_to_keep": 0}
-            logits = self.model(*args, **own).logits
+            for _ in range(self.shape[1]):
+                self.selection = self.policy.selection(loads, repeated)
+                past = copy.deepcopy(kwargs.get("past_key_values"))
+                own = {**kwargs, "past_key_values": past, "labels": None, "logits_to_keep": 0}
+                found = self._loads(ids, self.model(*args, **own).logits)
+                if found == loads:
+                    break
+                loads = found
         finally:
             self.inside = False
-        loads = self._loads(logits[:, :-1], ids[:, 1:])
-        rows = [loads[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1] for b in range(len(ids))]
-        return [load for row in rows for load in ((False, False), *row)]
+        return self.policy.selection(loads, repeated)
+
+    def _loads(self, ids: torch.Tensor, logits: torch.Tensor | None) -> list[tuple[bool, bool]]:
+        """By surprisal and entropy, of tokens [B, T] under the logits before them; none where these are not known.
+
+        Args:
+            ids: the tokens.
+            logits: [B, T, V], of these tokens; None: only what came before them is known.
+        """
+        rows = [[(False, False)] * ids.shape[1] for _ in ids]
+        before = self.previous
+        if before is not None and len(before) == len(ids):
+            for row, load in zip(rows, self._load(before, ids[:, 0]), strict=True):
+                row[0] = load
+        if logits is not None:
+            found = self._load(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            for b, row in enumerate(rows):
+                row[1:] = found[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1]
+        return [load for row in rows for load in row]
+
+    def _load(self, logits: torch.Tensor, ids: torch.Tensor) -> list[tuple[bool, bool]]:
+        surprisal, entropy = surprisal_and_entropy_bits(logits, ids)
+        rule = self.policy.coefficients.loads
+        return [rule(max(0.0, s), h) for s, h in zip(surprisal.tolist(), entropy.tolist(), strict=True)]
 
     def _attend(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Let one token give the mean to positions of little weight."""
