@@ -34,12 +34,14 @@ class Sparse:
 
     Attributes:
         policy: what is left out.
+        prompt: as `sparse` was asked; may be changed between passes.
         tokens: that ran sparse so far.
         neurons: that they computed, of all layers together.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, prompt: str) -> None:
         self.policy = policy
+        self.prompt = prompt
         self.tokens = 0
         self.neurons = 0
 
@@ -71,14 +73,16 @@ def sparse(
         keep: keep this share of the neurons instead.
         prompt: `dense`: tokens before anything is cached are a prompt and run dense, as in the engine, and tokens that
             follow are sparse; `sparse`: every token is, so that evaluations that never generate are sparse too. Where
-            several tokens run at once, attention is whole.
+            several tokens run at once, attention is whole. Methods that choose neurons by a prompt take those of the
+            last prompt that ran dense.
 
     Yields:
         what was left out, counted.
 
     Raises:
         ModelError: the model is not supported.
-        InputError: a plan of another model, or a plan, coefficients or options that cannot be used.
+        InputError: a plan of another model, a plan, coefficients or options that cannot be used, or, when the model
+            runs, a sparse prompt where the method needs a dense one first.
     """
     check_method(method)
     if prompt not in PROMPTS:
@@ -90,9 +94,7 @@ def sparse(
     dtype = str(model.dtype).removeprefix("torch.")
     shares, _ = resolve_shares(method, found, parts.head.weight.shape[0], dtype, max_loss, keep)
     policy = make_policy(method, norms_of(parts), found, shares, coefficients)
-    if prompt == "sparse" and shares.prompt:
-        raise InputError(f"method {method} chooses neurons by a prompt that runs dense; use prompt='dense'")
-    run = _Run(model, policy, Sparse(policy), sparse_prompt=prompt == "sparse")
+    run = _Run(model, policy, Sparse(policy, prompt))
     basis = basis_of(found, shares)
     if basis is not None:
         matrix = parts.head.weight.detach().float().cpu()
@@ -141,13 +143,13 @@ class PromptStatistics:
 class _Run:
     """The hooks, and what they share during a forward pass."""
 
-    def __init__(self, model: Any, policy: Policy, counted: Sparse, *, sparse_prompt: bool) -> None:
-        self.model, self.policy, self.counted, self.sparse_prompt = model, policy, counted, sparse_prompt
+    def __init__(self, model: Any, policy: Policy, counted: Sparse) -> None:
+        self.model, self.policy, self.counted = model, policy, counted
         self.attention = model.config._attn_implementation
         self.screen: tuple[torch.Tensor, ...] | None = None
         self.selection: Selection | None = None  # None: dense
         self.shape = (0, 0)  # sequences and tokens of this pass
-        self.previous: torch.Tensor | None = None  # logits [B, V] that the next token was drawn from
+        self.previous: torch.Tensor | None = None  # logits [B, V] that the next tokens are drawn from
         self.statistics: PromptStatistics | None = None
         self.needed: np.ndarray | None = None
         self.kept: torch.Tensor | None = None  # of the layer that runs, [B * T, N]
@@ -168,7 +170,7 @@ class _Run:
         follows = past is not None and past.get_seq_length() > 0
         if not follows:
             self.previous = None
-        if follows or self.sparse_prompt:
+        if follows or self.counted.prompt == "sparse":
             self.selection = self._select(ids, args, kwargs)
             if self.shape[1] == 1:
                 kwargs = self._attend(kwargs)
@@ -191,7 +193,12 @@ class _Run:
 
     def _select(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> Selection:
         """What tokens [B, T] need, given the loads of each."""
-        repeated = None if self.needed is None else np.repeat(self.needed, self.shape[1], 0)
+        if self.policy.shares.prompt and self.needed is None:
+            raise InputError(
+                f"method {self.policy.method} chooses neurons by a prompt that runs dense; use prompt='dense' first"
+            )
+        # A prompt of one sequence may be gone on with by several.
+        repeated = None if self.needed is None else np.repeat(self.needed, ids.numel() // len(self.needed), 0)
         rule = self.policy.coefficients
         if self.shape[1] == 1 or not (rule.lambda_ or rule.gamma):
             return self.policy.selection(self._loads(ids, None), repeated)
@@ -220,8 +227,8 @@ class _Run:
             logits: [B, T, V], of these tokens; None: only what came before them is known.
         """
         rows = [[(False, False)] * ids.shape[1] for _ in ids]
-        before = self.previous
-        if before is not None and len(before) == len(ids):
+        if self.previous is not None:
+            before = self.previous.expand(len(ids), -1)
             for row, load in zip(rows, self._load(before, ids[:, 0]), strict=True):
                 row[0] = load
         if logits is not None:

@@ -125,6 +125,25 @@ def test_several_tokens_after_a_prompt_are_sparse(method):
     assert_decoded_alike(model, plan, shares, RULE, PROMPT[:12], following, method=method)
 
 
+def test_one_prompt_is_gone_on_with_by_several():
+    model = tiny_model("qwen2", seed=6)
+    plan = plan_of(model, SHARES["griffin"], methods=("griffin",))
+    endings = torch.tensor([tokens(5, seed=seed) for seed in range(3)])
+    with clada.sparse(model, plan, "none", method="griffin") as run:
+        out = model(torch.tensor([PROMPT]), use_cache=True)
+        alone = [
+            model(ending[None], past_key_values=copy.deepcopy(out.past_key_values)).logits[0] for ending in endings
+        ]
+        cache = copy.deepcopy(out.past_key_values)
+        cache.batch_repeat_interleave(3)
+        together = model(endings, past_key_values=cache).logits
+        # Once the prompt has run dense, its neurons serve a text that is sparse from its first token on.
+        run.prompt = "sparse"
+        whole = model(torch.cat([torch.tensor([PROMPT]), endings[:1]], 1)).logits[0, -5:]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)  # float32 sums in another order
+    assert not torch.allclose(whole, alone[0], rtol=1e-2, atol=1e-2)
+
+
 def assert_decoded_alike(model, plan, shares, rule, prompt, logits, *, dense_start=True, method="clada"):
     """Logits [n, V] in place are those of the engine, which runs the rest of PROMPT token by token."""
     weights = pack(model, "float32", basis_of(plan, shares))
@@ -187,19 +206,17 @@ def test_mistakes_are_refused_before_anything_is_hooked():
     _, *before = snapshot(model)
     plan = plan_of(model, SHARES["griffin"], methods=("griffin",))
     other = plan_of(model, layers=4)
-    for options, error, message in (
-        (
-            {"plan": plan, "method": "griffin", "prompt": "sparse"},
-            InputError,
-            "chooses neurons by a prompt that runs dense",
-        ),
-        ({"plan": plan, "prompt": "both"}, InputError, "prompt 'both' is neither of dense, sparse"),
-        ({"plan": plan, "method": "none"}, InputError, "unknown method 'none'"),
-        ({"plan": other}, InputError, "make one with 'clada calibrate'"),
-        ({}, InputError, "this model has no name to look its plan up by"),
+    for options, message in (
+        ({"plan": plan, "prompt": "both"}, "prompt 'both' is neither of dense, sparse"),
+        ({"plan": plan, "method": "none"}, "unknown method 'none'"),
+        ({"plan": other}, "make one with 'clada calibrate'"),
+        ({}, "this model has no name to look its plan up by"),
     ):
-        with pytest.raises(error, match=message), clada.sparse(model, coefficients="none", **options):
+        with pytest.raises(InputError, match=message), clada.sparse(model, coefficients="none", **options):
             pass
+    without_prompt = pytest.raises(InputError, match="griffin chooses neurons by a prompt that runs dense")
+    with without_prompt, clada.sparse(model, plan, "none", method="griffin", prompt="sparse"):
+        model(torch.tensor([PROMPT]))
     model.config.model_type = "mamba"
     with pytest.raises(ModelError, match="model family 'mamba' is not supported"), clada.sparse(model, plan):
         pass
