@@ -101,6 +101,34 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
 
 
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--methods", type=_names, metavar="M,...", help="beside dense; default clada")
+    parser.add_argument("--tasks", type=_names, metavar="T,...", help="default: all that are known")
+    parser.add_argument("--data", required=True, metavar="DIR", help="holds TASK/*.jsonl with the published fields")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="items of each task, at random; default all")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the items and the bootstrap; default 0")
+    parser.add_argument(
+        "--protocol",
+        choices=("answer", "all"),
+        default="answer",
+        help="sparse from the prompt's last token on (default), or at every token",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    _coefficients(parser)
+    _plan(parser)
+    parser.add_argument("--max-loss", type=float, metavar="X", help="which of the plan's budgets; default 0.02")
+    parser.add_argument("--keep", type=float, metavar="X", help="compute this share of the neurons, whatever the loss")
+    parser.add_argument(
+        "--out", default="evaluations", metavar="DIR", help="where results are kept; default evaluations"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--format", choices=("markdown", "latex", "csv", "json"), default="markdown", help="of the table"
+    )
+    output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+
+
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -148,6 +176,7 @@ def _names(text: str) -> list[str]:
 COMMANDS: Commands = {
     "generate": ("continue a prompt, computing only the neurons each token needs", _generate),
     "calibrate": ("find what may be left out of a model within a loss budget", _calibrate),
+    "evaluate": ("task accuracy of methods against dense on the same items", _evaluate),
     "bench": ("compare speed and loss of methods, and the speed of other engines", _bench),
 }
 

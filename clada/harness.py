@@ -1,0 +1,251 @@
+"""clada in EleutherAI's lm-evaluation-harness: the adapter, and its tasks on local JSONL files (extra `eval`).
+
+    python -m clada.harness --model clada --model_args pretrained=smollm2-135m,method=clada --tasks hellaswag
+
+is `lm_eval` with this adapter registered. Prompts, answers and metrics of the local tasks are the harness' own; only
+where the documents come from differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks.hellaswag import utils as hellaswag
+from lm_eval.tasks.super_glue.copa import utils as copa
+from torch.nn.functional import log_softmax
+from tqdm import tqdm
+
+from clada.errors import InputError
+from clada.inplace import sparse
+from clada.models import load_model
+from clada.plan import Plan
+
+PROTOCOLS = {
+    "answer": "the prompt dense, from its last token on sparse (GRIFFIN's)",
+    "all": "every token sparse",
+}
+
+
+@register_model("clada")
+class CladaLM(HFLM):
+    """A model that computes only what each token needs, for the harness.
+
+    A context that several endings share runs once. Scores of method `dense` are those of the harness' `hf`.
+
+    Args:
+        pretrained: any name that `clada.load_model` opens.
+        method: of `clada.policies.METHODS`.
+        plan: as for `clada.sparse`.
+        coefficients: as for `clada.sparse`.
+        protocol: of `PROTOCOLS`. Methods that choose neurons by a prompt choose them, under `all` too, by the context
+            run dense once.
+        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        keep: keep this share of the neurons instead.
+        dtype: of the weights.
+        device: `cpu` or `cuda`.
+        batch_size: prompts generated side by side.
+        max_batch_size: ignored; the harness passes it.
+
+    Raises:
+        CladaError: the model, method, plan or coefficients cannot be used.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str = "clada",
+        plan: Plan | str | None = None,
+        coefficients: str | None = "none",
+        protocol: str = "answer",
+        max_loss: float | None = None,
+        keep: float | None = None,
+        dtype: str = "float32",
+        device: str | None = "cpu",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,  # noqa: ARG002
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise InputError(f"unknown protocol '{protocol}'; use {', '.join(PROTOCOLS)}")
+        model, tokenizer = load_model(pretrained, dtype, device or "cpu")
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.protocol, self.method = protocol, method
+        self._stack = ExitStack()
+        self.sparse = None
+        if method != "dense":
+            inside = sparse(model, plan, coefficients, method=method, max_loss=max_loss, keep=keep)
+            self.sparse = self._stack.enter_context(inside)
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self._stack.close()
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,  # noqa: ARG002  # one context at a time
+    ) -> list[tuple[float, bool]]:
+        """Log-probabilities of continuations, and whether each is what greedy decoding would give."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, context, _) in enumerate(requests):
+            groups.setdefault(tuple(context), []).append(i)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood") as progress:
+            for whole, members in groups.items():
+                endings = [requests[i][2] for i in members]
+                longest = max(map(len, endings))
+                kept = list(whole)[-(self.max_length + 1 - longest) :]
+                for i, answer in zip(members, self._score(kept, endings), strict=True):
+                    found[i] = answer
+                    if requests[i][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                progress.update(len(members))
+        return found
+
+    @torch.inference_mode()
+    def _score(self, context: list[int], endings: Sequence[list[int]]) -> list[tuple[float, bool]]:
+        before, longest = context[:-1], max(map(len, endings))
+        rows = [[context[-1], *ending[:-1]] for ending in endings]
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
+        cache = self._begun(before, len(rows))
+        logits = self.model(padded, past_key_values=cache, use_cache=cache is not None).logits
+        answers = []
+        for row, ending in zip(logits, endings, strict=True):
+            log_p = log_softmax(row[: len(ending)], dim=-1, dtype=self.softmax_dtype)
+            wanted = torch.tensor(ending, device=log_p.device)
+            greedy = bool((log_p.argmax(-1) == wanted).all())
+            answers.append((float(log_p.gather(1, wanted[:, None]).sum()), greedy))
+        return answers
+
+    def _begun(self, before: list[int], copies: int) -> Any:
+        """The cache of a prompt but for its last token, for so many continuations; None where nothing comes before."""
+        if self.sparse is not None:
+            self._choose(before)
+        if not before:
+            return None
+        cache = self.model(torch.tensor([before], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+        return cache
+
+    def _choose(self, before: list[int]) -> None:
+        """What the protocol lets the next passes leave out."""
+        assert self.sparse is not None
+        self.sparse.prompt = "dense"
+        if self.protocol == "answer" and before:
+            return
+        if self.sparse.policy.shares.prompt:
+            if not before:
+                return  # nothing to choose neurons by
+            self.model(torch.tensor([[*before, before[-1]]], device=self.device), use_cache=False, logits_to_keep=1)
+        self.sparse.prompt = "sparse"
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        """Generate after a prompt, its last token as the protocol says."""
+        if self.sparse is None or context.shape[1] < 2:
+            return super()._model_generate(context, max_length, stop, **options)
+        self.sparse.prompt = "sparse" if self.protocol == "all" else "dense"
+        mask = options.get("attention_mask")
+        if self.protocol == "all" and self.sparse.policy.shares.prompt:
+            self.sparse.prompt = "dense"
+            self.model(context, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            self.sparse.prompt = "sparse"
+        with torch.inference_mode():
+            begun = self.model(
+                context[:, :-1],
+                attention_mask=None if mask is None else mask[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return super()._model_generate(context, max_length, stop, past_key_values=begun.past_key_values, **options)
+
+
+# -- tasks on local files -----------------------------------------------------------------------------------------
+
+
+def _hellaswag(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The harness' documents; files without the parts of a context have them cut where the last sentence breaks off."""
+    for row in rows:
+        if "ctx_a" not in row:
+            head, dot, tail = row["ctx"].rpartition(". ")
+            broken = bool(tail) and tail.rstrip()[-1:] not in '.!?"' and tail[0].islower()
+            row["ctx_a"], row["ctx_b"] = (head + dot.rstrip(), tail) if broken else (row["ctx"], "")
+    return list(hellaswag.process_docs(Dataset.from_list(rows)))
+
+
+def _means(*names: str) -> list[dict[str, Any]]:
+    return [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]
+
+
+ACCURACY = _means("acc", "acc_norm")
+TASKS: dict[str, dict[str, Any]] = {
+    "hellaswag": {"documents": _hellaswag, "doc_to_text": "{{query}}", "doc_to_target": "{{gold}}",
+                  "doc_to_choice": "choices", "metric_list": ACCURACY},
+    "piqa": {"doc_to_text": "Question: {{goal}}\nAnswer:", "doc_to_target": "label",
+             "doc_to_choice": "{{[sol1, sol2]}}", "metric_list": ACCURACY},
+    "copa": {"doc_to_text": copa.doc_to_text, "doc_to_target": copa.doc_to_target,
+             "doc_to_choice": copa.doc_to_choice, "metric_list": ACCURACY[:1]},
+    "arc_challenge": {"doc_to_text": "Question: {{question}}\nAnswer:",
+                      "doc_to_target": "{{choices.label.index(answerKey)}}", "doc_to_choice": "{{choices.text}}",
+                      "metric_list": ACCURACY},
+    "boolq": {"doc_to_text": "{{passage}}\nQuestion: {{question}}?\nAnswer:", "doc_to_target": "label",
+              "doc_to_choice": ["no", "yes"], "metric_list": ACCURACY[:1]},
+}  # fmt: skip
+"""The harness' definitions of each task but for its documents."""
+
+
+def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
+    """All documents of a task.
+
+    Args:
+        task: of `TASKS`.
+        folder: with `TASK/*.jsonl`, one JSON object a line, of the published fields.
+
+    Raises:
+        InputError: no such task, no file, or a line that is not a document.
+    """
+    if task not in TASKS:
+        raise InputError(f"no local task '{task}'; there are {', '.join(TASKS)}")
+    paths = sorted((folder / task).glob("*.jsonl"))
+    if not paths:
+        raise InputError(f"no documents of {task}: {folder / task} has no .jsonl file; put one there, or leave it out")
+    rows = []
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise InputError(f"{path}, line {number}, is not a JSON object; mend or remove it") from None
+    prepare = TASKS[task].get("documents")
+    try:
+        return prepare(copy.deepcopy(rows)) if prepare else rows
+    except (KeyError, TypeError, AttributeError, IndexError) as problem:
+        raise InputError(f"{paths[0]} lacks a field of {task} ({problem}); it needs the published ones") from None
+
+
+def local_task(task: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The configuration that `lm_eval.simple_evaluate(tasks=[...])` takes."""
+    own = {key: value for key, value in TASKS[task].items() if key != "documents"}
+    return {
+        "task": task,
+        "dataset_path": "local",
+        "custom_dataset": lambda **_: {"validation": Dataset.from_list(documents)},
+        "validation_split": "validation",
+        "output_type": "multiple_choice",
+        **own,
+    }
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -1,0 +1,190 @@
+"""Evaluation: the adapter's scores are the harness' own, tables are paired, results are resumed, mistakes are named."""
+
+import json
+import math
+
+import lm_eval
+import numpy as np
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from clada.cli import main
+from clada.errors import InputError
+from clada.evaluate import as_table, compare
+from clada.harness import TASKS, CladaLM, local_task, read_documents
+from clada.models import load_model
+
+DOCUMENTS = {
+    "hellaswag": [
+        {"activity_label": "Baking bread", "ctx": "A man kneads dough on a table. he", "label": 1,
+         "endings": ["swims across it.", "puts it into a bowl to rise.", "drives away in it.", "[step] sings to it."]},
+        {"activity_label": "Fixing a bike", "ctx": "How to mend a flat tyre. Take the wheel off the bike.", "label": 0,
+         "endings": ["Then lift the tyre off the rim.", "Then paint the wall.", "Eat the wheel.", "Buy a piano."]},
+    ],
+    "piqa": [
+        {"goal": "To dry wet shoes,", "sol1": "fill them with newspaper.", "sol2": "fill them with soup.", "label": 0},
+        {"goal": "To cool tea,", "sol1": "set fire to it.", "sol2": "blow on it.", "label": 1},
+    ],
+    "copa": [
+        {"premise": "The glass fell off the table.", "choice1": "It broke.", "choice2": "It sang.",
+         "question": "effect", "label": 0},
+        {"premise": "The street was wet.", "choice1": "The sun shone.", "choice2": "It had rained.",
+         "question": "cause", "label": 1},
+    ],
+    "arc_challenge": [
+        {"question": "What do plants need to make food?", "answerKey": "B",
+         "choices": {"text": ["Plastic", "Sunlight", "Coins", "Paper"], "label": ["A", "B", "C", "D"]}},
+        {"question": "Which of these is a mammal?", "answerKey": "3",
+         "choices": {"text": ["Trout", "Ant", "Whale"], "label": ["1", "2", "3"]}},
+    ],
+    "boolq": [
+        {"passage": "Iron is a metal.", "question": "is iron a metal", "label": 1, "answer": True},
+        {"passage": "Snow is frozen water.", "question": "is snow a kind of stone", "label": 0, "answer": False},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of documents of our own in the published fields."""
+    folder = tmp_path_factory.mktemp("data")
+    for task, rows in DOCUMENTS.items():
+        (folder / task).mkdir()
+        (folder / task / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def log_likelihoods(lm, data):
+    """By task, of every document, the log-likelihood of every choice."""
+    tasks = [local_task(task, read_documents(task, data)) for task in TASKS]
+    found = lm_eval.simple_evaluate(model=lm, tasks=tasks, bootstrap_iters=0)
+    return {
+        task: [[float(r[0][0]) for r in s["resps"]] for s in sorted(samples, key=lambda s: s["doc_id"])]
+        for task, samples in found["samples"].items()
+    }, found["results"]
+
+
+def test_dense_is_the_harness_own_model(data):
+    model, tokenizer = load_model("smollm2-135m")
+    theirs, results = log_likelihoods(HFLM(pretrained=model, tokenizer=tokenizer), data)
+    lm = CladaLM("smollm2-135m", method="dense")
+    ours, own = log_likelihoods(lm, data)
+    for task in TASKS:
+        for a, b in zip(ours[task], theirs[task], strict=True):
+            # float32 sums in another order: the context runs once for all endings
+            assert a == pytest.approx(b, abs=1e-3)
+        for name, value in results[task].items():
+            if name.startswith("acc") and "stderr" not in name:
+                assert own[task][name] == value
+
+
+@pytest.mark.parametrize("method", ["clada", "griffin"])
+@pytest.mark.parametrize("protocol", ["answer", "all"])
+def test_protocols_score_what_the_model_computes_in_place(data, method, protocol):
+    """Against one ending at a time through `clada.sparse`, token by token."""
+    import torch
+
+    import clada
+
+    lm = CladaLM("smollm2-135m", method=method, protocol=protocol, keep=0.5)
+    context, endings = "Question: To dry wet shoes,\nAnswer:", [" fill them with newspaper.", " fill them with soup."]
+    ids = lm.tok_encode(context)
+    found = lm._loglikelihood_tokens([(("", e), ids, lm.tok_encode(e)) for e in endings], disable_tqdm=True)
+    lm.close()
+    model, _ = load_model("smollm2-135m")
+    for ending, (score, _) in zip(endings, found, strict=True):
+        tail, total = lm.tok_encode(ending), 0.0
+        with torch.inference_mode(), clada.sparse(model, coefficients="none", method=method, keep=0.5) as run:
+            if protocol == "all" and method == "griffin":
+                model(torch.tensor([ids]))
+            run.prompt = "sparse" if protocol == "all" else "dense"
+            out = model(torch.tensor([ids[:-1]]), use_cache=True)
+            for before, token in zip([ids[-1], *tail[:-1]], tail, strict=True):
+                out = model(torch.tensor([[before]]), past_key_values=out.past_key_values, use_cache=True)
+                total += float(torch.log_softmax(out.logits[0, -1].double(), -1)[token])
+        assert score == pytest.approx(total, abs=2e-3)  # float32; a magnitude at its threshold may turn over
+    assert len({round(score, 3) for score, _ in found}) == 2
+
+
+def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "results")
+    command = ["evaluate", "--data", str(data), "--tasks", "piqa,boolq", "--methods", "clada", "--out", out, "--json"]
+    assert main(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["model"], first["dtype"], first["protocol"]) == ("smollm2-135m", "float32", "answer")
+    assert [(r["method"], r["task"], r["metric"]) for r in first["rows"]] == [
+        (method, task, metric)
+        for method in ("dense", "clada")
+        for task, metric in (("piqa", "acc"), ("piqa", "acc_norm"), ("boolq", "acc"), ("mean", "first of each task"))
+    ]
+    for row in first["rows"]:
+        assert set(row) >= {"value", "stderr", "n", "diff_to_dense", "diff_ci", "seed"}
+        assert (row["active_fraction"] == 1) == (row["method"] == "dense")
+    path = tmp_path / "results" / "smollm2-135m-float32-answer" / "clada-piqa.json"
+    stored = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("clada.harness.CladaLM", lambda *_a, **_k: pytest.fail("the model was opened again"))
+        assert main(command) == 0
+        assert json.loads(capsys.readouterr().out) == first
+    path.write_text("{", encoding="utf-8")  # cut off: done again
+    assert main(command) == 0
+    assert json.loads(path.read_text()) == json.loads(stored)
+    for options, message in (
+        (["--tasks", "chess"], "no local task 'chess'; there are hellaswag, piqa, copa, arc_challenge, boolq"),
+        (["--data", str(tmp_path)], "no documents of piqa"),
+        (["--methods", "magic"], "unknown method 'magic'"),
+        (["--plan", str(tmp_path / "none.json")], "none.json"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *options]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in error, error
+
+
+def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
+    (tmp_path / "hellaswag").mkdir()
+    path = tmp_path / "hellaswag" / "a.jsonl"
+    path.write_text('{"ctx": "x", "endings": [], "label": 0}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="lacks a field of hellaswag"):
+        read_documents("hellaswag", tmp_path)
+    path.write_text("{}\nnot json\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a.jsonl, line 2, is not a JSON object"):
+        read_documents("hellaswag", tmp_path)
+
+
+def test_hellaswag_contexts_are_cut_as_published(data):
+    first, second = read_documents("hellaswag", data)
+    assert first["query"] == "Baking bread: A man kneads dough on a table. He"  # the harness capitalises the fragment
+    assert first["choices"][3] == " sings to it."
+    assert second["query"] == "Fixing a bike: How to mend a flat tyre. Take the wheel off the bike."
+
+
+def result(method, task, scores, seed=0):
+    return {"method": method, "task": task, "items": {"acc": scores}, "indices": list(range(len(scores))),
+            "active_fraction": 1.0 if method == "dense" else 0.5, "seed": seed}  # fmt: skip
+
+
+def test_differences_are_paired_and_averaged_over_tasks():
+    rng = np.random.default_rng(0)
+    dense = {task: (rng.random(400) < 0.6).astype(float) for task in ("piqa", "hellaswag")}
+    other = {task: np.where(rng.random(400) < 0.05, 1 - scores, scores) for task, scores in dense.items()}
+    rows = compare([result("dense", t, s.tolist()) for t, s in dense.items()]
+                   + [result("clada", t, s.tolist()) for t, s in other.items()])  # fmt: skip
+    found = {(row["method"], row["task"]): row for row in rows}
+    for task in dense:
+        row, difference = found["clada", task], other[task] - dense[task]
+        assert row["diff_to_dense"] == pytest.approx(difference.mean())
+        half = 1.96 * difference.std(ddof=1) / 20
+        # 10,000 draws: the interval's ends to a tenth of its half width
+        assert row["diff_ci"] == pytest.approx([difference.mean() - half, difference.mean() + half], abs=0.1 * half)
+        chance = 0.5 if task == "piqa" else 0.25
+        expected = (other[task].mean() - chance) / (dense[task].mean() - chance)
+        assert row["kept_above_chance"] == pytest.approx(expected)
+        assert found["dense", task]["diff_ci"] == [0.0, 0.0]
+    mean = found["clada", "mean"]
+    assert mean["value"] == pytest.approx(np.mean([other[t].mean() for t in other]))
+    assert mean["n"] == 800
+    width = math.dist(mean["diff_ci"], found["clada", "piqa"]["diff_ci"])
+    assert width < found["clada", "piqa"]["diff_ci"][1] - found["clada", "piqa"]["diff_ci"][0]
+    for fmt in ("markdown", "latex", "csv"):
+        assert as_table(rows, fmt).count("clada") == 3
