@@ -104,7 +104,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--methods", type=_names, metavar="M,...", help="beside dense; default clada")
-    parser.add_argument("--tasks", type=_names, metavar="T,...", help="default: all that are known")
+    parser.add_argument("--tasks", type=_names, metavar="T,...", help="default: all known ones in DIR")
     parser.add_argument("--data", required=True, metavar="DIR", help="holds TASK/*.jsonl with the published fields")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="items of each task, at random; default all")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the items and the bootstrap; default 0")

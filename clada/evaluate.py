@@ -50,7 +50,11 @@ def main(args: argparse.Namespace) -> None:
     for method in methods:
         check_method(method)
     harness = _harness()
-    documents = {task: harness.read_documents(task, Path(args.data)) for task in args.tasks or list(harness.TASKS)}
+    folder = Path(args.data)
+    tasks = args.tasks or [task for task in harness.TASKS if (folder / task).is_dir()]
+    if not tasks:
+        raise InputError(f"{folder} holds no folder of a known task; there are {', '.join(harness.TASKS)}")
+    documents = {task: harness.read_documents(task, folder) for task in tasks}
     revision = model_revision(args.model)
     plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision)
     coefficients = resolve_coefficients(args.coefficients, args.model)

@@ -2,8 +2,8 @@
 
     python -m clada.harness --model clada --model_args pretrained=smollm2-135m,method=clada --tasks hellaswag
 
-is `lm_eval` with this adapter registered. Prompts, answers and metrics of the local tasks are the harness' own; only
-where the documents come from differs.
+is `lm_eval` with this adapter registered. The harness' own tasks come from the hub; those below take documents of the
+same fields from local files.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from ftfy import fix_text
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.hellaswag import utils as hellaswag
+from lm_eval.tasks.qasper.metrics import f1_abstractive, normalize_answer
 from lm_eval.tasks.super_glue.copa import utils as copa
+from rouge_score.rouge_scorer import RougeScorer
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
@@ -172,7 +175,10 @@ class CladaLM(HFLM):
 # -- tasks on local files -----------------------------------------------------------------------------------------
 
 
-def _hellaswag(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+Documents = list[dict[str, Any]]
+
+
+def _hellaswag(rows: Documents, _folder: Path) -> Documents:
     """The harness' documents; files without the parts of a context have them cut where the last sentence breaks off."""
     for row in rows:
         if "ctx_a" not in row:
@@ -182,8 +188,86 @@ def _hellaswag(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(hellaswag.process_docs(Dataset.from_list(rows)))
 
 
+def _coqa(rows: Documents, _folder: Path) -> Documents:
+    """The story, the conversation but for its last answer, and what counts as that: the harness' CoQA."""
+
+    def turns(value: Any) -> list[str]:
+        return value["input_text"] if isinstance(value, dict) else [turn["input_text"] for turn in value]
+
+    found = []
+    for row in rows:
+        questions, answers = turns(row["questions"]), turns(row["answers"])
+        asked = [f"Q: {q}\n\nA: {a}\n\n" for q, a in zip(questions, answers[:-1], strict=False)]
+        golds = {answers[-1].lower(): answers[-1]}
+        for more in (row.get("additional_answers") or {}).values():
+            golds.setdefault(turns(more)[-1].lower(), turns(more)[-1])
+        text = f"{row['story']}\n\n{''.join(asked)}Q: {questions[-1]}\n\nA:"
+        found.append({"text": text, "golds": list(golds.values())})
+    return found
+
+
+def _qasper(rows: Documents, _folder: Path) -> Documents:
+    """A question about a paper with the paragraphs that hold its answer; a span of them is wanted."""
+    return [
+        {"text": "\n".join(row["evidence"]) + f"\n\nQ: {row['question']}\n\nA:", "golds": row["extractive_spans"]}
+        for row in rows
+    ]
+
+
+def _xsum(rows: Documents, folder: Path) -> Documents:
+    return _summaries(rows, folder, "document", "summary", "1 sentences")
+
+
+def _cnn(rows: Documents, folder: Path) -> Documents:
+    return _summaries(rows, folder, "article", "highlights", "3 sentences")
+
+
+def _summaries(rows: Documents, folder: Path, article: str, summary: str, size: str) -> Documents:
+    """GRIFFIN's prompt: an example from a `.txt` file beside the documents where there is one, then the article."""
+    example = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))[:1])
+    return [
+        {
+            # Public copies of news articles have mangled encodings.
+            "text": f"{example}###\nArticle: {fix_text(row[article])}\n\nSummarize the above article in {size}.\n",
+            "golds": [fix_text(row[summary])],
+        }
+        for row in rows
+    ]
+
+
+def _overlap(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Exact match and F1 of words, as SQuAD has them; of several right answers, each against the others (CoQA's)."""
+    said, golds = results[0].strip().split("\n")[0], doc["golds"]
+    rounds = [golds[:i] + golds[i + 1 :] for i in range(len(golds))] if len(golds) > 1 else [golds]
+    exact = [max(float(normalize_answer(gold) == normalize_answer(said)) for gold in some) for some in rounds]
+    shared = [max(float(f1_abstractive([said], [gold])) for gold in some) for some in rounds]
+    return {"f1": sum(shared) / len(shared), "em": sum(exact) / len(exact)}
+
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def _rouge(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """F of ROUGE (Google's implementation, with stemming)."""
+    found = RougeScorer(ROUGE, use_stemmer=True).score(doc["golds"][0], results[0].strip())
+    return {name: float(found[name].fmeasure) for name in ROUGE}
+
+
 def _means(*names: str) -> list[dict[str, Any]]:
     return [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]
+
+
+def _written(documents: Any, score: Any, until: list[str], tokens: int, *names: str) -> dict[str, Any]:
+    """A task whose answer is generated."""
+    return {
+        "documents": documents,
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{golds[0]}}",
+        "process_results": score,
+        "generation_kwargs": {"until": until, "max_gen_toks": tokens, "do_sample": False},
+        "metric_list": _means(*names),
+    }
 
 
 ACCURACY = _means("acc", "acc_norm")
@@ -199,8 +283,12 @@ TASKS: dict[str, dict[str, Any]] = {
                       "metric_list": ACCURACY},
     "boolq": {"doc_to_text": "{{passage}}\nQuestion: {{question}}?\nAnswer:", "doc_to_target": "label",
               "doc_to_choice": ["no", "yes"], "metric_list": ACCURACY[:1]},
+    "coqa": _written(_coqa, _overlap, ["\nQ:"], 32, "f1", "em"),
+    "qasper_evidence": _written(_qasper, _overlap, ["\n"], 32, "f1", "em"),
+    "xsum": _written(_xsum, _rouge, ["\n", "###"], 64, *ROUGE),
+    "cnn_dailymail": _written(_cnn, _rouge, ["###", "Article:"], 128, *ROUGE),
 }  # fmt: skip
-"""The harness' definitions of each task but for its documents."""
+"""Prompts, answers and metrics of each task: the harness' own where it has the task."""
 
 
 def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
@@ -227,7 +315,7 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
                 raise InputError(f"{path}, line {number}, is not a JSON object; mend or remove it") from None
     prepare = TASKS[task].get("documents")
     try:
-        return prepare(copy.deepcopy(rows)) if prepare else rows
+        return prepare(copy.deepcopy(rows), folder / task) if prepare else rows
     except (KeyError, TypeError, AttributeError, IndexError) as problem:
         raise InputError(f"{paths[0]} lacks a field of {task} ({problem}); it needs the published ones") from None
 

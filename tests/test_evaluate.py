@@ -6,8 +6,10 @@ import math
 import lm_eval
 import numpy as np
 import pytest
+import torch
 from lm_eval.models.huggingface import HFLM
 
+import clada
 from clada.cli import main
 from clada.errors import InputError
 from clada.evaluate import as_table, compare
@@ -41,7 +43,18 @@ DOCUMENTS = {
         {"passage": "Iron is a metal.", "question": "is iron a metal", "label": 1, "answer": True},
         {"passage": "Snow is frozen water.", "question": "is snow a kind of stone", "label": 0, "answer": False},
     ],
+    "coqa": [
+        {"story": "Tom has a red kite. He flies it on the hill.", "questions": [{"input_text": "Who has a kite?"},
+         {"input_text": "What colour is it?"}], "answers": [{"input_text": "Tom"}, {"input_text": "red"}],
+         "additional_answers": {"0": [{"input_text": "Tom"}, {"input_text": "Red"}],
+                                "1": [{"input_text": "Tom does"}, {"input_text": "It is red"}]}},
+    ],
+    "xsum": [
+        {"document": "The bridge over the river was closed on Monday after a storm. It will open again in May.",
+         "summary": "A bridge damaged by a storm stays closed until May."},
+    ],
 }  # fmt: skip
+CHOSEN = [task for task, rows in DOCUMENTS.items() if task not in ("coqa", "xsum")]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,7 @@ def data(tmp_path_factory):
 
 def log_likelihoods(lm, data):
     """By task, of every document, the log-likelihood of every choice."""
-    tasks = [local_task(task, read_documents(task, data)) for task in TASKS]
+    tasks = [local_task(task, read_documents(task, data)) for task in CHOSEN]
     found = lm_eval.simple_evaluate(model=lm, tasks=tasks, bootstrap_iters=0)
     return {
         task: [[float(r[0][0]) for r in s["resps"]] for s in sorted(samples, key=lambda s: s["doc_id"])]
@@ -69,7 +82,7 @@ def test_dense_is_the_harness_own_model(data):
     theirs, results = log_likelihoods(HFLM(pretrained=model, tokenizer=tokenizer), data)
     lm = CladaLM("smollm2-135m", method="dense")
     ours, own = log_likelihoods(lm, data)
-    for task in TASKS:
+    for task in CHOSEN:
         for a, b in zip(ours[task], theirs[task], strict=True):
             # float32 sums in another order: the context runs once for all endings
             assert a == pytest.approx(b, abs=1e-3)
@@ -82,10 +95,6 @@ def test_dense_is_the_harness_own_model(data):
 @pytest.mark.parametrize("protocol", ["answer", "all"])
 def test_protocols_score_what_the_model_computes_in_place(data, method, protocol):
     """Against one ending at a time through `clada.sparse`, token by token."""
-    import torch
-
-    import clada
-
     lm = CladaLM("smollm2-135m", method=method, protocol=protocol, keep=0.5)
     context, endings = "Question: To dry wet shoes,\nAnswer:", [" fill them with newspaper.", " fill them with soup."]
     ids = lm.tok_encode(context)
@@ -130,7 +139,7 @@ def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, mon
     assert main(command) == 0
     assert json.loads(path.read_text()) == json.loads(stored)
     for options, message in (
-        (["--tasks", "chess"], "no local task 'chess'; there are hellaswag, piqa, copa, arc_challenge, boolq"),
+        (["--tasks", "chess"], "no local task 'chess'; there are hellaswag, piqa, copa, arc_challenge, boolq, coqa"),
         (["--data", str(tmp_path)], "no documents of piqa"),
         (["--methods", "magic"], "unknown method 'magic'"),
         (["--plan", str(tmp_path / "none.json")], "none.json"),
@@ -157,6 +166,44 @@ def test_hellaswag_contexts_are_cut_as_published(data):
     assert first["query"] == "Baking bread: A man kneads dough on a table. He"  # the harness capitalises the fragment
     assert first["choices"][3] == " sings to it."
     assert second["query"] == "Fixing a bike: How to mend a flat tyre. Take the wheel off the bike."
+
+
+def test_generated_answers_are_the_harness_own_and_in_place_ones(data):
+    tasks = {task: local_task(task, read_documents(task, data)) for task in ("coqa", "xsum")}
+    model, tokenizer = load_model("smollm2-135m")
+
+    def answers(lm):
+        found = lm_eval.simple_evaluate(model=lm, tasks=list(tasks.values()), bootstrap_iters=0)
+        return {task: samples[0]["resps"][0][0] for task, samples in found["samples"].items()}, found["results"]
+
+    theirs, results = answers(HFLM(pretrained=model, tokenizer=tokenizer))
+    ours, own = answers(CladaLM("smollm2-135m", method="dense"))
+    assert ours == theirs
+    assert own["xsum"]["rouge1,none"] == results["xsum"]["rouge1,none"]
+    lm = CladaLM("smollm2-135m", method="clada", keep=0.5)
+    sparse_answers, _ = answers(lm)
+    lm.close()
+    prompt = tokenizer(read_documents("coqa", data)[0]["text"], return_tensors="pt")["input_ids"]
+    with clada.sparse(model, coefficients="none", keep=0.5):
+        begun = model(prompt[:, :-1], use_cache=True)
+        out = model.generate(prompt, past_key_values=begun.past_key_values, max_new_tokens=32, do_sample=False,
+                             pad_token_id=0)  # fmt: skip
+    text = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
+    assert sparse_answers["coqa"] == text.split("\nQ:")[0]
+
+
+def test_overlap_and_rouge_of_known_answers(data):
+    (doc,) = read_documents("coqa", data)
+    assert doc["text"].endswith("Q: Who has a kite?\n\nA: Tom\n\nQ: What colour is it?\n\nA:")
+    assert doc["golds"] == ["red", "It is red"]  # answers that differ in case alone are one
+    process = TASKS["coqa"]["process_results"]
+    # Against each right answer in turn, the others being the references: "red" is 1 and 2 * 1/3 / (1 + 1/3) = 0.5.
+    assert process(doc, [" red\nmore"]) == {"f1": pytest.approx(0.75), "em": 0.5}
+    assert process({"golds": ["the Red kite"]}, ["red kite."]) == {"f1": 1.0, "em": 1.0}
+    (doc,) = read_documents("xsum", data)
+    assert doc["text"].startswith("###\nArticle: The bridge")
+    found = TASKS["xsum"]["process_results"](doc, [doc["golds"][0]])
+    assert found == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
 
 
 def result(method, task, scores, seed=0):
