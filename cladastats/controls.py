@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 from wordfreq import zipf_frequency
 
-from clada.errors import InputError
+from clada.errors import InputError, StudyError
 from clada.families import check_length
 from clada.models import bos_tokens, load_model, load_tokenizer, model_revision
 from cladastats.corpus import separator_token
@@ -62,7 +62,7 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
 
     Raises:
         InputError: the independent model is the study's own.
-        StudyError: nothing was extracted yet.
+        StudyError: nothing was extracted yet, or by a version that kept less.
     """
     config = study.config
     path = study.folder / FILE
@@ -80,7 +80,13 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     corpus = study.corpus
     hybrids = corpus[corpus["role"] == "hybrid"]
     tokenizer = load_tokenizer(config.model)
-    previous = study.index.set_index("sequence_id")["previous_surprisal_bits"]
+    index = study.index.set_index("sequence_id")
+    if "previous_surprisal_bits" not in index:
+        raise StudyError(
+            f"{study.folder} was extracted by an earlier version, which did not keep the surprisal of the token before; "
+            f"delete {study.folder / 'activations'} and run 'cladastats extract --study {study.folder}'"
+        )
+    previous = index["previous_surprisal_bits"]
     table = hybrids[["group", "pair", "ratio"]].reset_index(drop=True)
     words = [_word_and_target(tokenizer, ids) for ids in hybrids["token_ids"]]
     table["frequency_zipf"] = [zipf_frequency(word, "en") for word, _ in words]

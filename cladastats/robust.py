@@ -294,8 +294,9 @@ def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, A
     differs between pairs on top; a random slope lets pairs follow their prefix to different degrees.
 
     Returns:
-        per regressor `coef`, `se`, `ci`, `p` (normal), the same of the means, standard deviations of intercepts, slopes
-        and residuals, whether it converged, and what statsmodels warned of.
+        `terms`: per regressor `coef`, `se`, `ci`, `p` (normal), and the same of the means; standard deviations of
+        intercepts, slopes and residuals, whether it converged, and what statsmodels warned of. No terms where there is
+        no fit at all.
     """
     scale = data.std()
     unit = data / scale  # of like size, which the optimiser needs
@@ -306,9 +307,11 @@ def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, A
     slope = exog[["const", "prefix_len"]]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = MixedLM(unit[outcome], exog, groups=data.index.get_level_values("pair"), exog_re=slope).fit(
-            reml=True, method=["lbfgs", "powell"]
-        )
+        model = MixedLM(unit[outcome], exog, groups=data.index.get_level_values("pair"), exog_re=slope)
+        try:
+            result = model.fit(reml=True, method=["lbfgs", "powell"])
+        except np.linalg.LinAlgError as problem:  # a few pairs may leave the likelihood without a maximum
+            return {"terms": {}, "sd_slope": None, "converged": False, "warnings": [str(problem)]}
     ratio = {name: scale[outcome] / scale[name] for name in names} | {
         f"{name}_mean": scale[outcome] / scale[name] for name in varying
     }
