@@ -83,7 +83,7 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     index = study.index.set_index("sequence_id")
     if "previous_surprisal_bits" not in index:
         raise StudyError(
-            f"{study.folder} was extracted by an earlier version, which did not keep the surprisal of the token before; "
+            f"{study.folder} was extracted by an earlier version, without the surprisal of the token before; "
             f"delete {study.folder / 'activations'} and run 'cladastats extract --study {study.folder}'"
         )
     previous = index["previous_surprisal_bits"]
