@@ -3,8 +3,9 @@
     python benchmarks/methods.py --text jsonl:articles.jsonl:body          # SmolLM2-135M, bfloat16
 
 Each method leaves out what calibration found within the budget (the shipped plan); the loss in the table is measured
-here, on the text given. Three interleaved rounds at prompt 512 and 128 new tokens, 4,096 tokens scored. Results go to
-`benchmarks/results/methods-*.json`; those that are there are kept. Delete them to measure again.
+here, on the text given: 4,096 tokens (`benchmarks/results/methods-*.json`). Speeds are of runs of their own, nine
+interleaved rounds at prompt 512 and 128 new tokens (`methods-speed-*.json`), as single rounds differ by a tenth.
+Results that are there are kept; delete them to measure again.
 """
 
 from __future__ import annotations
@@ -25,27 +26,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
     text = parser.parse_args().text
-    results = {
-        budget: bench(
-            f"methods-bfloat16-{round(100 * budget)}",
-            text,
-            f"--methods {','.join(METHODS)} --max-loss {budget} --dtype bfloat16 --repeats 3 --scored-tokens 4096 "
-            "--peers llama.cpp",
+    results, speeds = {}, {}
+    for budget in BUDGETS:
+        options = f"--methods {','.join(METHODS)} --max-loss {budget} --dtype bfloat16"
+        name = f"bfloat16-{round(100 * budget)}"
+        results[budget] = bench(
+            f"methods-{name}", text, f"{options} --repeats 3 --scored-tokens 4096 --peers llama.cpp"
         )
-        for budget in BUDGETS
-    }
+        timed = bench(f"methods-speed-{name}", text, f"{options} --repeats 9 --scored-tokens 0")
+        speeds[budget] = {row["method"]: row["ratio_to_dense"] for row in timed["rows"]}
     figure, axis = plt.subplots(figsize=(3.5, 3))
     table = []
     for method in METHODS:
         rows = [next(r for r in results[budget]["rows"] if r["method"] == method) for budget in BUDGETS]
+        ratios = [speeds[budget][method] for budget in BUDGETS]
         cells = [
-            f"{r['ratio_to_dense']:.2f} ({100 * r['ppl_rise']:+.1f} %, {100 * r['active_fraction']:.0f} %)"
-            for r in rows
+            f"{ratio:.2f} ({100 * r['ppl_rise']:+.1f} %, {100 * r['active_fraction']:.0f} %)"
+            for ratio, r in zip(ratios, rows, strict=True)
         ]
         table.append([f"`{method}`", *cells])
         axis.plot(
             [100 * r["ppl_rise"] for r in rows],
-            [r["ratio_to_dense"] for r in rows],
+            ratios,
             "-" + MARKERS[method],
             color="k" if method == "clada" else "0.55",
             markersize=4,
