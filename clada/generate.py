@@ -21,6 +21,7 @@ from clada.engine import Engine, Sampling, Step
 from clada.errors import InputError
 from clada.jsonfile import replacing
 from clada.models import load_model
+from clada.plan import Shares
 
 
 def main(args: argparse.Namespace) -> None:
@@ -181,6 +182,12 @@ def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
         print(
             f"clada: lambda {coefficients.lambda_:+.3f}, gamma {coefficients.gamma:+.3f} from {coefficients.source}, "
             f"plan {plan}; {under_load} of {len(steps)} tokens under load",
+            file=sys.stderr,
+        )
+    if engine.setting is not None and engine.setting.shares == Shares():
+        print(
+            f"clada: calibration found nothing that {engine.method} may leave out within "
+            f"{engine.setting.max_loss:.0%}, so everything was computed; --keep X computes a share X of the neurons",
             file=sys.stderr,
         )
     if coefficients.model not in (None, engine.name):

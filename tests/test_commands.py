@@ -448,3 +448,12 @@ def test_cuda_is_refused_where_there_is_none(capsys):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert "no CUDA device" in refused(capsys, clada, *GENERATE, "--device", "cuda")
+
+
+def test_a_method_that_may_leave_out_nothing_says_so(capsys):
+    """The shipped plan found no share of the neurons that GRIFFIN may fix within 2 %; dense is never run in silence."""
+    assert clada(["generate", "--prompt", "The minister said", "--max-new-tokens", "2", "--method", "griffin"]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "calibration found nothing that griffin may leave out within 2%, so everything was computed; --keep X" in said
+    )
