@@ -306,7 +306,8 @@ class _Run:
             if self.kept is not None:
                 keep &= self.kept
             self.kept = None
-            self.counted.neurons += int(keep.sum())
+            if not self.inside:
+                self.counted.neurons += int(keep.sum())
             return (h * keep.view(h.shape),)
 
         inputs(layer.output, "output_weight", "output_threshold")
