@@ -400,7 +400,12 @@ def test_generate_decodes_families_without_a_gate(capsys, tmp_path, family):
 
 def test_interrupted_with_ctrl_c_resumes(tmp_path):
     """A real process, a real SIGINT between shards: one line, exit code 2, and the rest is done by the next run."""
-    command = [sys.executable, "-m", "cladastats.run", "--study", str(tmp_path / "s"), "--pairs", "4", "--length", "64"]
+    # A shell that runs the tests in the background lets its children ignore the signal, which Python then leaves so.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from cladastats.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "run", "--study", str(tmp_path / "s"), "--pairs", "4", "--length", "64"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = tmp_path / "s" / "activations" / "part-00000.safetensors"
     for _ in range(3000):
