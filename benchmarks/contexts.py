@@ -3,8 +3,8 @@
     python benchmarks/contexts.py --text jsonl:articles.jsonl:body        # both models, bfloat16 and int8
 
 Two interleaved rounds at every length, 64 new tokens, the 2 % plan. Results go to `benchmarks/results/context-*.json`;
-those that are there are kept, so that an interrupted run goes on and the figure can be drawn alone. Delete them to
-measure again.
+those that are there are kept, so that an interrupted run goes on and the figure can be drawn alone, of the models that
+were measured. Delete them to measure again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import matplotlib.pyplot as plt
-from stored import bench, save
+from stored import RESULTS, bench, save
 from tabulate import tabulate
 
 # The last lengths end at the models' limits, with room for new tokens.
@@ -26,8 +26,10 @@ def main() -> None:
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
     text = parser.parse_args().text
     rows = []
-    figure, axes = plt.subplots(1, len(LENGTHS), figsize=(7, 2.8))
-    for axis, (model, lengths) in zip(axes, LENGTHS.items(), strict=True):
+    measured = [model for model in LENGTHS if text is not None or any(RESULTS.glob(f"context-{model}-*.json"))]
+    figure, axes = plt.subplots(1, len(measured), figsize=(3.5 * len(measured), 2.8), squeeze=False)
+    for axis, model in zip(axes[0], measured, strict=True):
+        lengths = LENGTHS[model]
         for dtype, shade in zip(DTYPES, ("k", "0.55"), strict=True):
             speeds: dict[str, list[float]] = {"dense": [], "clada": []}
             for length in lengths:
@@ -59,8 +61,8 @@ def main() -> None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("tokens in context")
         axis.set_title(model, fontsize=9)
-    axes[0].set_ylabel("tokens/s")
-    axes[0].legend(fontsize=7, frameon=False)
+    axes[0, 0].set_ylabel("tokens/s")
+    axes[0, 0].legend(fontsize=7, frameon=False)
     save(figure, "contexts")
     headers = ["", "", "context", "dense", "clada", "ratio", "bytes allow", "prefill, of 1,024 new tokens"]
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
