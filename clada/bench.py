@@ -39,7 +39,7 @@ from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.peers import Kind, LlamaCpp, Transformers, cached_gguf, write_gguf
 from clada.plan import Shares, resolve_plan
-from clada.policies import Policy, basis_of, check_method, layout_of, make_policy, resolve_shares
+from clada.policies import Policy, basis_of, layout_of, make_policy, resolve_shares, with_dense
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
 from clada.weights import pack
@@ -79,9 +79,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    methods = list(dict.fromkeys(["dense", *(args.methods or ["clada"])]))
-    for method in methods:
-        check_method(method)
+    methods = with_dense(args.methods)
     peers = args.peers or []
     for peer in peers:
         if peer not in PEERS:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ from clada.errors import InputError
 from clada.jsonfile import read_json, write_json
 from clada.models import model_revision
 from clada.plan import resolve_plan
-from clada.policies import check_method
+from clada.policies import with_dense
 from clada.threads import available_cores, set_threads
 
 SCHEMA = "clada/evaluation/1"
@@ -46,9 +47,9 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    methods = list(dict.fromkeys(["dense", *(args.methods or ["clada"])]))
-    for method in methods:
-        check_method(method)
+    methods = with_dense(args.methods)
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed} is negative; give 0 or more")
     harness = _harness()
     folder = Path(args.data)
     tasks = args.tasks or [task for task in harness.TASKS if (folder / task).is_dir()]
@@ -183,7 +184,7 @@ def compare(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "task": task,
                     "metric": metric,
                     "value": value,
-                    "stderr": float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else float("nan"),
+                    "stderr": float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None,
                     "n": len(scores),
                     **_difference(value - wanted, difference),
                     "kept_above_chance": _kept(value, wanted, chance),
@@ -241,6 +242,6 @@ def as_table(rows: list[dict[str, Any]], fmt: str) -> str:
         for row in rows
     ]
     if fmt == "csv":
-        return "\n".join(",".join(str(cell) for cell in line) for line in [list(HEADERS), *cells])
+        return pd.DataFrame(cells, columns=list(HEADERS)).to_csv(index=False)
     style = {"markdown": "github", "latex": "latex_booktabs"}[fmt]
     return tabulate(cells, list(HEADERS), tablefmt=style, disable_numparse=True)

@@ -291,6 +291,15 @@ TASKS: dict[str, dict[str, Any]] = {
 """Prompts, answers and metrics of each task: the harness' own where it has the task."""
 
 
+# What the tasks that take documents as they are need of them; the others read it when they prepare theirs.
+FIELDS = {
+    "piqa": ("goal", "sol1", "sol2", "label"),
+    "copa": ("premise", "choice1", "choice2", "question", "label"),
+    "arc_challenge": ("question", "choices", "answerKey"),
+    "boolq": ("passage", "question", "label"),
+}
+
+
 def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
     """All documents of a task.
 
@@ -314,7 +323,12 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
             except ValueError:
                 raise InputError(f"{path}, line {number}, is not a JSON object; mend or remove it") from None
     prepare = TASKS[task].get("documents")
+    if not rows:
+        raise InputError(f"{paths[0]} is empty; it needs a document a line")
     try:
+        for row in rows:
+            for field in FIELDS.get(task, ()):
+                row[field]
         return prepare(copy.deepcopy(rows), folder / task) if prepare else rows
     except (KeyError, TypeError, AttributeError, IndexError) as problem:
         raise InputError(f"{paths[0]} lacks a field of {task} ({problem}); it needs the published ones") from None

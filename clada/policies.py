@@ -143,6 +143,18 @@ def check_method(method: str) -> None:
         raise InputError(f"unknown method '{method}'; use {', '.join(METHODS)}")
 
 
+def with_dense(methods: Sequence[str] | None) -> list[str]:
+    """The methods to compare, `dense` first and each once; `clada` where none is named.
+
+    Raises:
+        InputError: one that is not a method.
+    """
+    compared = list(dict.fromkeys(["dense", *(methods or ["clada"])]))
+    for method in compared:
+        check_method(method)
+    return compared
+
+
 @dataclass(frozen=True)
 class Policy:
     """Base thresholds and the rule that adapts them to the load of a token; L layers, N neurons.

@@ -508,9 +508,8 @@ def robustness(study: Study, fit: Fit) -> dict[str, Any]:
     found["trimmed"] = _trimmed(study, fit, outcome)
     if (study.folder / "placebo" / "study.json").is_file():
         placebo = make_placebo(study)
-        estimator = fit.metric.removeprefix("cka_") if fit.metric.startswith("cka_") else None
-        similarity(placebo, "cka" if estimator else fit.metric, estimator)
-        found["placebo"] = placebos(placebo.panel(fit.metric), study.panel(fit.metric), outcome)
+        similarity(placebo, fit.metric)
+        found["placebo"] = placebos(placebo.panel(fit.metric), panel, outcome)
     else:
         notes.append("no placebo hybrids: cladastats placebo adds them")
     return {**found, "notes": notes}

@@ -146,7 +146,10 @@ CORPUS = ("corpus", "--study", "{files}/study", "--pairs", "2", "--length", "64"
         ([*CORPUS, "--model", "{opt}", "--length", "2048"], "2,049 tokens do not fit opt: its position table has"),
         ([*CORPUS, "--model", "{mamba}"], "model family 'mamba' is not supported; supported are"),
         (["extract", "--study", "{files}/missing"], "is not a study"),
-        (["regress", "--study", "{study}", "--metric", "magic"], "unknown metric 'magic'; use cka, cka_trimmed"),
+        (
+            ["regress", "--study", "{study}", "--metric", "magic"],
+            "unknown metric 'magic'; use cka, cka_trimmed, cosine",
+        ),
         (["regress", "--study", "{study}", "--metric", "jaccard"], "no panel-jaccard.parquet; run 'cladastats simil"),
         (["regress", "--study", "{study}", "--controls", "token_len"], "token_len takes one value only"),
         (["regress", "--study", "{study}", "--controls", "age"], "no column age; it has"),

@@ -142,6 +142,7 @@ def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, mon
         (["--tasks", "chess"], "no local task 'chess'; there are hellaswag, piqa, copa, arc_challenge, boolq, coqa"),
         (["--data", str(tmp_path)], "no documents of piqa"),
         (["--methods", "magic"], "unknown method 'magic'"),
+        (["--seed", "-1"], "--seed -1 is negative"),
         (["--plan", str(tmp_path / "none.json")], "none.json"),
     ):
         capsys.readouterr()
@@ -156,6 +157,13 @@ def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
     path.write_text('{"ctx": "x", "endings": [], "label": 0}\n', encoding="utf-8")
     with pytest.raises(InputError, match="lacks a field of hellaswag"):
         read_documents("hellaswag", tmp_path)
+    (tmp_path / "piqa").mkdir()
+    for content, message in (
+        ('{"goal": "x"}\n', "lacks a field of piqa"), ("3\n", "lacks a field of piqa"), ("", "is empty")
+    ):  # fmt: skip
+        (tmp_path / "piqa" / "a.jsonl").write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            read_documents("piqa", tmp_path)
     path.write_text("{}\nnot json\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"a.jsonl, line 2, is not a JSON object"):
         read_documents("hellaswag", tmp_path)
