@@ -7,7 +7,8 @@
 
 `xsum.jsonl` holds XSum documents, one JSON object a line; `study.json` names the SHA-256 of what was used. `run` leaves
 `studies/real-MODEL` (the paper's three prefix shares) and `studies/real-MODEL-long` (three longer ones, the same A and
-B); `publish` keeps panels, fits, coefficients and figures of them, and no text.
+B). Both are parts of `studies/real-MODEL-all`, whose extraction runs A and B once for all six shares. `publish` keeps
+panels, fits, coefficients and figures, and no text.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from clada import load_model
 from cladastats.claims import claims
 from cladastats.corpus import DEFAULTS, make_study, tokens_sha256
 from cladastats.evidence import case_study, earlier_token
-from cladastats.extract import extract, shards_of
+from cladastats.extract import Part, extract, part_path, read_parts, shard_ids, shards_of, write_part
 from cladastats.figures import case_figure, coefficient_figure, layer_figure, prefix_figure
 from cladastats.similarity import similarity
 from cladastats.study import Study, write_study, write_table
@@ -45,8 +46,26 @@ KEPT = FIGURES / "studies"
 
 
 def folder(model: str, *, long: bool = False) -> Path:
-    """Of the study that is run."""
+    """Of a study that is run."""
     return Path("studies") / f"real-{model}{'-long' if long else ''}"
+
+
+def open_study(place: Path, model: str, source: str, ratios: tuple[float, ...]) -> Study:
+    """The study of a folder, its corpus built where it is not there."""
+    asked = {**dict.fromkeys(DEFAULTS), "source": source, "model": model, "pairs": PAIRS}
+    return make_study(str(place), asked | {"length": MODELS[model], "ratios": ratios, "seed": 0})
+
+
+def take(study: Study, whole: Study) -> None:
+    """Take a study's activations from those of one that holds all of its sequences."""
+    shards = shards_of(study.corpus)
+    if part_path(study, len(shards) - 1).is_file():
+        return
+    for number, ((part, _), blocks) in enumerate(zip(read_parts(whole), shards, strict=True)):
+        ids = shard_ids(blocks)
+        rows = [part.sequence_ids.index(name) for name in ids]
+        own = Part(ids, {name: tensor[rows] for name, tensor in part.tensors.items()})
+        write_part(part_path(study, number), own, study.config.identity())
 
 
 def stage(*arguments: str) -> None:
@@ -58,12 +77,12 @@ def stage(*arguments: str) -> None:
 def run(model: str, source: str) -> None:
     """Everything about one model."""
     independent = next(name for name in MODELS if name != model)
-    for long, ratios in ((False, RATIOS), (True, LONG)):
+    whole = open_study(Path("studies") / f"real-{model}-all", model, source, RATIOS + LONG)
+    stage("extract", "--study", str(whole.folder))
+    for long, ratios in ((True, LONG), (False, RATIOS)):
         study = str(folder(model, long=long))
-        stage(
-            "run", "--study", study, "--source", source, "--model", model, "--pairs", str(PAIRS),
-            "--length", str(MODELS[model]), "--ratios", ",".join(map(str, ratios)), "--seed", "0",
-        )  # fmt: skip
+        take(open_study(Path(study), model, source, ratios), whole)
+        stage("run", "--study", study)
         if not long:
             stage("controls", "--study", study, "--independent", independent)
             stage("placebo", "--study", study, "--pairs", "32")
@@ -153,9 +172,7 @@ def check(model: str, source: str) -> None:
     """Run the first shard of the kept study again and compare its panel rows: to 1e-4."""
     kept = Study(KEPT / folder(model).name)
     with tempfile.TemporaryDirectory() as place:
-        asked = {**dict.fromkeys(DEFAULTS), "source": source, "model": model, "pairs": PAIRS}
-        asked |= {"length": MODELS[model], "ratios": RATIOS, "seed": 0, "threads": kept.config.threads}
-        study = make_study(str(Path(place) / "study"), asked)
+        study = open_study(Path(place) / "study", model, source, RATIOS)
         if study.config.corpus_sha256 != kept.config.corpus_sha256:
             raise SystemExit(f"{source} gives another corpus than the kept study's: its documents are not the same")
         part = pd.concat(shards_of(study.corpus)[0])

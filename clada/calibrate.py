@@ -37,13 +37,14 @@ from transformers.activations import ACT2FN
 
 from clada.coefficients import Coefficients, resolve_coefficients, to_json
 from clada.decoder import Decoder
+from clada.dejavu import train
 from clada.errors import InputError
 from clada.families import anatomy
 from clada.load import surprisal_and_entropy_bits
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
-from clada.policies import CLADA, LEAST_ROW_BYTES, Policy, basis_of, check_method, layout_of, make_policy, shares_of
+from clada.policies import CLADA, LEAST_ROW_BYTES, METHODS, Policy, basis_of, check_method, layout_of, make_policy, shares_of
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
 from clada.weights import norms_of, pack
@@ -87,7 +88,12 @@ def main(args: argparse.Namespace) -> None:
         plan = tabulate(model, args.model, windows[:TABLE_WINDOWS], {"text_sha256": text_sha256})
     # int8 is searched for itself where its rows are too short to be left out.
     short = model.config.hidden_size < LEAST_ROW_BYTES
-    for method, dtype in [(m, d) for m in methods for d in ((DTYPE, "int8") if short and m in CLADA else (DTYPE,))]:
+    if "dejavu" in methods:
+        plan, right = train(model, plan, windows[TABLE_WINDOWS:], windows[:TABLE_WINDOWS])
+        plan.save(out)
+        print(f"clada: predictors find {right:.1%} of the needed half of the neurons; plan in {out}", file=sys.stderr)
+    searched = [method for method in methods if method in METHODS]
+    for method, dtype in [(m, d) for m in searched for d in ((DTYPE, "int8") if short and m in CLADA else (DTYPE,))]:
         plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
         plan.save(out)  # after every search, so that an interrupted command loses one at most
         for setting in plan.settings:

@@ -46,7 +46,7 @@ class CladaLM(HFLM):
 
     Args:
         pretrained: any name that `clada.load_model` opens.
-        method: of `clada.policies.METHODS`.
+        method: of `clada.policies.EVALUATED`.
         plan: as for `clada.sparse`.
         coefficients: as for `clada.sparse`.
         protocol: of `PROTOCOLS`. Methods that choose neurons by a prompt choose them, under `all` too, by the context

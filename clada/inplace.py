@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 
 from clada.coefficients import Coefficients, resolve_coefficients
 from clada.decoder import neuron_statistics, screened_logits
+from clada.dejavu import guess, predictors
 from clada.errors import InputError
 from clada.families import Layer, anatomy
 from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Selection
@@ -68,7 +69,7 @@ def sparse(
         model: any supported transformers model, at any float dtype, on any device; as it was after the block.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
-        method: of `clada.policies.METHODS`.
+        method: of `clada.policies.EVALUATED`.
         max_loss: which of the plan's budgets; None for 2 %, or the only one.
         keep: keep this share of the neurons instead.
         prompt: `dense`: tokens before anything is cached are a prompt and run dense, as in the engine, and tokens that
@@ -95,6 +96,8 @@ def sparse(
     shares, _ = resolve_shares(method, found, parts.head.weight.shape[0], dtype, max_loss, keep)
     policy = make_policy(method, norms_of(parts), found, shares, coefficients)
     run = _Run(model, policy, Sparse(policy, prompt))
+    if method == "dejavu" and found is not None:
+        run.predictors = [table.to(model.device) for table in predictors(found)]
     basis = basis_of(found, shares)
     if basis is not None:
         matrix = parts.head.weight.detach().float().cpu()
@@ -147,6 +150,7 @@ class _Run:
         self.model, self.policy, self.counted = model, policy, counted
         self.attention = model.config._attn_implementation
         self.screen: tuple[torch.Tensor, ...] | None = None
+        self.predictors: list[torch.Tensor] | None = None
         self.selection: Selection | None = None  # None: dense
         self.shape = (0, 0)  # sequences and tokens of this pass
         self.previous: torch.Tensor | None = None  # logits [B, V] that the next tokens are drawn from
@@ -277,22 +281,22 @@ class _Run:
 
             before(module, hook)
 
-        def at_gate(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        def at_gate(_module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if self.selection is None:
                 return
             y = activation(output).reshape(-1, output.shape[-1]).float().abs()
             self.kept = y * self._at(self.selection.gate_weight[i], y) >= self._rows(
                 self.selection.gate_threshold[:, i], y
             )
-            needed = self._needed(i, y)
+            needed = self._needed(i, args[0])
             if needed is not None:
                 self.kept &= needed
 
-        def at_up(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        def at_up(_module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if self.selection is None:
                 return None
             if layer.gate is None:
-                self.kept = self._needed(i, output)
+                self.kept = self._needed(i, args[0])
             return output if self.kept is None else output * self.kept.view(output.shape)
 
         def at_down(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
@@ -340,11 +344,16 @@ class _Run:
             rows.append(screened_logits(screen, x[row], whole[row].__getitem__, *limits))
         return torch.stack(rows).to(output.dtype).view(output.shape)
 
-    def _needed(self, i: int, like: torch.Tensor) -> torch.Tensor | None:
+    def _needed(self, i: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Neurons that a prompt or a predictor chose for layer i, whose MLP is given x; None for all."""
         assert self.selection is not None
+        if self.predictors is not None:
+            into, out = (table[i] for table in self.predictors)
+            size = round((1 - self.policy.shares.neurons) * out.shape[1])
+            return guess(x, into, out, size)
         if not len(self.selection.needed):
             return None
-        return torch.as_tensor(self.selection.needed[:, i], device=like.device).bool()
+        return torch.as_tensor(self.selection.needed[:, i], device=x.device).bool()
 
     @staticmethod
     def _at(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:

@@ -28,12 +28,19 @@ METHODS = {
     "wina": "the same, inputs weighted by the norms of their columns",
     "dense": "everything",
 }
+EVALUATED = {**METHODS, "dejavu": "neurons of the highest scores by a trained predictor of low rank, without kernels"}
 INPUT_METHODS = ("teal", "wina")
 CLADA = tuple(method for method in METHODS if method.startswith("clada"))
 
 
 def layout_of(method: str) -> str:
-    """How weights are laid out for a method, see `clada.weights.pack`: so that it decodes fastest."""
+    """How weights are laid out for a method, see `clada.weights.pack`: so that it decodes fastest.
+
+    Raises:
+        InputError: the kernels do not know the method.
+    """
+    if method not in METHODS:
+        raise InputError(f"method {method} has no kernels; score it with 'clada evaluate' or run it by clada.sparse")
     if method in INPUT_METHODS:
         return "input"
     return "neuron" if method in ("dense", "griffin") else "matrix"
@@ -49,7 +56,7 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
     """The one-parameter family of settings that a method is searched along.
 
     Args:
-        method: of `METHODS`.
+        method: of `EVALUATED`.
         dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
         vocabulary: how many words the head has.
         short_rows: rows are below `LEAST_ROW_BYTES`: `clada` leaves out words alone, more of them as `dropped` grows.
@@ -80,7 +87,7 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
         return Shares(gate=dropped)
     if method in INPUT_METHODS:
         return Shares(neurons=dropped, output=dropped, inputs=dropped)
-    return Shares(neurons=dropped) if method in ("tt", "top-p") else Shares()
+    return Shares(neurons=dropped) if method in ("tt", "top-p", "dejavu") else Shares()
 
 
 def _without(method: str, shares: Shares) -> Shares:
@@ -101,7 +108,7 @@ def resolve_shares(
     """What a method leaves out here, and the plan's setting where that is what the plan measured.
 
     Args:
-        method: of `METHODS`.
+        method: of `EVALUATED`.
         plan: None leaves nothing out.
         vocabulary: how many words the head has.
         dtype: of the weights.
@@ -139,8 +146,8 @@ def check_method(method: str) -> None:
     Raises:
         InputError: with those that are.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method '{method}'; use {', '.join(METHODS)}")
+    if method not in EVALUATED:
+        raise InputError(f"unknown method '{method}'; use {', '.join(EVALUATED)}")
 
 
 def with_dense(methods: Sequence[str] | None) -> list[str]:
@@ -160,7 +167,7 @@ class Policy:
     """Base thresholds and the rule that adapts them to the load of a token; L layers, N neurons.
 
     Attributes:
-        method: of `METHODS`.
+        method: of `EVALUATED`.
         shares: how much it leaves out.
         coefficients: the load rule (Eq. 11).
         gate_weight: [L, N], of the gate test |act(gate_i)| gate_weight_i.
@@ -257,7 +264,7 @@ def make_policy(
     """The policy of a method.
 
     Args:
-        method: of `METHODS`.
+        method: of `EVALUATED`.
         weights: the packed model, or its norms.
         plan: tables that thresholds are looked up in; None: all zero, nothing is left out.
         shares: how much is left out.
@@ -287,7 +294,7 @@ def make_policy(
             gate, gate_weight = plan.threshold("gate", shares.gate), plan.tables["gate_weight"]
         if method == "top-p":
             magnitude = top_p_threshold(plan, shares)
-        else:
+        elif method != "dejavu":  # whose neurons are not chosen by what they give
             magnitude = plan.threshold("magnitude" + plain, shares.neurons)
         output = plan.threshold("output" + plain, shares.output)
         inputs[:, ATTENTION_INPUT] = plan.threshold("attention_input" + plain, shares.inputs)
