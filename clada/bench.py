@@ -31,14 +31,14 @@ from numba import njit
 from tabulate import tabulate
 from tqdm import tqdm
 
-from clada.coefficients import resolve_coefficients
+from clada.coefficients import Coefficients, resolve_coefficients
 from clada.decoder import Decoder, State, Team
 from clada.errors import InputError
 from clada.kernels import FASTMATH, READ_MLP, decode_barrier
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.peers import Kind, LlamaCpp, Transformers, cached_gguf, write_gguf
-from clada.plan import Shares, resolve_plan
+from clada.plan import Plan, Shares, resolve_plan
 from clada.policies import Policy, basis_of, layout_of, make_policy, resolve_shares, with_dense
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
@@ -102,18 +102,7 @@ def main(args: argparse.Namespace) -> None:
     )
     del tokenizer
 
-    decoders: dict[Any, Decoder] = {}
-    contestants = []
-    for method in methods:
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        shares, _ = resolve_shares(method, plan, vocabulary, args.dtype, args.max_loss, args.keep)
-        kind = (shares.margin is not None and plan is not None, layout_of(method))
-        if kind not in decoders:
-            weights = pack(model, args.dtype, basis_of(plan, shares), layout=kind[1])
-            decoders[kind] = Decoder(weights, threads)
-        policy = make_policy(method, decoders[kind].weights, plan, shares, coefficients)
-        contestants.append(Contestant(method, policy, decoders[kind], [], [], [], np.zeros(4)))
-
+    contestants = enter(model, methods, plan, coefficients, args, threads)
     bandwidth = measure_bandwidth(threads)
     peer_rows = race(contestants, windows, args, model, peers, threads)
     del model
@@ -136,6 +125,29 @@ def main(args: argparse.Namespace) -> None:
 
         plot_pareto(result, Path(args.plot))
     print(json.dumps(result, ensure_ascii=False) if args.json else as_table(result))
+
+
+def enter(
+    model: Any,
+    methods: Sequence[str],
+    plan: Plan | None,
+    coefficients: Coefficients,
+    args: argparse.Namespace,
+    threads: int,
+) -> list[Contestant]:
+    """The methods, each on weights laid out for it; `args` names dtype, max_loss and keep."""
+    decoders: dict[Any, Decoder] = {}
+    contestants = []
+    for method in methods:
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        shares, _ = resolve_shares(method, plan, vocabulary, args.dtype, args.max_loss, args.keep)
+        kind = (shares.margin is not None and plan is not None, layout_of(method))
+        if kind not in decoders:
+            weights = pack(model, args.dtype, basis_of(plan, shares), layout=kind[1])
+            decoders[kind] = Decoder(weights, threads)
+        policy = make_policy(method, decoders[kind].weights, plan, shares, coefficients)
+        contestants.append(Contestant(method, policy, decoders[kind], [], [], [], np.zeros(4)))
+    return contestants
 
 
 def race(

@@ -44,7 +44,17 @@ from clada.load import surprisal_and_entropy_bits
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
-from clada.policies import CLADA, LEAST_ROW_BYTES, METHODS, Policy, basis_of, check_method, layout_of, make_policy, shares_of
+from clada.policies import (
+    CLADA,
+    LEAST_ROW_BYTES,
+    METHODS,
+    Policy,
+    basis_of,
+    check_method,
+    layout_of,
+    make_policy,
+    shares_of,
+)
 from clada.texts import read_windows
 from clada.threads import available_cores, set_threads
 from clada.weights import norms_of, pack

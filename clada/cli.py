@@ -119,6 +119,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _plan(parser)
     parser.add_argument("--max-loss", type=float, metavar="X", help="which of the plan's budgets; default 0.02")
     parser.add_argument("--keep", type=float, metavar="X", help="compute this share of the neurons, whatever the loss")
+    parser.add_argument("--speed", action="store_true", help="time the methods too, beside dense in interleaved runs")
     parser.add_argument(
         "--out", default="evaluations", metavar="DIR", help="where results are kept; default evaluations"
     )

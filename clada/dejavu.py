@@ -1,7 +1,7 @@
 """DejaVu's predictors: which neurons a token needs, guessed from what enters the layer (Liu et al. 2023, section 4.1).
 
-A matrix of low rank per layer, (x, 1) -> (x, 1) P Q, trained by logistic regression to tell the half of the neurons of the
-largest magnitude |h_i| ||w_down_i|| from the others; while decoding, the neurons of the highest scores are computed.
+A matrix of low rank per layer, (x, 1) -> (x, 1) P Q, trained by logistic regression to tell the half of the neurons
+of the largest magnitude |h_i| ||w_down_i|| from the others; then the neurons of the highest scores are computed.
 Where a neuron is active when one product is positive (ReLU), a linear guess can be right; the magnitude of a gated
 neuron is a product of two. A baseline of quality: `clada.sparse` and `clada evaluate` run it, the kernels do not.
 """
@@ -96,10 +96,10 @@ def train(
             schedule.step()
         into = into.detach() / scale[:, None]
         size = into.norm() / into.shape[1] ** 0.5  # float16 holds both factors well when they are near one
-        tables = ((into / size).half().numpy(), (out.detach() * size).half().numpy())
+        tables = ((into / size).half(), (out.detach() * size).half())
         for name, table in zip(TABLES, tables, strict=True):
-            found[name].append(table)
-        guessed = guess(judged[i][:, :-1], *(torch.from_numpy(table).float() for table in tables), neurons // 2)
+            found[name].append(table.numpy())
+        guessed = guess(judged[i][:, :-1], tables[0].float(), tables[1].float(), neurons // 2)
         bits = np.unpackbits(truth[i], axis=1, count=neurons).astype(bool)
         hits, total = hits + int((guessed.numpy() & bits).sum()), total + int(bits.sum())
     trained = {name: np.stack(rows) for name, rows in found.items()}

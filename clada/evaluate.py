@@ -1,7 +1,8 @@
 """`clada evaluate`: what leaving out costs in task accuracy, by method and task, each against dense on the same items.
 
-One file per method and task holds every item's score, so that an interrupted run goes on and a table can be made again.
-Differences to dense are paired, by a bootstrap over items, as all methods answer the same ones.
+One file per method and task holds the score of every item so far, so that an interrupted run goes on, a larger
+`--limit` adds items to those there, and a table can be made again. Differences to dense are paired, by a bootstrap over
+items, as all methods answer the same ones.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ import pandas as pd
 from tabulate import tabulate
 from tqdm import tqdm
 
+from clada.bench import enter, race
 from clada.coefficients import resolve_coefficients, to_json
 from clada.errors import InputError
 from clada.jsonfile import read_json, write_json
-from clada.models import model_revision
+from clada.models import bos_tokens, load_model, model_revision
 from clada.plan import resolve_plan
-from clada.policies import with_dense
+from clada.policies import METHODS, with_dense
 from clada.threads import available_cores, set_threads
 
 SCHEMA = "clada/evaluation/1"
 # What blind guessing gets: accuracy above it is what a method can lose.
 CHANCE = {"hellaswag": 0.25, "piqa": 0.5, "copa": 0.5, "arc_challenge": 0.25, "boolq": 0.5}
 DRAWS = 10_000
-HEADERS = ("method", "task", "metric", "value", "stderr", "n", "to dense", "95 %", "kept above chance", "neurons")
+CHUNK = 50  # items that are written together: half a minute's work at most is lost
+HEADERS = (
+    "method", "task", "metric", "value", "stderr", "n", "to dense", "95 %", "kept above chance", "neurons", "speed"
+)  # fmt: skip
+SPEED = {"prompt_tokens": 256, "new_tokens": 64, "repeats": 7, "batch_size": 1}  # of `--speed`, as in `clada bench`
 
 
 def main(args: argparse.Namespace) -> None:
@@ -60,34 +66,27 @@ def main(args: argparse.Namespace) -> None:
     plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision)
     coefficients = resolve_coefficients(args.coefficients, args.model)
     set_threads(args.threads or available_cores())
-    common = {
-        "schema": SCHEMA,
-        "model": args.model,
-        "revision": revision,
-        "dtype": args.dtype,
-        "protocol": args.protocol,
-        "limit": args.limit,
-        "seed": args.seed,
-    }
+    common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype, "seed": args.seed}
+    folder = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
     results = []
     for method in methods:
-        settings = {} if method == "dense" else {"max_loss": args.max_loss, "keep": args.keep}
-        if method != "dense":
+        settings: dict[str, Any] = {}
+        if method != "dense":  # which is the same under both protocols
+            settings = {"protocol": args.protocol, "max_loss": args.max_loss, "keep": args.keep}
             settings["coefficients"] = to_json(coefficients)
-            settings["plan"] = None if plan is None else hashlib.sha256(repr(plan.settings).encode()).hexdigest()[:16]
-        todo = {}
+            settings["plan"] = None if plan is None else _digest([repr(plan.settings), plan.revision])
+        todo = []
         for task, rows in documents.items():
-            digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-            wanted = {**common, **settings, "method": method, "task": task, "documents_sha256": digest}
-            path = Path(args.out) / f"{Path(args.model).name}-{args.dtype}-{args.protocol}" / f"{method}-{task}.json"
-            found = _finished(path, wanted)
-            if found is None:
-                todo[task] = (path, wanted)
-            else:
-                results.append(found)
-        if todo:
-            results += _run(harness, args, method, plan, coefficients, documents, todo)
+            wanted = {**common, **settings, "method": method, "task": task, "documents_sha256": _digest(rows)}
+            name = f"{method}-{_digest(settings)[:8]}-{task}.json" if settings else f"{method}-{task}.json"
+            todo.append(Scores(folder / name, wanted, rows, args.limit))
+        if any(scores.missing for scores in todo):
+            _run(harness, args, method, plan, coefficients, todo)
+        results += [scores.result() for scores in todo]
     rows = compare(results)
+    if args.speed:
+        ratios = _speeds(args, methods, plan, coefficients, documents)
+        rows = [{**row, "speed_to_dense": ratios.get(row["method"])} for row in rows]
     if args.format == "json":
         shown = {"model": args.model, "dtype": args.dtype, "protocol": args.protocol, "rows": rows}
         print(json.dumps(shown, ensure_ascii=False))
@@ -105,55 +104,117 @@ def _harness() -> Any:
     return harness
 
 
-def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The result that an earlier run left for the same settings."""
-    if not path.is_file():
-        return None
-    try:
-        found = read_json(path, SCHEMA)
-    except InputError:
-        return None
-    return found if all(found.get(key) == value for key, value in wanted.items()) else None
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _run(
-    harness: Any,
-    args: argparse.Namespace,
-    method: str,
-    plan: Any,
-    coefficients: Any,
-    documents: dict[str, list[dict[str, Any]]],
-    todo: dict[str, tuple[Path, dict[str, Any]]],
-) -> list[dict[str, Any]]:
+class Scores:
+    """Scores of one method on one task, in a file that grows.
+
+    Args:
+        path: the file.
+        wanted: what the scores depend on; a file of anything else is begun anew.
+        documents: of the task.
+        limit: how many of them count, at random; None for all.
+    """
+
+    def __init__(self, path: Path, wanted: dict[str, Any], documents: list[dict[str, Any]], limit: int | None) -> None:
+        self.path, self.wanted, self.documents = path, wanted, documents
+        # At random, as files keep an order in which like items come together; a smaller limit's are among a larger's.
+        order = list(range(len(documents)))
+        random.Random(wanted["seed"]).shuffle(order)
+        self.chosen = order[:limit]
+        self.items: dict[int, dict[str, float]] = {}
+        self.tokens, self.computed = 0, 0.0
+        try:
+            found = read_json(path, SCHEMA) if path.is_file() else {}
+            if all(found.get(key) == value for key, value in wanted.items()):
+                self.items = {int(index): item for index, item in found["items"].items()}
+                self.tokens, self.computed = found["sparse_tokens"], found["computed_tokens"]
+        except (InputError, KeyError, AttributeError, ValueError):
+            pass  # cut off or altered: done again
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the documents that count and have no score yet, in the order they are drawn in."""
+        return [index for index in self.chosen if index not in self.items]
+
+    def add(self, items: dict[int, dict[str, float]], tokens: int, computed: float) -> None:
+        """Add scores, and write the file.
+
+        Args:
+            items: by index of the document, its score in every metric.
+            tokens: that ran sparse for them.
+            computed: neurons that these computed, in tokens' worth of all.
+        """
+        self.items |= items
+        self.tokens, self.computed = self.tokens + tokens, self.computed + computed
+        kept = {str(index): self.items[index] for index in sorted(self.items)}
+        sums = {"sparse_tokens": self.tokens, "computed_tokens": self.computed}
+        write_json(self.path, {**self.wanted, **sums, "items": kept})
+
+    def result(self) -> dict[str, Any]:
+        """What `compare` takes."""
+        indices = sorted(self.chosen)
+        names = self.items[indices[0]]
+        return {
+            **self.wanted,
+            "indices": indices,
+            "items": {name: [self.items[index][name] for index in indices] for name in names},
+            "active_fraction": self.computed / self.tokens if self.tokens else 1.0,
+        }
+
+
+def _run(harness: Any, args: argparse.Namespace, method: str, plan: Any, coefficients: Any, todo: list[Scores]) -> None:
+    """Score what is missing."""
     import lm_eval
 
     lm = harness.CladaLM(
         args.model, method, plan or "none", coefficients, args.protocol, args.max_loss, args.keep, args.dtype
     )
-    results = []
     try:
-        for task, (path, wanted) in tqdm(todo.items(), desc=method, unit="task", file=sys.stderr):
-            rows = documents[task]
-            # At random: files keep an order in which like items come together.
-            chosen = sorted(random.Random(args.seed).sample(range(len(rows)), min(args.limit or len(rows), len(rows))))
-            before = (0, 0) if lm.sparse is None else (lm.sparse.tokens, lm.sparse.neurons)
-            found = lm_eval.simple_evaluate(
-                model=lm, tasks=[harness.local_task(task, rows)], samples={task: chosen}, bootstrap_iters=0
-            )
-            names = [metric["metric"] for metric in harness.TASKS[task]["metric_list"]]
-            samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
-            items = {name: [float(sample[name]) for sample in samples] for name in names}
-            active = 1.0
-            if lm.sparse is not None and lm.sparse.tokens > before[0]:
-                size = lm.sparse.policy.weight.size
-                active = (lm.sparse.neurons - before[1]) / ((lm.sparse.tokens - before[0]) * size)
-            result = {**wanted, "indices": [sample["doc_id"] for sample in samples], "items": items,
-                      "active_fraction": active}  # fmt: skip
-            write_json(path, result)
-            results.append(result)
+        with tqdm(
+            total=sum(len(scores.missing) for scores in todo), desc=method, unit="item", file=sys.stderr
+        ) as progress:
+            for scores in todo:
+                task = scores.wanted["task"]
+                metrics = [metric["metric"] for metric in harness.TASKS[task]["metric_list"]]
+                missing = scores.missing
+                for chosen in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
+                    tokens, neurons = (lm.sparse.tokens, lm.sparse.neurons) if lm.sparse else (0, 0)
+                    found = lm_eval.simple_evaluate(
+                        model=lm,
+                        tasks=[harness.local_task(task, [scores.documents[index] for index in chosen])],
+                        bootstrap_iters=0,
+                    )
+                    items = {chosen[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in found["samples"][task]}
+                    computed = 0.0
+                    if lm.sparse:
+                        tokens = lm.sparse.tokens - tokens
+                        computed = (lm.sparse.neurons - neurons) / lm.sparse.policy.weight.size
+                    scores.add(items, tokens, computed)
+                    progress.update(len(chosen))
     finally:
         lm.close()
-    return results
+
+
+def _speeds(
+    args: argparse.Namespace, methods: list[str], plan: Any, coefficients: Any, documents: dict[str, list[Any]]
+) -> dict[str, float]:
+    """Decoding speed over dense of every method that has kernels, in interleaved runs on text of the tasks."""
+    texts = [value for rows in documents.values() for row in rows for value in row.values() if isinstance(value, str)]
+    model, tokenizer = load_model(args.model)
+    timed = argparse.Namespace(**SPEED, dtype=args.dtype, max_loss=args.max_loss, keep=args.keep)
+    size = timed.prompt_tokens + timed.new_tokens
+    ids = tokenizer("\n\n".join(texts[:2000]), add_special_tokens=False, verbose=False)["input_ids"]
+    windows = [[*bos_tokens(tokenizer), *ids[i * size : (i + 1) * size]][:size] for i in range(timed.repeats)]
+    if len(windows[-1]) < size:
+        raise InputError(f"the tasks' documents are too short to time methods on: {size * len(windows)} tokens needed")
+    threads = args.threads or available_cores()
+    contestants = enter(model, [m for m in methods if m in METHODS], plan, coefficients, timed, threads)
+    race(contestants, windows, timed, model, [], threads)
+    dense = float(np.median(contestants[0].speeds))
+    return {contestant.method: float(np.median(contestant.speeds)) / dense for contestant in contestants}
 
 
 def compare(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -224,6 +285,11 @@ def _kept(value: float, reference: float, chance: float) -> float | None:
     return float((value - chance) / (reference - chance)) if reference > chance else None
 
 
+def format_speed(ratio: float | None) -> str:
+    """Of a method over dense; empty where it has none."""
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
 def as_table(rows: list[dict[str, Any]], fmt: str) -> str:
     """The rows as `markdown`, `latex` or `csv`."""
     cells = [
@@ -238,10 +304,12 @@ def as_table(rows: list[dict[str, Any]], fmt: str) -> str:
             f"{row['diff_ci'][0]:+.4f} to {row['diff_ci'][1]:+.4f}",
             "" if row["kept_above_chance"] is None else f"{row['kept_above_chance']:.1%}",
             f"{row['active_fraction']:.0%}",
+            *([] if "speed_to_dense" not in row else [format_speed(row["speed_to_dense"])]),
         ]
         for row in rows
     ]
+    headers = list(HEADERS[: len(cells[0])])
     if fmt == "csv":
-        return pd.DataFrame(cells, columns=list(HEADERS)).to_csv(index=False)
+        return pd.DataFrame(cells, columns=headers).to_csv(index=False)
     style = {"markdown": "github", "latex": "latex_booktabs"}[fmt]
-    return tabulate(cells, list(HEADERS), tablefmt=style, disable_numparse=True)
+    return tabulate(cells, headers, tablefmt=style, disable_numparse=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_engine import plan_of
 from tiny_models import tiny_model, tokens
 
 import clada
@@ -13,7 +14,6 @@ from clada.coefficients import NONE
 from clada.dejavu import TABLES, train
 from clada.engine import Engine
 from clada.errors import InputError
-from test_engine import plan_of
 
 WINDOWS = [tokens(40, seed=100 + i) for i in range(60)]
 

@@ -129,7 +129,7 @@ def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, mon
     for row in first["rows"]:
         assert set(row) >= {"value", "stderr", "n", "diff_to_dense", "diff_ci", "seed"}
         assert (row["active_fraction"] == 1) == (row["method"] == "dense")
-    path = tmp_path / "results" / "smollm2-135m-float32-answer" / "clada-piqa.json"
+    (path,) = (tmp_path / "results" / "smollm2-135m-float32").glob("clada-*-piqa.json")
     stored = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("clada.harness.CladaLM", lambda *_a, **_k: pytest.fail("the model was opened again"))
@@ -138,11 +138,34 @@ def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, mon
     path.write_text("{", encoding="utf-8")  # cut off: done again
     assert main(command) == 0
     assert json.loads(path.read_text()) == json.loads(stored)
+    # One item of the two that are there; what is asked for beyond them is added, and dense has no protocol.
+    capsys.readouterr()
+    assert main([*command, "--limit", "1"]) == 0
+    fewer = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["n"] for row in fewer if row["metric"] == "acc"] == [1, 1, 1, 1]
+    path.unlink()
+    assert main([*command, "--limit", "1"]) == 0
+    assert len(json.loads(path.read_text())["items"]) == 1
+    assert main(command) == 0
+    again = json.loads(path.read_text())
+    assert again["items"] == json.loads(stored)["items"]
+    assert again["sparse_tokens"] == json.loads(stored)["sparse_tokens"]
+    monkeypatch.setattr("clada.evaluate.SPEED", {"prompt_tokens": 8, "new_tokens": 4, "repeats": 2, "batch_size": 1})
+    capsys.readouterr()
+    assert main([*command, "--speed"]) == 0
+    speeds = {row["method"]: row["speed_to_dense"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert speeds["dense"] == 1
+    assert speeds["clada"] > 0
+    monkeypatch.undo()
+    names = {p.name for p in path.parent.iterdir()}
+    assert main([*command, "--protocol", "all", "--limit", "1"]) == 0
+    assert {p.name.split("-")[0] for p in path.parent.iterdir() if p.name not in names} == {"clada"}
     for options, message in (
         (["--tasks", "chess"], "no local task 'chess'; there are hellaswag, piqa, copa, arc_challenge, boolq, coqa"),
         (["--data", str(tmp_path)], "no documents of piqa"),
         (["--methods", "magic"], "unknown method 'magic'"),
         (["--seed", "-1"], "--seed -1 is negative"),
+        (["--speed"], "too short to time methods on: 2240 tokens needed"),
         (["--plan", str(tmp_path / "none.json")], "none.json"),
     ):
         capsys.readouterr()

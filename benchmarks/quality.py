@@ -1,0 +1,112 @@
+"""What leaving out costs on tasks: `clada evaluate` of every method, in one table (the paper's Tables 4 and 6).
+
+    python benchmarks/quality.py --data DIR            # hours; goes on where it was, `--only LABEL` for a part of it
+    python benchmarks/quality.py                       # the tables from what is stored
+
+`DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2 and
+5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0: 1,000
+for dense and CLADA's 2 % plan, 200 for the others. DejaVu's predictors are trained beforehand:
+
+    clada calibrate --methods dejavu --text jsonl:articles.jsonl:body --out dejavu.json
+
+Item scores stay in `--out`; `benchmarks/results/quality.json` keeps the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from stored import RESULTS
+from tabulate import tabulate
+
+CHOICE = "hellaswag,piqa,copa,arc_challenge,boolq"
+WRITTEN = "coqa,qasper_evidence,xsum,cnn_dailymail"
+HALF = "clada,clada-mlp,tt,top-p,cats,griffin,teal,wina"
+SMALL, GEMMA = "smollm2-135m", "gemma3-270m"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of `clada evaluate`."""
+
+    label: str
+    methods: str
+    options: str = ""
+    limit: int = 200
+    tasks: str = CHOICE
+    protocol: str = "answer"
+    model: str = SMALL
+
+
+PARTS = (
+    Part("2 % plan", "clada", limit=1000),
+    Part("2 % plan, other methods", "clada-mlp,tt,top-p,cats,wina", "--max-loss 0.02"),
+    Part("5 % plan", "clada,tt,top-p,cats", "--max-loss 0.05"),
+    Part("half of the neurons", HALF, "--keep 0.5"),
+    Part("half of the neurons, dejavu", "dejavu", "--keep 0.5 --plan dejavu.json"),
+    Part("2 % plan, paper's load rule", "clada", "--max-loss 0.02 --coefficients paper"),
+    Part("2 % plan, every token", "clada", limit=1000, protocol="all"),
+    Part("half of the neurons, every token", "clada,griffin", "--keep 0.5", protocol="all"),
+    Part("written answers, 2 % plan", "clada", limit=100, tasks=WRITTEN),
+    Part("written answers, half of the neurons", "clada,griffin,cats", "--keep 0.5", limit=100, tasks=WRITTEN),
+    Part("gemma, 2 % plan", "clada", model=GEMMA),
+    Part("gemma, half of the neurons", "clada,griffin", "--keep 0.5", model=GEMMA),
+)
+FILE = RESULTS / "quality.json"
+
+
+def evaluate(part: Part, data: str, out: str) -> list[dict[str, Any]]:
+    """The rows of one part, scored now as far as they are not stored below `out`."""
+    options = f"--model {part.model} --methods {part.methods} --tasks {part.tasks} --limit {part.limit} --seed 0"
+    options += f" --protocol {part.protocol} {part.options}"
+    if "--coefficients" not in options:
+        options += " --coefficients none"
+    command = [sys.executable, "-m", "clada.evaluate", "--data", data, "--out", out, "--json", *options.split()]
+    print("clada evaluate", options, file=sys.stderr, flush=True)
+    return list(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["rows"])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Value of dense and difference of the others, by method and task, with the share of neurons computed."""
+    first = {(row["method"], row["task"]): row for row in reversed(rows)}
+    tasks, lines = list(dict.fromkeys(row["task"] for row in rows)), []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for task in tasks:
+            row = first[method, task]
+            low, high = row["diff_ci"]
+            shown = f"{100 * row['value']:.1f}"
+            if method != "dense":
+                shown += f" ({100 * row['diff_to_dense']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
+            cells.append(shown)
+        mean = first.get((method, "mean"), first[method, tasks[0]])
+        kept = "" if mean["kept_above_chance"] is None else f"{mean['kept_above_chance']:.0%}"
+        lines.append([f"`{method}`", *cells, kept, f"{mean['active_fraction']:.0%}"])
+    counts = {row["task"]: row["n"] for row in rows}
+    headers = ["method", *(f"{task}, {counts[task]}" for task in tasks), "above chance", "neurons"]
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    """Score what is asked for, print every table there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="the tasks' documents; without it nothing is scored")
+    parser.add_argument("--out", default="evaluations", help="where item scores are kept")
+    parser.add_argument("--only", action="append", choices=[part.label for part in PARTS], help="of the parts")
+    args = parser.parse_args()
+    stored = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    for part in PARTS:
+        if args.data and (not args.only or part.label in args.only):
+            stored[part.label] = evaluate(part, args.data, args.out)
+            FILE.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        if part.label in stored:
+            print(f"\n**{part.label}** ({part.model}, protocol `{part.protocol}`)\n\n{table(stored[part.label])}")
+
+
+if __name__ == "__main__":
+    main()
