@@ -3,8 +3,8 @@
     python benchmarks/quality.py --data DIR            # hours; goes on where it was, `--only LABEL` for a part of it
     python benchmarks/quality.py                       # the tables from what is stored
 
-`DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2 and
-5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0: 1,000
+`DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2
+or 5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0: 1,000
 for dense and CLADA's 2 % plan, 200 for the others. DejaVu's predictors are trained beforehand:
 
     clada calibrate --methods dejavu --text jsonl:articles.jsonl:body --out dejavu.json
@@ -44,18 +44,18 @@ class Part:
 
 
 PARTS = (
-    Part("2 % plan", "clada", limit=1000),
-    Part("2 % plan, other methods", "clada-mlp,tt,top-p,cats,wina", "--max-loss 0.02"),
-    Part("5 % plan", "clada,tt,top-p,cats", "--max-loss 0.05"),
-    Part("half of the neurons", HALF, "--keep 0.5"),
-    Part("half of the neurons, dejavu", "dejavu", "--keep 0.5 --plan dejavu.json"),
-    Part("2 % plan, paper's load rule", "clada", "--max-loss 0.02 --coefficients paper"),
-    Part("2 % plan, every token", "clada", limit=1000, protocol="all"),
-    Part("half of the neurons, every token", "clada,griffin", "--keep 0.5", protocol="all"),
-    Part("written answers, 2 % plan", "clada", limit=100, tasks=WRITTEN),
-    Part("written answers, half of the neurons", "clada,griffin,cats", "--keep 0.5", limit=100, tasks=WRITTEN),
-    Part("gemma, 2 % plan", "clada", model=GEMMA),
-    Part("gemma, half of the neurons", "clada,griffin", "--keep 0.5", model=GEMMA),
+    Part("clada-2", "clada", limit=1000),
+    Part("others-2", "clada-mlp,tt,top-p,cats,wina", "--max-loss 0.02"),
+    Part("budget-5", "clada,tt,top-p,cats", "--max-loss 0.05"),
+    Part("half", HALF, "--keep 0.5"),
+    Part("half-dejavu", "dejavu", "--keep 0.5 --plan dejavu.json"),
+    Part("paper-rule-2", "clada", "--max-loss 0.02 --coefficients paper"),
+    Part("all-2", "clada", limit=1000, protocol="all"),
+    Part("all-half", "clada,griffin", "--keep 0.5", protocol="all"),
+    Part("written-2", "clada", limit=100, tasks=WRITTEN),
+    Part("written-half", "clada,griffin,cats", "--keep 0.5", limit=100, tasks=WRITTEN),
+    Part("gemma-2", "clada", model=GEMMA),
+    Part("gemma-half", "clada,griffin", "--keep 0.5", model=GEMMA),
 )
 FILE = RESULTS / "quality.json"
 
@@ -105,7 +105,8 @@ def main() -> None:
             stored[part.label] = evaluate(part, args.data, args.out)
             FILE.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         if part.label in stored:
-            print(f"\n**{part.label}** ({part.model}, protocol `{part.protocol}`)\n\n{table(stored[part.label])}")
+            settings = f"{part.model}, protocol {part.protocol} {part.options}".rstrip()
+            print(f"\n**{part.label}** ({settings})\n\n{table(stored[part.label])}")
 
 
 if __name__ == "__main__":
