@@ -4,8 +4,8 @@
     python benchmarks/quality.py                       # the tables from what is stored
 
 `DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2
-or 5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0: 1,000
-for dense and CLADA's 2 % plan, 200 for the others. DejaVu's predictors are trained beforehand:
+or 5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0:
+1,000 for dense and CLADA's 2 % plan, 200 for the others. DejaVu's predictors are trained beforehand:
 
     clada calibrate --methods dejavu --text jsonl:articles.jsonl:body --out dejavu.json
 

@@ -32,8 +32,9 @@ from clada import load_model
 from cladastats.claims import claims
 from cladastats.corpus import DEFAULTS, make_study, tokens_sha256
 from cladastats.evidence import case_study, earlier_token
-from cladastats.extract import Part, extract, part_path, read_parts, shard_ids, shards_of, write_part
+from cladastats.extract import extract
 from cladastats.figures import case_figure, coefficient_figure, layer_figure, prefix_figure
+from cladastats.parts import Part, part_path, read_parts, shard_ids, shards_of, write_part
 from cladastats.similarity import similarity
 from cladastats.study import Study, write_study, write_table
 

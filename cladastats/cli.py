@@ -41,6 +41,41 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _extract(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--cluster",
+        metavar="C",
+        help="local:N processes, tcp://HOST:PORT of a Dask scheduler, or slurm:FILE, pbs:FILE, lsf:FILE (JSON: jobs, "
+        "and options of dask-jobqueue); default: this process",
+    )
+    where.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="every N-th part from the I-th on, for other schedulers; then merge",
+    )
+
+
+def _merge(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="copies of the study that have more of its parts")
+    parser.add_argument("--verify", action="store_true", help="compare every part's checksum")
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    _study(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with 1 <= I <= N, like 1/4")
+    return int(i), int(n)
+
+
 def _similarity(parser: argparse.ArgumentParser) -> None:
     _study(parser)
     _metric(parser)
@@ -114,7 +149,9 @@ def _seed(text: str) -> int:
 COMMANDS: Commands = {
     "run": ("all stages on one study, finished ones skipped; ends with the regression table", _corpus),
     "corpus": ("build natural and random sequences, their hybrids and matched references", _corpus),
-    "extract": ("run the model; neuron activations, surprisal and entropy at the target", _study),
+    "extract": ("run the model; neuron activations, surprisal and entropy at the target", _extract),
+    "merge": ("one study of parts that were extracted apart", _merge),
+    "verify": ("is every part of a study there, whole, and its own?", _verify),
     "similarity": ("similarity of activations, and how far each hybrid has shifted", _similarity),
     "controls": ("word frequency, lengths, surprisal of the token before, and of an independent model", _controls),
     "placebo": ("hybrids that should not act as prefixes do: other texts, shuffled, in other places", _placebo),

@@ -1,10 +1,7 @@
 """Neuron activations, surprisal and entropy at the target token, on disk, resumable (sections 2.1.2 and 2.2.1).
 
-A *block* is one pair of one group; a *shard* is a few blocks and becomes one `activations/part-*.safetensors`. A shard
-is a pure function of the corpus and its number, and appears by an atomic rename with its checksum, so a killed run
-loses at most the shard in flight.
-
-Within a block, work that sequences share is done once: B runs in segments that end where a hybrid leaves it, its keys
+What is computed in one go is a shard (`cladastats.parts`), so a killed run loses at most the shard in flight. Within a
+block, work that sequences share is done once: B runs in segments that end where a hybrid leaves it, its keys
 and values are copied there as the start of the hybrid, and once more at the end as the context of B*.
 """
 
@@ -19,9 +16,9 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import copy
-import hashlib
-import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ import numpy as np
 import pandas as pd
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import DynamicCache
 
@@ -40,13 +37,11 @@ from clada.jsonfile import replacing
 from clada.load import surprisal_and_entropy_bits
 from clada.models import load_model, model_revision
 from cladastats.corpus import tokens_sha256
-from cladastats.study import Study, is_current, write_table
+from cladastats.parts import Part, finished, index_path, part_path, shard_ids, shards_of, write_index, write_part
+from cladastats.study import Study, is_current
 
-# A shard is redone whole when a run is killed in it: 4 blocks are about a minute and a half at length 2,048 on two
-# cores, and about 3 MB (SmolLM2-135M) to 40 MB (7 B) of activations, neither too many files nor too much to lose.
-BLOCKS_PER_SHARD = 4
-
-TENSORS = ("activations", "surprisal_bits", "entropy_bits", "previous_surprisal_bits", "target_id")
+BYTES_BESIDE = 200  # of a sequence besides its activations: its other values, its id, the index
+WORTH_SAYING = 1e9  # bytes: smaller studies fit everywhere
 # Tokens at the end whose surprisal is kept while running: the previous one is a control, and what is one token here
 # may be several of an independent model.
 RECENT = 8
@@ -150,116 +145,6 @@ def _measurement(captured: list[torch.Tensor], tail: list[torch.Tensor], ids: np
     return Measurement(activations, surprisal.double().cpu().numpy(), float(entropy[-1]), int(ids[-1]))
 
 
-# -- parts --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """One finished shard.
-
-    Attributes:
-        sequence_ids: of its rows.
-        tensors: `TENSORS` by name; activations are [rows, layers, neurons] in the storage dtype.
-    """
-
-    sequence_ids: list[str]
-    tensors: dict[str, np.ndarray]
-
-    def checksum(self, identity: str) -> str:
-        """SHA-256 over everything the part says, the identity of its study included."""
-        digest = hashlib.sha256(json.dumps([identity, self.sequence_ids]).encode())
-        for name in TENSORS:
-            array = np.ascontiguousarray(self.tensors[name])
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
-
-
-def part_path(study: Study, shard: int) -> Path:
-    """Where the activations of a shard are."""
-    return study.folder / "activations" / f"part-{shard:05d}.safetensors"
-
-
-def write_part(path: Path, part: Part, identity: str) -> None:
-    """Write a part atomically, with its identity and checksum in its metadata."""
-    facts = {
-        "schema": "cladastats/activations/1",
-        "identity": identity,
-        "sequence_ids": part.sequence_ids,
-        "sha256": part.checksum(identity),
-    }
-    # One entry: safetensors writes several in an order that changes, and a shard's bytes should not.
-    content = safetensors.numpy.save(part.tensors, {"cladastats": json.dumps(facts)})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
-    """Read a part and check it.
-
-    Args:
-        path: the part.
-        identity: of the study.
-        sequence_ids: of the sequences the part is for.
-
-    Raises:
-        StudyError: it is truncated, altered or another shard's (`DamagedPartError`), or of another study.
-    """
-    try:
-        with safe_open(path, framework="numpy") as handle:
-            facts = _facts(handle)
-            tensors = {name: handle.get_tensor(name) for name in TENSORS}
-        part = Part(list(facts["sequence_ids"]), tensors)
-        whole = part.checksum(facts["identity"]) == facts["sha256"]
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
-        whole = False
-    if not whole:
-        raise DamagedPartError(
-            f"{path} is truncated or altered; run 'cladastats extract --study {path.parent.parent}' to redo it"
-        )
-    if facts["identity"] == identity and part.sequence_ids != sequence_ids:
-        raise DamagedPartError(
-            f"{path} holds another shard; run 'cladastats extract --study {path.parent.parent}' to redo it"
-        )
-    if facts["identity"] != identity:
-        raise StudyError(
-            f"{path} belongs to a study of another model or corpus; move it away, or use another --study folder"
-        )
-    return part
-
-
-def _facts(handle: Any) -> dict[str, Any]:
-    return dict(json.loads((handle.metadata() or {})["cladastats"]))
-
-
-class DamagedPartError(StudyError):
-    """A part whose content is not what its checksum says."""
-
-
-def read_parts(study: Study) -> Iterator[tuple[Part, list[pd.DataFrame]]]:
-    """All parts of a study in order, checked, one in memory at a time, each with the blocks of its shard.
-
-    Raises:
-        StudyError: one is missing, damaged or foreign.
-    """
-    for number, blocks in enumerate(shards_of(study.corpus)):
-        path = part_path(study, number)
-        if not path.exists():
-            raise StudyError(f"{path} is missing; run 'cladastats extract --study {study.folder}'")
-        yield read_part(path, study.config.identity(), shard_ids(blocks)), blocks
-
-
-def shards_of(corpus: pd.DataFrame) -> list[list[pd.DataFrame]]:
-    """The shards of a corpus in order, each a list of blocks: the corpus rows of one pair of one group."""
-    blocks = [block for _, block in corpus.groupby(["group", "pair"], sort=True)]
-    return [blocks[i : i + BLOCKS_PER_SHARD] for i in range(0, len(blocks), BLOCKS_PER_SHARD)]
-
-
-def shard_ids(blocks: list[pd.DataFrame]) -> list[str]:
-    """The sequences of a shard in the order of its part's rows, each once."""
-    return list(dict.fromkeys(sequence_id for block in blocks for sequence_id in block["sequence_id"]))
-
-
 # -- the stage ----------------------------------------------------------------------------------------------------
 
 
@@ -269,17 +154,24 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    extract(Study(args.study))
+    extract(Study(args.study), args.shard, args.cluster)
 
 
-def extract(study: Study) -> None:
+def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | None = None) -> None:
     """Extract what is missing of a study, and write `activations/index.parquet`.
 
     Parts that are whole are kept, damaged ones redone (and said so on stderr).
 
+    Args:
+        study: the study.
+        shard: (i, n) extracts only every n-th part from the i-th on, 1 <= i <= n, and leaves the index to
+            `cladastats merge`: for schedulers that start n processes which know nothing of each other.
+        cluster: where to compute, as `cladastats.cluster.connect` reads it; None: here.
+
     Raises:
-        StudyError: the model is not the one the study was made for, or a part is of another study.
+        StudyError: the model is not the one the study was made for, a part is of another study, or the disk is full.
         ModelError: the model cannot be opened, or its positions do not reach the study's length.
+        InputError: no such cluster.
     """
     config = study.config
     identity = config.identity()
@@ -289,80 +181,163 @@ def extract(study: Study) -> None:
             f"{study.folder}/corpus.parquet was altered since it was built; delete the folder and build it again"
         )
     shards = shards_of(corpus)
-    todo = [n for n, blocks in enumerate(shards) if not _finished(part_path(study, n), identity, shard_ids(blocks))]
-    index_path = study.folder / "activations" / "index.parquet"
+    own = range(len(shards)) if shard is None else range(shard[0] - 1, len(shards), shard[1])
+    todo = [n for n in own if not finished(part_path(study, n), identity, shard_ids(shards[n]))]
     norms_path = study.folder / "activations" / "down_norms.safetensors"
-    if not todo and _readable(norms_path) and is_current(index_path, identity):
+    norms_there = _readable(norms_path)
+    if not todo and norms_there and (shard is not None or is_current(index_path(study), identity)):
         return
 
-    if model_revision(config.model) != config.revision:
-        raise StudyError(
-            f"{study.folder} is a study of {config.model} at {config.revision[:20]}, which is not what that name opens "
-            "now; use another --study folder"
-        )
+    if todo or not norms_there:
+        _compute(study, shards, todo, norms_path, cluster)
+    if shard is None:
+        write_index(study)
+
+
+def _compute(
+    study: Study, shards: list[list[pd.DataFrame]], todo: list[int], norms_path: Path, cluster: str | None
+) -> None:
+    """Measure these shards and write their parts, and the norms where they are not there."""
+    config, identity = study.config, study.config.identity()
+    work = {number: sequences_of(shards[number]) for number in todo}
+    n_blocks = sum(map(len, work.values()))
+    task = Task(config.model, config.revision, config.dtype, config.storage_dtype, config.threads, config.length)
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
     try:
-        model, _ = load_model(config.model, dtype=config.dtype)
-        check_length(model.config, config.length + 1, "make a study with a shorter --length")
-        with replacing(norms_path) as temporary:
-            temporary.write_bytes(safetensors.numpy.save({"down_norms": down_norms(model).numpy()}))
-        runner = PrefixSharingRunner(model)
-        n_blocks = sum(len(shards[number]) for number in todo)
-        with tqdm(total=n_blocks, unit="pair", desc="extract", file=sys.stderr, disable=not todo) as progress:
-            for number in todo:
-                part = run_shard(runner, shards[number], config.storage_dtype, progress)
-                write_part(part_path(study, number), part, identity)
+        with ExitStack() as stack:
+            if cluster is None:
+                worker = task.worker()
+                norms = worker.norms
+                parts: Iterator[tuple[int, tuple[Part, int]]] = ((n, worker.part(blocks)) for n, blocks in work.items())
+            else:
+                from cladastats.cluster import spread
+
+                norms, parts = stack.enter_context(spread(task, work, cluster))
+            if not _readable(norms_path):
+                with replacing(norms_path) as temporary:
+                    temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
+            _check_room(study, sum(map(len, map(shard_ids, (shards[n] for n in todo)))), norms.size)
+            forwards = 0
+            progress = tqdm(total=n_blocks, unit="pair", desc="extract", file=sys.stderr, disable=not todo)
+            with progress:
+                for number, (part, cost) in parts:
+                    write_part(part_path(study, number), part, identity)
+                    forwards += cost
+                    progress.update(len(work[number]))
     finally:
         torch.set_num_threads(threads)
-    write_table(index_path, _index(study, len(shards)), identity)
     if todo and "placebos" not in config.corpus:
-        _report_cost(runner.token_forwards, n_blocks, config.length, len(config.ratios))
+        _report_cost(forwards, n_blocks, config.length, len(config.ratios))
 
 
-def run_shard(runner: PrefixSharingRunner, blocks: list[pd.DataFrame], storage_dtype: str, progress: Any) -> Part:
-    """Measure the blocks of one shard.
+Sequences = dict[str, np.ndarray]  # token ids by sequence_id
 
-    Raises:
-        StudyError: an activation is not finite, or too large for the storage dtype.
+
+def sequences_of(blocks: list[pd.DataFrame]) -> list[Sequences]:
+    """The sequences of each block."""
+    return [dict(zip(block["sequence_id"], block["token_ids"], strict=True)) for block in blocks]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What measuring a shard depends on besides its sequences: with these the same everywhere, so are the results.
+
+    Attributes:
+        model, revision, dtype, storage_dtype, threads, length: as `StudyConfig` has them.
     """
-    measured: dict[str, Measurement] = {}
-    for block in blocks:
-        measured |= runner.measure(dict(zip(block["sequence_id"], block["token_ids"], strict=True)))
-        progress.update()
-    rows = [measured[sequence_id] for sequence_id in shard_ids(blocks)]
-    activations = np.stack([m.activations for m in rows])
-    with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
-        stored = activations.astype(storage_dtype)
-    if not np.isfinite(stored).all():
-        largest = np.abs(activations).max()
-        raise StudyError(
-            f"an activation of {largest:.3g} does not fit {storage_dtype}; make the study with --storage-dtype float32"
-            if np.isfinite(largest)
-            else "the model gives activations that are not numbers; try another dtype or model"
+
+    model: str
+    revision: str
+    dtype: str
+    storage_dtype: str
+    threads: int
+    length: int
+
+    def worker(self) -> Worker:
+        """Open the model.
+
+        Raises:
+            StudyError: the name opens another model here.
+            ModelError: it cannot be opened, or its positions do not reach the length.
+        """
+        if model_revision(self.model) != self.revision:
+            raise StudyError(
+                f"the study is of {self.model} at {self.revision[:20]}, which is not what that name opens here; "
+                "use another --study folder, or the model it was made with"
+            )
+        model, _ = load_model(self.model, dtype=self.dtype)
+        check_length(model.config, self.length + 1, "make a study with a shorter --length")
+        return Worker(self, PrefixSharingRunner(model), down_norms(model).numpy())
+
+
+@dataclass
+class Worker:
+    """An open model that measures shards.
+
+    Attributes:
+        task: what it was opened for.
+        runner: of the model.
+        norms: of the columns of each layer's down-projection, [layers, neurons].
+    """
+
+    task: Task
+    runner: PrefixSharingRunner
+    norms: np.ndarray
+
+    def part(self, blocks: Sequence[Sequences]) -> tuple[Part, int]:
+        """Measure the blocks of one shard.
+
+        Returns:
+            its part, and how many tokens went through the model for it.
+
+        Raises:
+            StudyError: an activation is not finite, or too large for the storage dtype.
+        """
+        torch.set_num_threads(self.task.threads)  # of this very thread
+        before = self.runner.token_forwards
+        measured: dict[str, Measurement] = {}
+        for block in blocks:
+            measured |= self.runner.measure(block)
+        ids = list(dict.fromkeys(sequence_id for block in blocks for sequence_id in block))
+        rows = [measured[sequence_id] for sequence_id in ids]
+        activations = np.stack([m.activations for m in rows])
+        storage_dtype = self.task.storage_dtype
+        with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
+            stored = activations.astype(storage_dtype)
+        if not np.isfinite(stored).all():
+            largest = np.abs(activations).max()
+            raise StudyError(
+                f"an activation of {largest:.3g} does not fit {storage_dtype}; make the study with --storage-dtype "
+                "float32"
+                if np.isfinite(largest)
+                else "the model gives activations that are not numbers; try another dtype or model"
+            )
+        part = Part(
+            ids,
+            {
+                "activations": stored,
+                "surprisal_bits": np.array([m.surprisal_bits for m in rows]),
+                "entropy_bits": np.array([m.entropy_bits for m in rows]),
+                "previous_surprisal_bits": np.array([m.previous_surprisal_bits for m in rows]),
+                "target_id": np.array([m.target_id for m in rows]),
+            },
         )
-    return Part(
-        shard_ids(blocks),
-        {
-            "activations": stored,
-            "surprisal_bits": np.array([m.surprisal_bits for m in rows]),
-            "entropy_bits": np.array([m.entropy_bits for m in rows]),
-            "previous_surprisal_bits": np.array([m.previous_surprisal_bits for m in rows]),
-            "target_id": np.array([m.target_id for m in rows]),
-        },
-    )
+        return part, self.runner.token_forwards - before
 
 
-def _finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
-    if not path.exists():
-        return False
-    try:
-        read_part(path, identity, sequence_ids)
-    except DamagedPartError as damage:
-        print(f"cladastats: {str(damage).partition(';')[0]}; it is done again", file=sys.stderr)
-        path.unlink()
-        return False
-    return True
+def _check_room(study: Study, sequences: int, neurons: int) -> None:
+    """Say what the activations of so many sequences of so many neurons need, and refuse where it cannot fit."""
+    needed = sequences * (neurons * np.dtype(study.config.storage_dtype).itemsize + BYTES_BESIDE)
+    free = shutil.disk_usage(study.folder).free
+    if needed > free:
+        raise StudyError(
+            f"the activations of {sequences:,} sequences need {needed / 1e9:.2f} GB and {study.folder} has "
+            f"{free / 1e9:.2f} GB free; free some, or use --study on another disk"
+        )
+    if needed > WORTH_SAYING:
+        print(
+            f"cladastats: {needed / 1e9:.1f} GB for {sequences:,} sequences, {free / 1e9:.1f} GB free", file=sys.stderr
+        )
 
 
 def _readable(path: Path) -> bool:
@@ -371,17 +346,6 @@ def _readable(path: Path) -> bool:
     except (OSError, SafetensorError):
         return False
     return True
-
-
-def _index(study: Study, shards: int) -> pd.DataFrame:
-    tables = []
-    for number in range(shards):
-        path = part_path(study, number)
-        with safe_open(path, framework="numpy") as handle:
-            ids = _facts(handle)["sequence_ids"]
-            columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
-        tables.append(pd.DataFrame({"sequence_id": ids, "part": path.name, "row": range(len(ids)), **columns}))
-    return pd.concat(tables).drop_duplicates("sequence_id", ignore_index=True)
 
 
 def _report_cost(forwards: int, blocks: int, length: int, ratios: int) -> None:

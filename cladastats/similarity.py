@@ -20,8 +20,8 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from clada.errors import InputError
-from cladastats.extract import Part, read_parts
 from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
+from cladastats.parts import Part, read_parts
 from cladastats.study import Study, is_current, write_table
 
 TRIMMED = 0.01  # of each layer's neurons, those of the largest mean square

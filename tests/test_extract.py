@@ -13,7 +13,8 @@ from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.errors import ModelError, StudyError
 from clada.families import FAMILIES, capture_last_activations, check_length, decoder_layers, down_norms, family_of
-from cladastats.extract import PrefixSharingRunner, extract, part_path, read_part, read_parts, shard_ids, shards_of
+from cladastats.extract import PrefixSharingRunner, extract
+from cladastats.parts import part_path, read_part, read_parts, shard_ids, shards_of
 from cladastats.study import Study
 
 LENGTH, PREFIXES = 64, [16, 24, 32]  # the sliding window of the tiny models is 16: prefixes reach and exceed it
@@ -191,7 +192,7 @@ def test_a_part_of_another_study_is_refused(copy_of, monkeypatch):
         extract(Study(copy_of.folder))
     for path in parts(copy_of):
         path.unlink()
-    with pytest.raises(StudyError, match="is a study of smollm2-135m at sha256:other"):
+    with pytest.raises(StudyError, match="is of smollm2-135m at sha256:other"):
         extract(Study(copy_of.folder))
 
 

@@ -23,8 +23,8 @@ from cladastats.claims import claims
 from cladastats.cli import main
 from cladastats.controls import controls
 from cladastats.evidence import CLAIMS, activation_maps, case_gaps, case_study, earlier_token
-from cladastats.extract import read_parts
 from cladastats.figures import coefficient_figure, layer_figure
+from cladastats.parts import read_parts
 from cladastats.placebo import PLACEBOS, make_placebo, placebo_sequences
 from cladastats.regress import COLUMNS, complete_rows, fit_columns
 from cladastats.robust import (

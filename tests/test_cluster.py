@@ -1,0 +1,251 @@
+"""Extraction in pieces and on clusters: the same bits, whoever computed them, and whatever died on the way."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import psutil
+import pytest
+
+from cladastats.cli import main
+from cladastats.parts import part_path
+from cladastats.study import Study
+
+EXTRACT = [sys.executable, "-m", "cladastats", "extract", "--study"]
+
+
+@pytest.fixture
+def empty(small_study, tmp_path):
+    """A copy of the shared study without activations, and what its parts hold."""
+    return bare_copy(small_study, tmp_path / "study"), contents(small_study)
+
+
+def bare_copy(study, folder):
+    folder.mkdir()
+    for name in ("study.json", "corpus.parquet"):
+        shutil.copy(study.folder / name, folder)
+    return Study(folder)
+
+
+def contents(study):
+    return {path.name: path.read_bytes() for path in sorted((study.folder / "activations").glob("part-*"))}
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def wait_for(what, seconds=120):
+    """Until it is true: processes take as long as they take; the limit only ends a test that hangs."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_pieces_merge_into_what_one_run_gives(empty, small_study, tmp_path, capsys):
+    study, expected = empty
+    assert len(expected) == 3
+    apart = [bare_copy(small_study, tmp_path / f"machine{i}") for i in (1, 2)]
+    for i, machine in enumerate(apart, start=1):
+        assert main(["extract", "--study", str(machine.folder), "--shard", f"{i}/2"]) == 0
+        assert not (machine.folder / "activations" / "index.parquet").exists()
+    assert sorted(contents(apart[0])) == ["part-00000.safetensors", "part-00002.safetensors"]
+    command = ["merge", "--study", str(study.folder)]
+    assert main([*command, str(apart[0].folder)]) == 2
+    assert "1 of 3 parts are missing, the first" in last_line(capsys)
+    assert main([*command, "--verify", *(str(machine.folder) for machine in apart)]) == 0
+    assert contents(study) == expected
+    assert study.index.equals(small_study.index)
+    for name in ("down_norms.safetensors", "index.parquet"):
+        path = study.folder / "activations" / name
+        assert path.read_bytes() == (small_study.folder / "activations" / name).read_bytes()
+    assert main(["similarity", "--study", str(study.folder)]) == 0
+    for wrong in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(SystemExit) as end:
+            main(["extract", "--study", str(study.folder), "--shard", wrong])
+        assert end.value.code == 2
+        assert "like 1/4" in last_line(capsys)
+
+
+def test_what_is_wrong_with_parts_is_found_and_how_to_mend_it(small_study, tmp_path, capsys):
+    shutil.copytree(small_study.folder, tmp_path / "study")
+    study, command = Study(tmp_path / "study"), ["verify", "--study", str(tmp_path / "study")]
+    assert main(command) == 0
+    paths = [part_path(study, number) for number in range(3)]
+    whole = [path.read_bytes() for path in paths]
+    paths[0].unlink()
+    paths[1].write_bytes(whole[1][:-10])
+    altered = bytearray(whole[2])
+    altered[-10] ^= 1
+    paths[2].write_bytes(altered)
+    (study.folder / "activations" / "part-00007.safetensors").write_bytes(whole[0])
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 2
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["parts"] == 3
+    assert [(p["part"], p["problem"]) for p in found["problems"]] == [
+        ("part-00000.safetensors", "missing"),
+        ("part-00001.safetensors", "is truncated or altered"),
+        ("part-00002.safetensors", "is truncated or altered"),
+        ("part-00007.safetensors", "of no shard of this corpus"),
+    ]
+    assert f"'cladastats extract --study {study.folder}' makes it" in found["problems"][0]["remedy"]
+    assert "4 problems with the 3 parts of" in said.err
+    assert main(["merge", "--study", str(study.folder)]) == 2
+    # The remedy mends it.
+    (study.folder / "activations" / "part-00007.safetensors").unlink()
+    assert main(["extract", "--study", str(study.folder)]) == 0
+    assert main(command) == 0
+    assert contents(study) == contents(small_study)
+    # A part of another study, and a folder of one.
+    value = json.loads((study.folder / "study.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(study.folder, other)
+    (other / "study.json").write_text(json.dumps({**value, "revision": "sha256:other"}))
+    assert main(["verify", "--study", str(other)]) == 2
+    assert "of another study; move it away" in capsys.readouterr().out
+    assert main(["merge", "--study", str(study.folder), str(other)]) == 2
+    assert "has another model or corpus" in last_line(capsys)
+
+
+def test_a_study_that_does_not_fit_the_disk_is_refused_before_it_starts(empty, monkeypatch, capsys):
+    study, _ = empty
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    assert main(["extract", "--study", str(study.folder)]) == 2
+    assert re.search(r"the activations of 72 sequences need 0\.01 GB and .* has 0\.00 GB free", last_line(capsys))
+    assert contents(study) == {}
+
+
+# -- Dask: real schedulers and workers, in processes of their own --------------------------------------------------
+
+
+@contextmanager
+def process(*command, **options):
+    """A process that is gone afterwards, with its children."""
+    running = subprocess.Popen([*map(str, command)], text=True, **options)
+    try:
+        yield running
+    finally:
+        family = [running.pid] if running.poll() is None else []
+        if family:
+            family += [child.pid for child in psutil.Process(running.pid).children(recursive=True)]
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        running.wait()
+
+
+def busy_workers(pid):
+    """Processes below one, oldest first, that hold a model: the others are Dask's own."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [c for c in sorted(children, key=lambda c: c.create_time()) if c.memory_info().rss > 400e6]
+
+
+def test_a_local_cluster_gives_the_same_bits_though_a_worker_is_killed(empty):
+    study, expected = empty
+    with process(*EXTRACT, study.folder, "--cluster", "local:2", stderr=subprocess.PIPE) as running:
+        wait_for(lambda: running.poll() is not None or busy_workers(running.pid))
+        busy_workers(running.pid)[0].kill()
+        said = running.communicate()[1]
+        assert running.returncode == 0, said
+    assert "cladastats: dashboard http" in said
+    assert "Traceback" not in said
+    assert contents(study) == expected
+
+
+@contextmanager
+def scheduler(folder, port=0):
+    """A Dask scheduler; yields its process and its address."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", port, "--no-dashboard"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with process(*command, "--host", "127.0.0.1", "--scheduler-file", file, **options) as running:
+        wait_for(file.exists)
+        wait_for(lambda: file.read_text().endswith("}"))
+        yield running, json.loads(file.read_text())["address"]
+
+
+def worker(address):
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2", "--no-dashboard"]
+    return process(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_lost_scheduler_ends_in_one_line_and_nothing_is_lost(empty, tmp_path, capsys):
+    study, expected = empty
+    with scheduler(tmp_path) as (running, address):
+        assert main(["extract", "--study", str(study.folder), "--cluster", address]) == 2
+        assert "has no workers; start some with 'dask worker" in last_line(capsys)
+        with (
+            worker(address),
+            process(*EXTRACT, study.folder, "--cluster", address, stderr=subprocess.PIPE) as extraction,
+        ):
+            wait_for(lambda: extraction.poll() is not None or contents(study))
+            running.kill()
+            said = extraction.communicate()[1]
+    assert extraction.returncode == 2, said
+    line = said.strip().splitlines()[-1]
+    assert line.endswith("the scheduler is gone; finished parts are kept: run the same command again when there is one")
+    assert "Traceback" not in said
+    kept = contents(study)
+    assert 0 < len(kept) < 3
+    with scheduler(tmp_path) as (_, address), worker(address), worker(address):
+        wait = [sys.executable, "-c", "import sys, distributed; distributed.Client(sys.argv[1]).wait_for_workers(2)"]
+        subprocess.run([*wait, address], check=True, timeout=120)
+        subprocess.run([*EXTRACT, study.folder, "--cluster", address], check=True, timeout=300)
+    assert contents(study) == expected
+    assert {name: expected[name] for name in kept} == kept
+
+
+def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeypatch):
+    """SLURM's commands are played by scripts that start a job at once; everything else is real."""
+    study, expected = empty
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    file = tmp_path / "slurm.json"
+    options = {"jobs": 1, "cores": 1, "memory": "4GB", "interface": "lo", "log_directory": str(tmp_path / "logs")}
+    file.write_text(json.dumps(options))
+    command = ["extract", "--study", str(study.folder), "--cluster", f"slurm:{file}"]
+    assert main(command) == 2
+    assert "there is no sbatch here" in last_line(capsys)
+    scripts = {
+        "sbatch": 'cp "$1" "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo Submitted batch job $!',
+        "scancel": 'kill "$1"',
+    }
+    for name, text in scripts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    assert main(command) == 0
+    assert contents(study) == expected
+    assert "#SBATCH --mem=4G" in (programs / "sbatch.job").read_text()
+    for content, message in (
+        ("{", "does not describe a slurm cluster"),
+        ('{"cores": 1}', "does not describe a slurm cluster"),
+        ('{"jobs": 0}', "jobs is 0"),
+        (
+            '{"jobs": 1, "memory": "1GB", "cores": 1, "colour": "red"}',
+            "it takes the options of dask-jobqueue's SLURMCluster",
+        ),
+    ):
+        file.write_text(content)
+        shutil.rmtree(study.folder / "activations", ignore_errors=True)
+        assert main(command) == 2
+        assert message in last_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["local:0", "local:many", "moon:1", "tcp://127.0.0.1:9"])
+def test_a_cluster_that_is_none_is_refused(empty, name, capsys):
+    study, _ = empty
+    assert main(["extract", "--study", str(study.folder), "--cluster", name]) == 2
+    line = last_line(capsys)
+    assert name in line
+    assert contents(study) == {}
