@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import cache
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def connect(name: str) -> Iterator[Any]:
                 yield client
         elif kind in QUEUES:
             make, options, jobs = _queue(kind, rest)
-            with _started(make, options, rest) as cluster, distributed.Client(cluster) as client:
+            with make(**options) as cluster, distributed.Client(cluster) as client:
                 cluster.scale(jobs=jobs)
                 print(f"cladastats: waiting for the first of {jobs} jobs", file=sys.stderr)
                 client.wait_for_workers(1)
@@ -166,6 +167,8 @@ def _queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any], in
         jobs = options.pop("jobs")
         if not (isinstance(jobs, int) and jobs > 0):
             raise ValueError(f"jobs is {jobs!r}")
+        if missing := {"cores", "memory"} - set(options):
+            raise ValueError(f"no {' and '.join(sorted(missing))}")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as problem:
         raise InputError(
             f"{file} does not describe a {kind} cluster ({problem}); it is a JSON object such as "
@@ -178,15 +181,12 @@ def _queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any], in
     make, command = QUEUES[kind]
     if shutil.which(command) is None:
         raise InputError(f"there is no {command} here; run this where {kind} jobs are submitted")
-    return getattr(dask_jobqueue, make), options, jobs
-
-
-def _started(make: Callable[..., Any], options: dict[str, Any], file: str) -> Any:
-    try:
-        return make(**options)
-    except (TypeError, ValueError) as problem:
-        reason = " ".join(str(problem).split())
-        raise InputError(f"{file}: {reason}; it takes the options of dask-jobqueue's {make.__name__}") from None
+    found = getattr(dask_jobqueue, make)
+    takers = (*found.__mro__, *found.job_cls.__mro__)
+    known = {name for taker in takers for name in signature(taker.__init__).parameters}
+    if unknown := sorted(set(options) - known):
+        raise InputError(f"{file}: no option {', '.join(unknown)}; it takes those of dask-jobqueue's {make}")
+    return found, options, jobs
 
 
 def _distributed() -> Any:

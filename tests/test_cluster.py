@@ -231,9 +231,10 @@ def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeyp
         ("{", "does not describe a slurm cluster"),
         ('{"cores": 1}', "does not describe a slurm cluster"),
         ('{"jobs": 0}', "jobs is 0"),
+        ('{"jobs": 1, "cores": 2}', "no memory"),
         (
             '{"jobs": 1, "memory": "1GB", "cores": 1, "colour": "red"}',
-            "it takes the options of dask-jobqueue's SLURMCluster",
+            "no option colour; it takes those of dask-jobqueue's SLURMCluster",
         ),
     ):
         file.write_text(content)
