@@ -41,6 +41,13 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _run(parser: argparse.ArgumentParser) -> None:
+    _corpus(parser)
+    parser.add_argument(
+        "--from", dest="recorded", metavar="FILE", help="repeat the study of this study.json, in the folder of --study"
+    )
+
+
 def _extract(parser: argparse.ArgumentParser) -> None:
     _study(parser)
     where = parser.add_mutually_exclusive_group()
@@ -147,7 +154,7 @@ def _seed(text: str) -> int:
 
 
 COMMANDS: Commands = {
-    "run": ("all stages on one study, finished ones skipped; ends with the regression table", _corpus),
+    "run": ("all stages on one study, finished ones skipped; ends with the regression table", _run),
     "corpus": ("build natural and random sequences, their hybrids and matched references", _corpus),
     "extract": ("run the model; neuron activations, surprisal and entropy at the target", _extract),
     "merge": ("one study of parts that were extracted apart", _merge),

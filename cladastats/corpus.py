@@ -38,7 +38,7 @@ from clada.errors import InputError, StudyError
 from clada.families import check_length, family_of
 from clada.models import bos_tokens, load_config, load_tokenizer, model_revision
 from cladastats.sources import Documents, load_documents
-from cladastats.study import STUDIES, Study, StudyConfig, write_study, write_table
+from cladastats.study import STUDIES, Study, StudyConfig, read_config, write_study, write_table
 
 GROUPS = ("nls", "rts")
 SCHEMA = pa.schema(
@@ -516,6 +516,43 @@ def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
     return _build_study(path, settings)
 
 
+def repeat_study(recorded: Path, folder: str | None) -> Study:
+    """Build a study as the `study.json` of another one records it, or open the one that was.
+
+    Args:
+        recorded: that file.
+        folder: of the new study.
+
+    Raises:
+        StudyError: no folder or one of another study, a file of derived sequences, or the model, the tokenizer, the
+            source or what is built of them is not what it was.
+    """
+    wanted = read_config(recorded)
+    if folder is None:
+        raise StudyError("--from needs --study, the folder of the new study")
+    if "made_of" in wanted.corpus:
+        raise StudyError(f"{recorded} is of sequences made from another study; repeat that one, then make them again")
+    path = Path(folder)
+    if (path / "study.json").is_file():
+        study = Study(path)
+        if study.config.identity() != wanted.identity():
+            raise StudyError(f"{path} is another study than that of {recorded}; give another folder with --study")
+        return study
+    config, corpus = _prepare({name: getattr(wanted, name) for name in DEFAULTS})
+    for name, what in (
+        ("revision", f"the model {wanted.model}"),
+        ("tokenizer_sha256", f"the tokenizer of {wanted.model}"),
+        ("source_sha256", f"the source {wanted.source}"),
+        ("corpus_sha256", "the corpus built from the same source (by other versions of packages)"),
+    ):
+        if getattr(config, name) != getattr(wanted, name):
+            raise StudyError(
+                f"{what} is not what it was for {recorded} ({name} {getattr(config, name)[:20]}, not "
+                f"{getattr(wanted, name)[:20]}); without it the study cannot be repeated"
+            )
+    return _write_study(path, config, corpus)
+
+
 def _rebuild_corpus(study: Study) -> None:
     """Write the corpus of a study again, from its own settings."""
     config, corpus = _prepare({name: getattr(study.config, name) for name in DEFAULTS})
@@ -528,7 +565,10 @@ def _rebuild_corpus(study: Study) -> None:
 
 
 def _build_study(folder: Path, settings: dict[str, Any]) -> Study:
-    config, corpus = _prepare(settings)
+    return _write_study(folder, *_prepare(settings))
+
+
+def _write_study(folder: Path, config: StudyConfig, corpus: Corpus) -> Study:
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "corpus.parquet", corpus.table, corpus.sha256)
     write_study(folder, config)

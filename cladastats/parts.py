@@ -172,3 +172,24 @@ def finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
         path.unlink()
         return False
     return True
+
+
+def read_layer(study: Study, index: pd.DataFrame, sequence_ids: list[str], layer: int) -> np.ndarray:
+    """One layer of some sequences, [sequences, neurons] in the storage dtype; nothing else is read from the disk.
+
+    Args:
+        study: the study.
+        index: its index.
+        sequence_ids: the sequences, in the order that is wanted.
+        layer: from 0 on.
+    """
+    wanted = index.set_index("sequence_id").loc[sequence_ids, ["part", "row"]].reset_index(drop=True)
+    found: np.ndarray | None = None
+    for name, members in wanted.groupby("part"):
+        with safe_open(study.folder / "activations" / str(name), framework="numpy") as handle:
+            whole = handle.get_slice("activations")[:, layer : layer + 1]
+        if found is None:
+            found = np.empty((len(wanted), whole.shape[2]), whole.dtype)
+        found[members.index] = whole[members["row"], 0]
+    assert found is not None
+    return found

@@ -10,8 +10,10 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["run", *sys.argv[1:]]))
 
 import argparse
+from pathlib import Path
 
-from cladastats.corpus import DEFAULTS, make_study
+from clada.errors import InputError
+from cladastats.corpus import DEFAULTS, make_study, repeat_study
 from cladastats.extract import extract
 from cladastats.figures import draw
 from cladastats.regress import regress, summary_sentences, write_coefficients
@@ -27,7 +29,13 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    study = make_study(args.study, {name: getattr(args, name) for name in DEFAULTS})
+    asked = {name: getattr(args, name) for name in DEFAULTS}
+    if args.recorded is not None:
+        if any(value is not None for value in asked.values()):
+            raise InputError("--from takes everything from the file; leave the other settings out")
+        study = repeat_study(Path(args.recorded), args.study)
+    else:
+        study = make_study(args.study, asked)
     print(f"cladastats: {study!r}", file=sys.stderr)
     extract(study)
     for metric in METRICS:

@@ -11,7 +11,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from clada.errors import InputError
 from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
-from cladastats.parts import Part, read_parts
+from cladastats.parts import Part, read_layer, read_parts
 from cladastats.study import Study, is_current, write_table
 
 TRIMMED = 0.01  # of each layer's neurons, those of the largest mean square
@@ -193,20 +192,21 @@ def _row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
 def population_cka(study: Study) -> pd.DataFrame:
     """Debiased linear CKA of each layer with pairs as observations (for figures).
 
+    One layer of one group is in memory at a time.
+
     Returns:
         columns group, ratio, layer, comparison (ab, hb, ha, hb_matched), cka, se (jackknife over pairs), n_pairs.
     """
+    for part, _ in read_parts(study):  # checked once, as layers are then read without their checksums
+        layers = part.tensors["activations"].shape[1]
+    index = study.index
     records: list[dict[str, Any]] = []
     for group, members in study.corpus.groupby("group"):
         roles: dict[str | float, list[str]] = {}
         for row in members.sort_values("pair").itertuples():
             roles.setdefault(float(row.ratio) if row.role == "hybrid" else row.role, []).append(row.sequence_id)
-        wanted = {sequence_id: None for ids in roles.values() for sequence_id in ids}
-        stacked = _load_rows(study, list(wanted))
-        place = {sequence_id: i for i, sequence_id in enumerate(wanted)}
-        by_role = {role: stacked[[place[i] for i in ids]] for role, ids in roles.items()}
-        for layer in tqdm(range(stacked.shape[1]), desc=f"population cka {group}", file=sys.stderr, leave=False):
-            layer_of = {role: matrix[:, layer].astype(float) for role, matrix in by_role.items()}
+        for layer in tqdm(range(layers), desc=f"population cka {group}", file=sys.stderr, leave=False):
+            layer_of = {role: read_layer(study, index, ids, layer).astype(float) for role, ids in roles.items()}
             for ratio in sorted(role for role in layer_of if isinstance(role, float)):
                 for comparison, x, y in (
                     ("ab", "A", "B"),
@@ -220,12 +220,3 @@ def population_cka(study: Study) -> pd.DataFrame:
                         | {"cka": cka, "se": se, "n_pairs": len(layer_of[x])}
                     )
     return pd.DataFrame.from_records(records)
-
-
-def _load_rows(study: Study, sequence_ids: Sequence[str]) -> np.ndarray:
-    """Activations [sequences, layers, neurons] of the sequences, in their order and the storage dtype."""
-    rows: dict[str, np.ndarray] = {}
-    wanted = set(sequence_ids)
-    for part, _ in read_parts(study):
-        rows.update((i, part.tensors["activations"][r]) for r, i in enumerate(part.sequence_ids) if i in wanted)
-    return np.stack([rows[i] for i in sequence_ids])

@@ -112,14 +112,7 @@ class Study:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = study_folder(folder)
-        value = read_json(self.folder / "study.json", SCHEMA, StudyError)
-        value.pop("schema")
-        try:
-            self.config = StudyConfig(**{**value, "ratios": tuple(value["ratios"])})
-        except (KeyError, TypeError) as problem:
-            raise StudyError(
-                f"{self.folder / 'study.json'} is damaged ({problem}); build the study again elsewhere"
-            ) from None
+        self.config = read_config(self.folder / "study.json")
 
     @property
     def corpus(self) -> pd.DataFrame:
@@ -178,6 +171,20 @@ class Study:
         shown = {key: value for key, value in asdict(self.config).items() if key not in ("versions", "corpus")}
         rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items())
         return f"<table><caption>{html.escape(str(self.folder))}</caption>{rows}</table>"
+
+
+def read_config(path: Path) -> StudyConfig:
+    """Read a `study.json`.
+
+    Raises:
+        StudyError: it is not there, or not one.
+    """
+    value = read_json(path, SCHEMA, StudyError)
+    value.pop("schema")
+    try:
+        return StudyConfig(**{**value, "ratios": tuple(value["ratios"])})
+    except (KeyError, TypeError) as problem:
+        raise StudyError(f"{path} is damaged ({problem}); build the study again elsewhere") from None
 
 
 def study_folder(folder: str | Path | None) -> Path:

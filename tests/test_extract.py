@@ -13,6 +13,7 @@ from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.errors import ModelError, StudyError
 from clada.families import FAMILIES, capture_last_activations, check_length, decoder_layers, down_norms, family_of
+from cladastats.cli import main
 from cladastats.extract import PrefixSharingRunner, extract
 from cladastats.parts import part_path, read_part, read_parts, shard_ids, shards_of
 from cladastats.study import Study
@@ -249,3 +250,28 @@ def test_half_precision_storage_is_recorded_and_overflow_found(copy_of, monkeypa
     parts(study)[0].unlink()
     with pytest.raises(StudyError, match="does not fit float16; make the study with --storage-dtype float32"):
         extract(study)
+
+
+def test_a_study_is_repeated_from_its_description_alone(small_study, tmp_path, capsys):
+    (tmp_path / "study.json").write_bytes((small_study.folder / "study.json").read_bytes())
+    command = ["run", "--from", str(tmp_path / "study.json")]
+    again = tmp_path / "again"
+    assert main([*command, "--study", str(again)]) == 0
+    for name in ("corpus.parquet", "panel-cka.parquet", "panel-cosine.parquet"):
+        assert (again / name).read_bytes() == (small_study.folder / name).read_bytes()
+    assert contents(Study(again)) == contents(small_study)
+    assert main([*command, "--study", str(again)]) == 0  # it is there
+    value = json.loads((tmp_path / "study.json").read_text())
+    for change, options, message in (
+        ({}, [], "--from needs --study"),
+        ({}, ["--study", str(again), "--pairs", "3"], "leave the other settings out"),
+        ({"corpus_sha256": "0" * 64}, ["--study", str(again)], "is another study than that of"),
+        ({"source_sha256": "0" * 64}, ["--study", str(tmp_path / "b")], "the source news is not what it was"),
+        ({"revision": "sha256:0"}, ["--study", str(tmp_path / "b")], "the model smollm2-135m is not what it was"),
+        ({"corpus": {"made_of": "x"}}, ["--study", str(tmp_path / "b")], "made from another study"),
+    ):
+        (tmp_path / "study.json").write_text(json.dumps({**value, **change}))
+        capsys.readouterr()
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not (tmp_path / "b").exists()
