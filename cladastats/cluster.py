@@ -58,19 +58,19 @@ def spread(task: Task, work: Mapping[int, Sequence[Sequences]], name: str) -> It
 
         def results() -> Results:
             waiting = iter(work.items())
-            workers = max(1, len(client.scheduler_info()["workers"]))
             pool = distributed.as_completed()
 
-            def give(n: int) -> None:
-                for number, blocks in islice(waiting, n):
-                    future = client.submit(_measure, task, number, list(blocks), pure=False, retries=0)
-                    pool.add(future)
+            def give() -> None:
+                """As much as the workers there are now can have; those of a queue come one after the other."""
+                most = max(1, len(client.nthreads())) * (1 + AHEAD)
+                for number, blocks in islice(waiting, max(0, most - pool.count())):
+                    pool.add(client.submit(_measure, task, number, list(blocks), pure=False))
 
-            give(workers * (1 + AHEAD))
+            give()
             for future in pool:
                 yield _result(future)
                 future.release()
-                give(1)
+                give()
 
         norms = _result(client.submit(_norms, task, pure=False))
         yield norms, results()
@@ -88,7 +88,7 @@ def _result(future: Any) -> Any:
             "several workers died of the same shard, most likely for want of memory; give them more, and run the same "
             "command again"
         ) from None
-    except (CancelledError, distributed.comm.CommClosedError, OSError):
+    except (CancelledError, distributed.comm.CommClosedError):
         raise StudyError(
             "the scheduler is gone; finished parts are kept: run the same command again when there is one"
         ) from None
@@ -153,7 +153,7 @@ def connect(name: str) -> Iterator[Any]:
             except (OSError, ValueError):
                 raise InputError(f"no Dask scheduler answers at {name}; start one with 'dask scheduler'") from None
             with client:
-                if not client.scheduler_info()["workers"]:
+                if not client.nthreads():
                     raise InputError(f"the scheduler at {name} has no workers; start some with 'dask worker {name}'")
                 yield client
         else:

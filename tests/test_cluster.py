@@ -224,7 +224,7 @@ def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeyp
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    assert main(command) == 0
+    subprocess.run([sys.executable, "-m", "cladastats", *command], check=True, timeout=300)
     assert contents(study) == expected
     assert "#SBATCH --mem=4G" in (programs / "sbatch.job").read_text()
     for content, message in (
