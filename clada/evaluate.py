@@ -129,9 +129,13 @@ class Scores:
         try:
             found = read_json(path, SCHEMA) if path.is_file() else {}
             if all(found.get(key) == value for key, value in wanted.items()):
-                self.items = {int(index): item for index, item in found["items"].items()}
-                self.tokens, self.computed = found["sparse_tokens"], found["computed_tokens"]
-        except (InputError, KeyError, AttributeError, ValueError):
+                items = {
+                    int(index): {metric: float(score) for metric, score in item.items()}
+                    for index, item in found["items"].items()
+                }
+                self.tokens, self.computed = int(found["sparse_tokens"]), float(found["computed_tokens"])
+                self.items = items
+        except (InputError, KeyError, AttributeError, TypeError, ValueError, OverflowError):
             pass  # cut off or altered: done again
 
     @property

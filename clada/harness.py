@@ -317,7 +317,11 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"no documents of {task}: {folder / task} has no .jsonl file; put one there, or leave it out")
     rows = []
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is not UTF-8; convert it") from None
+        for number, line in enumerate(lines, start=1):
             try:
                 rows.append(json.loads(line))
             except ValueError:

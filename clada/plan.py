@@ -198,12 +198,15 @@ class Plan:
             )
             for setting in settings:
                 setting.covers(NONE)
-            return cls(
-                value["model"], value["revision"], settings, value["quantiles"], load_file(tables), value["provenance"]
-            )
+            names = ("surprisal_bits", "entropy_bits")
+            quantiles = {q: {name: float(found[name]) for name in names} for q, found in value["quantiles"].items()}
+            model, revision = value["model"], value["revision"]
+            if not (isinstance(model, str) and isinstance(revision, str)):
+                raise TypeError
+            return cls(model, revision, settings, quantiles, load_file(tables), value["provenance"])
         except OSError:
             raise InputError(f"{path} needs {tables.name} beside it; copy both files, or {remedy}") from None
-        except (KeyError, TypeError, AttributeError, safetensors.SafetensorError):
+        except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError):
             raise InputError(f"{path} is not a whole plan; {remedy}") from None
 
     def check_model(self, revision: str, layers: int) -> None:

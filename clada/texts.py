@@ -41,8 +41,9 @@ def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: 
             if len(windows) >= needed:
                 break
     except (OSError, ValueError, KeyError, TypeError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise InputError(
-            f"cannot read text from {name} ({problem}); give a UTF-8 file, jsonl:FILE:FIELD or a study folder"
+            f"cannot read text from {name} ({reason}); give a UTF-8 file, jsonl:FILE:FIELD or a study folder"
         ) from None
     if len(windows) < needed:
         raise InputError(

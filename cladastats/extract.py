@@ -20,14 +20,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import DynamicCache
 
@@ -37,7 +35,18 @@ from clada.jsonfile import replacing
 from clada.load import surprisal_and_entropy_bits
 from clada.models import load_model, model_revision
 from cladastats.corpus import tokens_sha256
-from cladastats.parts import Part, finished, index_path, part_path, shard_ids, shards_of, write_index, write_part
+from cladastats.parts import (
+    Part,
+    finished,
+    index_path,
+    norms_path,
+    part_path,
+    read_norms,
+    shard_ids,
+    shards_of,
+    write_index,
+    write_part,
+)
 from cladastats.study import Study, is_current
 
 BYTES_BESIDE = 200  # of a sequence besides its activations: its other values, its id, the index
@@ -183,20 +192,17 @@ def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | N
     shards = shards_of(corpus)
     own = range(len(shards)) if shard is None else range(shard[0] - 1, len(shards), shard[1])
     todo = [n for n in own if not finished(part_path(study, n), identity, shard_ids(shards[n]))]
-    norms_path = study.folder / "activations" / "down_norms.safetensors"
-    norms_there = _readable(norms_path)
+    norms_there = _has_norms(study)
     if not todo and norms_there and (shard is not None or is_current(index_path(study), identity)):
         return
 
     if todo or not norms_there:
-        _compute(study, shards, todo, norms_path, cluster)
+        _compute(study, shards, todo, cluster)
     if shard is None:
         write_index(study)
 
 
-def _compute(
-    study: Study, shards: list[list[pd.DataFrame]], todo: list[int], norms_path: Path, cluster: str | None
-) -> None:
+def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cluster: str | None) -> None:
     """Measure these shards and write their parts, and the norms where they are not there."""
     config, identity = study.config, study.config.identity()
     work = {number: sequences_of(shards[number]) for number in todo}
@@ -213,8 +219,8 @@ def _compute(
                 from cladastats.cluster import spread
 
                 norms, parts = stack.enter_context(spread(task, work, cluster))
-            if not _readable(norms_path):
-                with replacing(norms_path) as temporary:
+            if not _has_norms(study):
+                with replacing(norms_path(study)) as temporary:
                     temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
             _check_room(study, sum(map(len, map(shard_ids, (shards[n] for n in todo)))), norms.size)
             forwards = 0
@@ -340,10 +346,10 @@ def _check_room(study: Study, sequences: int, neurons: int) -> None:
         )
 
 
-def _readable(path: Path) -> bool:
+def _has_norms(study: Study) -> bool:
     try:
-        safetensors.numpy.load_file(path)
-    except (OSError, SafetensorError):
+        read_norms(study)
+    except StudyError:
         return False
     return True
 

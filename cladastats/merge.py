@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clada.errors import StudyError
 from clada.jsonfile import replacing
-from cladastats.parts import index_path, part_path, read_part, shard_ids, shards_of, write_index
+from cladastats.parts import index_path, norms_path, part_path, read_norms, read_part, shard_ids, shards_of, write_index
 from cladastats.study import Study
 from cladastats.verify import problems
 
@@ -43,7 +43,7 @@ def merge(study: Study, folders: Sequence[str | Path] = (), *, verify: bool = Fa
         StudyError: a folder is of another study, a part is damaged, or parts are missing.
     """
     identity, shards = study.config.identity(), shards_of(study.corpus)
-    norms = study.folder / "activations" / "down_norms.safetensors"
+    norms = norms_path(study)
     for other in map(Study, folders):
         if other.config.identity() != identity:
             raise StudyError(f"{other.folder} has another model or corpus than {study.folder}; leave it out")
@@ -52,8 +52,9 @@ def merge(study: Study, folders: Sequence[str | Path] = (), *, verify: bool = Fa
             if source.exists() and not target.exists():
                 read_part(source, identity, ids)
                 _copy(source, target)
-        if not norms.exists() and (other.folder / "activations" / norms.name).exists():
-            _copy(other.folder / "activations" / norms.name, norms)
+        if not norms.exists() and norms_path(other).exists():
+            read_norms(other)
+            _copy(norms_path(other), norms)
     missing = [number for number in range(len(shards)) if not part_path(study, number).exists()]
     if missing:
         raise StudyError(

@@ -174,6 +174,26 @@ def finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
     return True
 
 
+def read_norms(study: Study) -> np.ndarray:
+    """Norms of the columns of each layer's down-projection, [layers, neurons].
+
+    Raises:
+        StudyError: the file is missing or damaged.
+    """
+    path = norms_path(study)
+    try:
+        return safetensors.numpy.load_file(path)["down_norms"]
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        raise StudyError(
+            f"{path} is missing or damaged; delete it and run 'cladastats extract --study {study.folder}'"
+        ) from None
+
+
+def norms_path(study: Study) -> Path:
+    """Where the norms of the down-projections are."""
+    return study.folder / "activations" / "down_norms.safetensors"
+
+
 def read_layer(study: Study, index: pd.DataFrame, sequence_ids: list[str], layer: int) -> np.ndarray:
     """One layer of some sequences, [sequences, neurons] in the storage dtype; nothing else is read from the disk.
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import safetensors.numpy
 from tqdm import tqdm
 
 from clada.errors import InputError
 from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
-from cladastats.parts import Part, read_layer, read_parts
+from cladastats.parts import Part, read_layer, read_norms, read_parts
 from cladastats.study import Study, is_current, write_table
 
 TRIMMED = 0.01  # of each layer's neurons, those of the largest mean square
@@ -135,9 +134,7 @@ class _Preparation:
     def __init__(self, study: Study, kind: str, keys: list[str]) -> None:
         self.kind = kind
         if kind == "magnitude":
-            self.norms = safetensors.numpy.load_file(study.folder / "activations" / "down_norms.safetensors")[
-                "down_norms"
-            ].astype(float)
+            self.norms = read_norms(study).astype(float)
         if kind == "centre":
             if study.config.pairs < 2:
                 raise InputError(

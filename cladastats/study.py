@@ -142,7 +142,14 @@ class Study:
                 f"{self.folder} has no {path.relative_to(self.folder)}; run 'cladastats regress --study {self.folder} "
                 f"--metric {metric} --response {response}'"
             )
-        return Fit.from_dict(read_json(path, Fit.SCHEMA, StudyError))
+        value = read_json(path, Fit.SCHEMA, StudyError)
+        try:
+            return Fit.from_dict(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise StudyError(
+                f"{path} is damaged ({problem}); delete it and run 'cladastats regress --study {self.folder} --metric "
+                f"{metric} --response {response}'"
+            ) from None
 
     def fit_path(self, metric: str, response: str) -> Path:
         """Where a fit is kept."""

@@ -1,6 +1,9 @@
 """Calibration: what it scores is what the engine computes, and the budget is kept."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +15,12 @@ from clada.calibrate import search, tabulate
 from clada.coefficients import NONE, Coefficients
 from clada.decoder import Decoder
 from clada.engine import Engine
+from clada.errors import InputError
 from clada.loss import Scorer
-from clada.plan import GRID, Shares
+from clada.models import load_tokenizer
+from clada.plan import GRID, Plan, Shares
 from clada.policies import make_policy, shares_of
+from clada.texts import read_windows
 from clada.weights import pack
 
 RULE = Coefficients(-0.6, 0.3, tau_surprisal_bits=9.0, tau_entropy_bits=3.0)
@@ -138,3 +144,25 @@ def test_a_budget_that_nothing_meets_leaves_nothing_out(small_search):
     assert plan.settings[0].shares == Shares()
     assert plan.settings[0].loss["ppl_rise"] == 0
     assert shares_of("clada", 0.5, 311).margin == pytest.approx(math.log(311 * 25))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("quantiles", {"0.7": 1.0}), ("quantiles", []), ("revision", None), ("settings", [{}]), ("settings", 3)],
+)
+def test_a_plan_with_anything_else_in_a_place_is_refused(tmp_path, name, value):
+    shipped = Path(module.__file__).parent / "plans" / "smollm2-135m.json"
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(shipped.with_suffix(suffix), tmp_path)
+    path = tmp_path / shipped.name
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(InputError, match="is not a whole plan"):
+        Plan.load(path)
+
+
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "study.json").write_text('{"revision": "r"}')
+    (tmp_path / "corpus.parquet").write_bytes(b"PAR1 no table PAR1")
+    with pytest.raises(InputError, match="cannot read text from") as refusal:
+        read_windows(str(tmp_path), load_tokenizer("smollm2-135m"), "r", 8, 1)
+    assert "\n" not in str(refusal.value)

@@ -187,6 +187,9 @@ def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
         (tmp_path / "piqa" / "a.jsonl").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             read_documents("piqa", tmp_path)
+    path.write_bytes(b'{"ctx": "\xff"}')
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_documents("hellaswag", tmp_path)
     path.write_text("{}\nnot json\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"a.jsonl, line 2, is not a JSON object"):
         read_documents("hellaswag", tmp_path)

@@ -1,0 +1,255 @@
+"""Broken files: does every one that the packages read end in one line, or in a documented result?
+
+    python benchmarks/fuzz.py --study studies/demo                # 10,000 files, some minutes
+    python benchmarks/fuzz.py --study studies/demo --only part --seed 3 --files 1 --trace      # one of them again
+
+Whole files of every kind (those of a small finished study, the shipped plan, texts) are damaged at random: bytes
+flipped, cut, doubled, put in; JSON values replaced by others of any kind. Each is read in this process by what reads it
+for a user. A `CladaError` of one line is right, and so is a result; anything else is printed, with the seed that makes
+it again. The models are not opened. Counts go to `benchmarks/results/fuzz.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stored import RESULTS
+from tqdm import tqdm
+
+import clada.plan
+from clada.coefficients import read_coefficients, resolve_coefficients
+from clada.errors import CladaError
+from clada.evaluate import Scores
+from clada.harness import read_documents
+from clada.models import load_config, load_tokenizer
+from clada.plan import Plan
+from clada.policies import make_policy
+from clada.texts import read_windows
+from clada.weights import Norms
+from cladastats.cluster import _queue
+from cladastats.controls import controls
+from cladastats.extract import extract
+from cladastats.parts import part_path, read_part, shard_ids, shards_of
+from cladastats.regress import regress, summary_sentences
+from cladastats.similarity import similarity
+from cladastats.sources import load_documents
+from cladastats.study import Study
+
+WEIRD = (
+    None, True, 0, -1, 10**30, 1e308, -1e-308, float("nan"), float("inf"), "", "nan", "\x00", "x" * 1000, "../../x", [],
+    {}, [[]], {"a": None}, [None], "9" * 400,
+)  # fmt: skip
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A file that is nearly the same."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 3, 20))):
+        kind, at = rng.randrange(6), rng.randrange(len(data) + 1) if data else 0
+        if kind == 0:
+            del data[at:]
+        elif kind == 1 and data:
+            data[min(at, len(data) - 1)] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            data[at:at] = rng.randbytes(rng.choice((1, 4, 100)))
+        elif kind == 3:
+            del data[at : at + rng.choice((1, 8, 1000))]
+        elif kind == 4:
+            data[at:at] = data[at : at + rng.choice((1, 8, 1000))]
+        else:
+            end = min(len(data), at + rng.choice((4, 8)))
+            data[at:end] = rng.choice((b"\xff", b"\x00", b"\x7f")) * (end - at)
+    return bytes(data)
+
+
+def altered(content: bytes, rng: random.Random) -> bytes:
+    """JSON, or JSON lines, with some values replaced, gone, or of another name; now and then damaged as bytes."""
+    if rng.random() < 0.3:
+        return damaged(content, rng)
+    try:
+        lines = [json.loads(content)]
+    except ValueError:
+        lines = [json.loads(line) for line in content.splitlines()]
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        place, key = lines, rng.randrange(len(lines))
+        while isinstance(place[key], (dict, list)) and place[key] and rng.random() < 0.85:
+            place = place[key]
+            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        if place is not lines and rng.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = copy.deepcopy(rng.choice(WEIRD))
+    return "\n".join(json.dumps(line) for line in lines).encode()
+
+
+class Target:
+    """A kind of file: one that is whole, how it is broken, and what reads it."""
+
+    def __init__(self, path: Path, read: Callable[[], Any], change: Callable[[bytes, random.Random], bytes]) -> None:
+        self.path, self.read, self.change = path, read, change
+        self.whole = path.read_bytes()
+
+
+def targets(study: Study, place: Path) -> dict[str, Target]:
+    """All kinds, on copies below `place`."""
+    shutil.copytree(study.folder, place / "study")
+    shutil.copytree(Path(clada.plan.__file__).parent / "plans", place / "plans")
+    folder, plans = place / "study", place / "plans"
+    ids = shard_ids(shards_of(study.corpus)[0])
+    identity, revision = study.config.identity(), study.config.revision
+    plan_path = plans / "smollm2-135m.json"
+    plan = Plan.load(plan_path)
+    layers, neurons = plan.tables["prior"].shape
+    width = plan.tables["center"].shape[0]
+    norms = Norms(
+        input_norm=np.ones((layers, 2, width), np.float32),
+        output_norm=np.ones((layers, width), np.float32),
+        down_norm=np.ones((layers, neurons), np.float32),
+    )
+    tokenizer = load_tokenizer("smollm2-135m")
+    (place / "text.jsonl").write_text("".join(json.dumps({"body": f"Text {i} of ours."}) + "\n" for i in range(9)))
+    (place / "text").mkdir()
+    (place / "text" / "a.txt").write_text("A few words of our own. " * 20)
+    (place / "piqa").mkdir()
+    piqa = {"goal": "To dry shoes,", "sol1": "use paper.", "sol2": "use soup.", "label": 0}
+    (place / "piqa" / "a.jsonl").write_text("".join(json.dumps({**piqa, "id": i}) + "\n" for i in range(4)))
+    (place / "coqa").mkdir()
+    turn = [{"input_text": "Who?"}, {"input_text": "What?"}]
+    coqa = {"story": "Tom has a kite.", "questions": turn, "answers": turn, "additional_answers": {"0": turn}}
+    (place / "coqa" / "a.jsonl").write_text(json.dumps(coqa) + "\n")
+    queue = {"jobs": 2, "cores": 1, "memory": "1GB"}
+    (place / "queue.json").write_text(json.dumps(queue))
+    wanted = {"schema": "clada/evaluation/1", "seed": 0, "method": "dense"}
+    kept = {"sparse_tokens": 0, "computed_tokens": 0.0, "items": {"0": {"acc": 1.0}, "1": {"acc": 0.0}}}
+    (place / "scores.json").write_text(json.dumps({**wanted, **kept}))
+    (place / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") * 2)
+    (place / "model").mkdir()
+    config = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 9}
+    (place / "model" / "config.json").write_text(json.dumps(config))
+
+    def use_plan() -> None:
+        found = Plan.load(plan_path)
+        found.check_model(revision, layers)
+        for setting in found.settings[:3]:
+            make_policy(setting.method, norms, found, setting.shares)
+
+    def use_fit() -> None:
+        fit = Study(folder).fit("cka")
+        fit.table("text")
+        summary_sentences(fit, vocab_size=49152)
+
+    def use_scores() -> None:
+        scores = Scores(place / "scores.json", wanted, [{}, {}], None)
+        if not scores.missing:
+            scores.result()
+
+    part = part_path(Study(folder), 0)
+    activations = folder / "activations"
+    return {
+        "study.json": Target(folder / "study.json", lambda: extract(Study(folder)), altered),
+        "corpus": Target(folder / "corpus.parquet", lambda: extract(Study(folder)), damaged),
+        "part": Target(part, lambda: read_part(part, identity, ids), damaged),
+        "index": Target(activations / "index.parquet", lambda: similarity(Study(folder), "cosine"), damaged),
+        "norms": Target(activations / "down_norms.safetensors", lambda: similarity(Study(folder), "jaccard"), damaged),
+        "panel": Target(folder / "panel-cka.parquet", lambda: regress(Study(folder), "cka"), damaged),
+        "fit": Target(folder / "fits" / "cka.json", use_fit, altered),
+        "controls": Target(folder / "controls.parquet", lambda: controls(Study(folder)), damaged)
+        if (folder / "controls.parquet").is_file()
+        else Target(folder / "study.json", lambda: Study(folder), altered),
+        "coefficients": Target(
+            folder / "coefficients.json",
+            lambda: resolve_coefficients(str(folder / "coefficients.json"), "smollm2-135m").factors(),
+            altered,
+        ),
+        "preset": Target(
+            folder / "coefficients.json", lambda: read_coefficients(folder / "coefficients.json").rule(), damaged
+        ),
+        "plan": Target(plan_path, use_plan, altered),
+        "plan tables": Target(plan_path.with_suffix(".safetensors"), use_plan, damaged),
+        "jsonl corpus": Target(
+            place / "text.jsonl", lambda: load_documents(f"jsonl:{place / 'text.jsonl'}:body"), altered
+        ),
+        "text corpus": Target(place / "text" / "a.txt", lambda: load_documents(f"text:{place / 'text'}"), damaged),
+        "jsonl text": Target(
+            place / "text.jsonl",
+            lambda: read_windows(f"jsonl:{place / 'text.jsonl'}:body", tokenizer, revision, 8, 2),
+            altered,
+        ),
+        "plain text": Target(
+            place / "text" / "a.txt",
+            lambda: read_windows(str(place / "text" / "a.txt"), tokenizer, revision, 8, 2),
+            damaged,
+        ),
+        "study text": Target(
+            folder / "corpus.parquet", lambda: read_windows(str(folder), tokenizer, revision, 8, 2), damaged
+        ),
+        "choices": Target(place / "piqa" / "a.jsonl", lambda: read_documents("piqa", place), altered),
+        "conversations": Target(place / "coqa" / "a.jsonl", lambda: read_documents("coqa", place), altered),
+        "queue": Target(place / "queue.json", lambda: _queue("slurm", str(place / "queue.json")), altered),
+        "scores": Target(place / "scores.json", use_scores, altered),
+        "gguf": Target(place / "model.gguf", lambda: load_config(str(place / "model.gguf")), damaged),
+        "config": Target(place / "model" / "config.json", lambda: load_config(str(place / "model")), altered),
+    }
+
+
+def main() -> None:
+    """Break, read, count, print what is not right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", required=True, help="a small study on which `run` and `regress --robust` are done")
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first file")
+    parser.add_argument("--only", help="one kind of file")
+    parser.add_argument("--trace", action="store_true", help="print the traceback of a finding")
+    args = parser.parse_args()
+    counts: dict[str, Counter[str]] = {}
+    findings: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        kinds = targets(Study(args.study), Path(place))
+        names = [args.only] if args.only else list(kinds)
+        for number in tqdm(range(args.files), unit="file", file=sys.stderr):
+            name, seed = names[number % len(names)], args.seed + number // len(names)
+            target = kinds[name]
+            target.path.write_bytes(target.change(target.whole, random.Random(f"{name} {seed}")))
+            outcome = "result"
+            try:
+                with warnings.catch_warnings(), redirect_stderr(StringIO()):
+                    warnings.simplefilter("ignore")
+                    target.read()
+            except CladaError as mistake:
+                outcome = "refused" if "\n" not in str(mistake) else "refused in several lines"
+            except BaseException as problem:
+                last = traceback.extract_tb(problem.__traceback__)[-1]
+                outcome = type(problem).__name__
+                where = f"{Path(last.filename).name}:{last.lineno}"
+                key = f"{name}: {outcome} at {where}"
+                if key not in findings:
+                    findings[key] = f"--only '{name}' --seed {seed} --files 1"
+                    print(f"{key}: {str(problem)[:200]!r} ({findings[key]})")
+                    if args.trace:
+                        traceback.print_exc()
+            finally:
+                target.path.write_bytes(target.whole)
+            counts.setdefault(name, Counter())[outcome] += 1
+    total = {"files": args.files, "seed": args.seed, "outcomes": counts, "findings": findings}
+    if not args.only:
+        (RESULTS / "fuzz.json").write_text(json.dumps(total, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({"files": args.files, "findings": len(findings)}))
+
+
+if __name__ == "__main__":
+    main()
