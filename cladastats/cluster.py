@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.errors import CladaError, InputError, StudyError
+from clada.errors import InputError, StudyError
 from cladastats.extract import Sequences, Task, Worker
 from cladastats.parts import Part
 
@@ -62,27 +62,30 @@ def spread(task: Task, work: Mapping[int, Sequence[Sequences]], name: str) -> It
 
             def give() -> None:
                 """As much as the workers there are now can have; those of a queue come one after the other."""
-                most = max(1, len(client.nthreads())) * (1 + AHEAD)
-                for number, blocks in islice(waiting, max(0, most - pool.count())):
-                    pool.add(client.submit(_measure, task, number, list(blocks), pure=False))
+                with _in_one_line():
+                    most = max(1, len(client.nthreads())) * (1 + AHEAD)
+                    for number, blocks in islice(waiting, max(0, most - pool.count())):
+                        pool.add(client.submit(_measure, task, number, list(blocks), pure=False))
 
             give()
             for future in pool:
-                yield _result(future)
+                with _in_one_line():
+                    found = future.result()
+                yield found
                 future.release()
                 give()
 
-        norms = _result(client.submit(_norms, task, pure=False))
+        with _in_one_line():
+            norms = client.submit(_norms, task, pure=False).result()
         yield norms, results()
 
 
-def _result(future: Any) -> Any:
-    """What a future gives, or why it gives nothing, in one line."""
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Say why there are no results, whatever is asked of the cluster when it fails."""
     distributed = _distributed()
     try:
-        return future.result()
-    except CladaError:
-        raise
+        yield
     except distributed.KilledWorker:
         raise StudyError(
             "several workers died of the same shard, most likely for want of memory; give them more, and run the same "
