@@ -32,7 +32,7 @@ from clada.coefficients import resolve_coefficients, to_json
 from clada.errors import InputError
 from clada.jsonfile import read_json, write_json
 from clada.models import bos_tokens, load_model, model_revision
-from clada.plan import resolve_plan
+from clada.plan import Plan, resolve_plan
 from clada.policies import METHODS, with_dense
 from clada.threads import available_cores, set_threads
 
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
         if method != "dense":  # which is the same under both protocols
             settings = {"protocol": args.protocol, "max_loss": args.max_loss, "keep": args.keep}
             settings["coefficients"] = to_json(coefficients)
-            settings["plan"] = None if plan is None else _digest([repr(plan.settings), plan.revision])
+            settings["plan"] = None if plan is None else _plan_digest(plan)
         todo = []
         for task, rows in documents.items():
             wanted = {**common, **settings, "method": method, "task": task, "documents_sha256": _digest(rows)}
@@ -106,6 +106,12 @@ def _harness() -> Any:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _plan_digest(plan: Plan) -> str:
+    """Of all that a method takes from a plan."""
+    tables = {name: hashlib.sha256(table.tobytes()).hexdigest() for name, table in plan.tables.items()}
+    return _digest([repr(plan.settings), plan.revision, tables])
 
 
 class Scores:
