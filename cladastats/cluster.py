@@ -127,8 +127,9 @@ def connect(name: str) -> Iterator[Any]:
     distributed = _distributed()
     kind, _, rest = name.partition(":")
     # Workers that come and go are expected here; what matters is said by us.
-    for talker in ("asyncio", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed"))):
-        logging.getLogger(talker).setLevel(logging.CRITICAL)
+    for talker in logging.root.manager.loggerDict:
+        if talker == "asyncio" or talker.startswith("distributed"):
+            logging.getLogger(talker).setLevel(logging.CRITICAL)
     import dask
 
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.comm.timeouts.connect": CONNECT_SECONDS}
@@ -144,7 +145,7 @@ def connect(name: str) -> Iterator[Any]:
             ):
                 yield client
         elif kind in QUEUES:
-            make, options, jobs = _queue(kind, rest)
+            make, options, jobs = read_queue(kind, rest)
             with make(**options) as cluster, distributed.Client(cluster) as client:
                 cluster.scale(jobs=jobs)
                 print(f"cladastats: waiting for the first of {jobs} jobs", file=sys.stderr)
@@ -163,8 +164,19 @@ def connect(name: str) -> Iterator[Any]:
             raise InputError(f"--cluster {name} is none of local:N, tcp://HOST:PORT, {', '.join(QUEUES)}:FILE")
 
 
-def _queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any], int]:
-    """The class of a job queue's cluster, its options, and how many jobs."""
+def read_queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any], int]:
+    """What a file says of a job queue's cluster.
+
+    Args:
+        kind: of `QUEUES`.
+        file: see `connect`.
+
+    Returns:
+        dask-jobqueue's class, its options, and how many jobs.
+
+    Raises:
+        InputError: the file cannot be read or has other options, or jobs cannot be submitted here.
+    """
     try:
         options = json.loads(Path(file).read_text(encoding="utf-8"))
         jobs = options.pop("jobs")

@@ -203,7 +203,7 @@ def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | N
 
 
 def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cluster: str | None) -> None:
-    """Measure these shards and write their parts, and the norms where they are not there."""
+    """Measure these shards and write their parts, and the norms."""
     config, identity = study.config, study.config.identity()
     work = {number: sequences_of(shards[number]) for number in todo}
     n_blocks = sum(map(len, work.values()))
@@ -219,10 +219,9 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
                 from cladastats.cluster import spread
 
                 norms, parts = stack.enter_context(spread(task, work, cluster))
-            if not _has_norms(study):
-                with replacing(norms_path(study)) as temporary:
-                    temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
-            _check_room(study, sum(map(len, map(shard_ids, (shards[n] for n in todo)))), norms.size)
+            _check_room(study, sum(len(shard_ids(shards[number])) for number in todo), norms.size)
+            with replacing(norms_path(study)) as temporary:
+                temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
             forwards = 0
             progress = tqdm(total=n_blocks, unit="pair", desc="extract", file=sys.stderr, disable=not todo)
             with progress:

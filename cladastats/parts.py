@@ -93,13 +93,9 @@ def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):
         whole = False
     if not whole:
-        raise DamagedPartError(
-            f"{path} is truncated or altered; run 'cladastats extract --study {path.parent.parent}' to redo it"
-        )
+        raise DamagedPartError(path, "is truncated or altered")
     if facts["identity"] == identity and part.sequence_ids != sequence_ids:
-        raise DamagedPartError(
-            f"{path} holds another shard; run 'cladastats extract --study {path.parent.parent}' to redo it"
-        )
+        raise DamagedPartError(path, "holds another shard")
     if facts["identity"] != identity:
         raise StudyError(
             f"{path} belongs to a study of another model or corpus; move it away, or use another --study folder"
@@ -112,7 +108,15 @@ def _facts(handle: Any) -> dict[str, Any]:
 
 
 class DamagedPartError(StudyError):
-    """A part whose content is not what its checksum says."""
+    """A part whose content is not what its checksum says, or not what its name says.
+
+    Attributes:
+        what: is wrong with it, without its name and the remedy.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}; run 'cladastats extract --study {path.parent.parent}' to redo it")
+        self.what = what
 
 
 def read_parts(study: Study) -> Iterator[tuple[Part, list[pd.DataFrame]]]:
@@ -168,7 +172,7 @@ def finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
     try:
         read_part(path, identity, sequence_ids)
     except DamagedPartError as damage:
-        print(f"cladastats: {str(damage).partition(';')[0]}; it is done again", file=sys.stderr)
+        print(f"cladastats: {path} {damage.what}; it is done again", file=sys.stderr)
         path.unlink()
         return False
     return True

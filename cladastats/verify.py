@@ -51,8 +51,7 @@ def problems(study: Study) -> list[tuple[Path, str, str]]:
         try:
             read_part(path, study.config.identity(), shard_ids(blocks))
         except DamagedPartError as damage:
-            what = str(damage).partition(";")[0].removeprefix(f"{path} ")
-            found.append((path, what, f"{again} anew"))
+            found.append((path, damage.what, f"{again} anew"))
         except StudyError:
             found.append((path, "of another study", f"move it away, then {again}"))
     strangers = {path for path in (study.folder / "activations").glob("part-*") if path.name not in expected}
