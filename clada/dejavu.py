@@ -1,4 +1,4 @@
-"""DejaVu's predictors: which neurons a token needs, guessed from what enters the layer (Liu et al. 2023, section 4.1).
+"""DejaVu's predictors: which neurons a token needs, guessed from what enters the layer (Liu et al., arXiv 2310.17157).
 
 A matrix of low rank per layer, (x, 1) -> (x, 1) P Q, trained by logistic regression to tell the half of the neurons
 of the largest magnitude |h_i| ||w_down_i|| from the others; then the neurons of the highest scores are computed.
@@ -24,7 +24,7 @@ from clada.plan import Plan
 from clada.weights import norms_of
 
 NEEDED = 0.5  # share of the neurons that count as needed in training; the scores rank them for any share
-RANK = 4  # one in so many dimensions of the input; DejaVu's own have one in twelve, of far wider layers
+RANK = 4  # one in so many dimensions of the input
 STEPS, BATCH, RATE = 640, 512, 3e-3
 TABLES = ("predictor_in", "predictor_out")
 

@@ -34,6 +34,7 @@ from clada.jsonfile import read_json, write_json
 from clada.models import bos_tokens, load_model, model_revision
 from clada.plan import Plan, resolve_plan
 from clada.policies import METHODS, with_dense
+from clada.texts import cut
 from clada.threads import available_cores, set_threads
 
 SCHEMA = "clada/evaluation/1"
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     coefficients = resolve_coefficients(args.coefficients, args.model)
     set_threads(args.threads or available_cores())
     common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype, "seed": args.seed}
-    folder = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
+    out = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
     results = []
     for method in methods:
         settings: dict[str, Any] = {}
@@ -79,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
         for task, rows in documents.items():
             wanted = {**common, **settings, "method": method, "task": task, "documents_sha256": _digest(rows)}
             name = f"{method}-{_digest(settings)[:8]}-{task}.json" if settings else f"{method}-{task}.json"
-            todo.append(Scores(folder / name, wanted, rows, args.limit))
+            todo.append(Scores(out / name, wanted, rows, args.limit))
         if any(scores.missing for scores in todo):
             _run(harness, args, method, plan, coefficients, todo)
         results += [scores.result() for scores in todo]
@@ -164,7 +165,7 @@ class Scores:
         write_json(self.path, {**self.wanted, **sums, "items": kept})
 
     def result(self) -> dict[str, Any]:
-        """What `compare` takes."""
+        """What `compare` takes; the active share is that of all documents scored so far."""
         indices = sorted(self.chosen)
         names = self.items[indices[0]]
         return {
@@ -191,17 +192,17 @@ def _run(harness: Any, args: argparse.Namespace, method: str, plan: Any, coeffic
                 metrics = [metric["metric"] for metric in harness.TASKS[task]["metric_list"]]
                 missing = scores.missing
                 for chosen in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
-                    tokens, neurons = (lm.sparse.tokens, lm.sparse.neurons) if lm.sparse else (0, 0)
+                    before = (lm.sparse.tokens, lm.sparse.neurons) if lm.sparse else (0, 0)
                     found = lm_eval.simple_evaluate(
                         model=lm,
                         tasks=[harness.local_task(task, [scores.documents[index] for index in chosen])],
                         bootstrap_iters=0,
                     )
                     items = {chosen[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in found["samples"][task]}
-                    computed = 0.0
+                    tokens, computed = 0, 0.0
                     if lm.sparse:
-                        tokens = lm.sparse.tokens - tokens
-                        computed = (lm.sparse.neurons - neurons) / lm.sparse.policy.weight.size
+                        tokens = lm.sparse.tokens - before[0]
+                        computed = (lm.sparse.neurons - before[1]) / lm.sparse.policy.weight.size
                     scores.add(items, tokens, computed)
                     progress.update(len(chosen))
     finally:
@@ -217,9 +218,9 @@ def _speeds(
     timed = argparse.Namespace(**SPEED, dtype=args.dtype, max_loss=args.max_loss, keep=args.keep)
     size = timed.prompt_tokens + timed.new_tokens
     ids = tokenizer("\n\n".join(texts[:2000]), add_special_tokens=False, verbose=False)["input_ids"]
-    windows = [[*bos_tokens(tokenizer), *ids[i * size : (i + 1) * size]][:size] for i in range(timed.repeats)]
-    if len(windows[-1]) < size:
-        raise InputError(f"the tasks' documents are too short to time methods on: {size * len(windows)} tokens needed")
+    windows = cut(ids, bos_tokens(tokenizer), size)[: timed.repeats]
+    if len(windows) < timed.repeats:
+        raise InputError(f"the tasks' documents are too short to time methods on: {size * timed.repeats} tokens needed")
     threads = args.threads or available_cores()
     contestants = enter(model, [m for m in methods if m in METHODS], plan, coefficients, timed, threads)
     race(contestants, windows, timed, model, [], threads)

@@ -33,11 +33,10 @@ def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: 
         InputError: no such file, not UTF-8, a study of another model, or too little text.
     """
     bos = bos_tokens(tokenizer)
-    size = length - len(bos)
     windows: list[list[int]] = []
     try:
         for ids in _tokens(name, tokenizer, revision, len(bos)):
-            windows += [bos + ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+            windows += cut(ids, bos, length)
             if len(windows) >= needed:
                 break
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -52,6 +51,12 @@ def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: 
         )
     windows = windows[:needed]
     return windows, hashlib.sha256(np.array(windows, dtype="<i4").tobytes()).hexdigest()
+
+
+def cut(ids: list[int], bos: list[int], length: int) -> list[list[int]]:
+    """Token ids in windows of a length, each after the BOS tokens, which count in it; what is left over is dropped."""
+    size = length - len(bos)
+    return [bos + ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
 
 
 def _tokens(name: str, tokenizer: Any, revision: str, bos: int) -> Iterator[list[int]]:
