@@ -115,7 +115,8 @@ def measure(args: argparse.Namespace, path: Path, found: list[dict[str, Any]]) -
         for variant in variants(args.fitted):
             if any((line["dropped"], line["variant"]) == (dropped, variant.name) for line in found):
                 continue
-            without = without or held.score(policy(dropped, Variant("none")))
+            if without is None:
+                without = held.score(policy(dropped, Variant("none")))
 
             def excess(share: float, variant: Variant = variant, wanted: float = wanted) -> float:
                 difference = some.score(policy(share, variant)).active - wanted
@@ -123,7 +124,7 @@ def measure(args: argparse.Namespace, path: Path, found: list[dict[str, Any]]) -
 
             share = dropped if variant.name == "none" else float(brentq(excess, 0.0, 0.95, xtol=1e-3))
             chosen = policy(share, variant)
-            loss = held.score(chosen)
+            loss = without if variant.name == "none" else held.score(chosen)
             rise, *interval = loss.rise(reference)
             against, *against_interval = loss.rise(without)
             found.append(

@@ -32,7 +32,7 @@ from stored import RESULTS
 from tqdm import tqdm
 
 import clada.plan
-from clada.coefficients import read_coefficients, resolve_coefficients
+from clada.coefficients import resolve_coefficients
 from clada.errors import CladaError
 from clada.evaluate import Scores
 from clada.harness import read_documents
@@ -41,7 +41,7 @@ from clada.plan import Plan
 from clada.policies import make_policy
 from clada.texts import read_windows
 from clada.weights import Norms
-from cladastats.cluster import _queue
+from cladastats.cluster import read_queue
 from cladastats.controls import controls
 from cladastats.extract import extract
 from cladastats.parts import part_path, read_part, shard_ids, shards_of
@@ -158,6 +158,7 @@ def targets(study: Study, place: Path) -> dict[str, Target]:
         if not scores.missing:
             scores.result()
 
+    controls(Study(folder))
     part = part_path(Study(folder), 0)
     activations = folder / "activations"
     return {
@@ -168,16 +169,11 @@ def targets(study: Study, place: Path) -> dict[str, Target]:
         "norms": Target(activations / "down_norms.safetensors", lambda: similarity(Study(folder), "jaccard"), damaged),
         "panel": Target(folder / "panel-cka.parquet", lambda: regress(Study(folder), "cka"), damaged),
         "fit": Target(folder / "fits" / "cka.json", use_fit, altered),
-        "controls": Target(folder / "controls.parquet", lambda: controls(Study(folder)), damaged)
-        if (folder / "controls.parquet").is_file()
-        else Target(folder / "study.json", lambda: Study(folder), altered),
+        "controls": Target(folder / "controls.parquet", lambda: controls(Study(folder)), damaged),
         "coefficients": Target(
             folder / "coefficients.json",
             lambda: resolve_coefficients(str(folder / "coefficients.json"), "smollm2-135m").factors(),
             altered,
-        ),
-        "preset": Target(
-            folder / "coefficients.json", lambda: read_coefficients(folder / "coefficients.json").rule(), damaged
         ),
         "plan": Target(plan_path, use_plan, altered),
         "plan tables": Target(plan_path.with_suffix(".safetensors"), use_plan, damaged),
@@ -200,7 +196,7 @@ def targets(study: Study, place: Path) -> dict[str, Target]:
         ),
         "choices": Target(place / "piqa" / "a.jsonl", lambda: read_documents("piqa", place), altered),
         "conversations": Target(place / "coqa" / "a.jsonl", lambda: read_documents("coqa", place), altered),
-        "queue": Target(place / "queue.json", lambda: _queue("slurm", str(place / "queue.json")), altered),
+        "queue": Target(place / "queue.json", lambda: read_queue("slurm", str(place / "queue.json")), altered),
         "scores": Target(place / "scores.json", use_scores, altered),
         "gguf": Target(place / "model.gguf", lambda: load_config(str(place / "model.gguf")), damaged),
         "config": Target(place / "model" / "config.json", lambda: load_config(str(place / "model")), altered),
