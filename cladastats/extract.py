@@ -34,6 +34,7 @@ from clada.families import capture_last_activations, check_length, down_norms
 from clada.jsonfile import replacing
 from clada.load import surprisal_and_entropy_bits
 from clada.models import load_model, model_revision
+from cladastats.attention import causal_blocks
 from cladastats.corpus import tokens_sha256
 from cladastats.parts import (
     Part,
@@ -102,7 +103,7 @@ class PrefixSharingRunner:
             sequences: token ids of at least two tokens; the last is the target.
         """
         found: dict[str, Measurement] = {}
-        with capture_last_activations(self.model) as captured:
+        with causal_blocks(self.model), capture_last_activations(self.model) as captured:
             self._descend(sequences, 0, DynamicCache(config=self.model.config), [], captured, found)
         return found
 

@@ -13,6 +13,7 @@ from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.errors import ModelError, StudyError
 from clada.families import FAMILIES, capture_last_activations, check_length, decoder_layers, down_norms, family_of
+from cladastats import attention
 from cladastats.cli import main
 from cladastats.extract import PrefixSharingRunner, extract
 from cladastats.parts import part_path, read_part, read_parts, shard_ids, shards_of
@@ -60,12 +61,34 @@ def test_sequences_of_any_shape_share_their_beginnings():
     assert np.isnan(found["short"].previous_surprisal_bits)
 
 
+def test_attention_is_in_blocks_while_measuring_and_the_models_own_afterwards(monkeypatch):
+    model = tiny_model("gemma3_text", seed=3)
+    before, seen = model.config._attn_implementation, []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, key, *others, **options):
+        seen.append((query.shape[2], key.shape[2]))
+        return kernel(query, key, *others, **options)
+
+    monkeypatch.setattr(attention, "BLOCK", 32)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    PrefixSharingRunner(model).measure({"a": np.array(tokens(80))})
+    windows = [kind == "sliding_attention" for kind in model.config.layer_types]
+    expected = []
+    for windowed in windows:  # a window of 16: 15 keys before a block's own
+        expected += [(32, 32), (32, 47), (16, 31)] if windowed else [(32, 32), (32, 64), (16, 80)]
+    assert seen == expected
+    assert model.config._attn_implementation == before
+
+
 def test_every_family_of_the_table_has_a_tiny_model():
     assert set(CONFIGS) == set(FAMILIES)
 
 
+@pytest.mark.parametrize("block", [attention.BLOCK, 7])  # one block; many, that divide neither length nor window
 @pytest.mark.parametrize("family", CONFIGS)
-def test_shared_prefixes_equal_whole_runs(family):
+def test_shared_prefixes_equal_whole_runs(family, block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
     model = tiny_model(family, seed=7)
     a, b = (np.array(tokens(LENGTH + 1, seed)) for seed in (1, 2))
     runner = PrefixSharingRunner(model)
