@@ -16,6 +16,8 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["regress", *sys.argv[1:]]))
 
 import argparse
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,8 +30,8 @@ from linearmodels.panel import PanelOLS
 from scipy import stats
 
 from clada.coefficients import SCHEMA as COEFFICIENTS_SCHEMA
-from clada.errors import InputError, NotIdentifiedError, StudyError
-from clada.jsonfile import read_json, write_json
+from clada.errors import InputError, NotIdentifiedError
+from clada.jsonfile import write_json
 from cladastats.metrics import metric_name
 from cladastats.study import Study
 from cladastats.tables import render, render_robustness
@@ -146,11 +148,18 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `fits/<metric>.json`; undefined numbers are None, so that the JSON is strict."""
-        return {"schema": self.SCHEMA, **_undefined_to_none(asdict(self))}
+        content = {"schema": self.SCHEMA, **_undefined_to_none(asdict(self))}
+        return {**content, "sha256": _digest(content)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Fit:
-        """The fit that `to_dict` wrote, its None read as NaN."""
+        """The fit that `to_dict` wrote, its None read as NaN.
+
+        Raises:
+            ValueError: It was altered since; its parts depend on each other, so that none can be trusted then.
+        """
+        if data["sha256"] != _digest({key: value for key, value in data.items() if key != "sha256"}):
+            raise ValueError("it was altered since it was written")
         columns = tuple(_column_from_dict(column) for column in data["columns"])
         return cls(data["metric"], data["response"], columns, data["robustness"])
 
@@ -212,7 +221,7 @@ def regress(study: Study, metric: str, response: str = "toward", *, robust: bool
         The fit.
 
     Raises:
-        StudyError: The panel is not there.
+        StudyError: The panel is not there, or the fit that is was altered.
         NotIdentifiedError: A regressor does not vary within pairs.
         InputError: Too few pairs.
     """
@@ -223,9 +232,9 @@ def regress(study: Study, metric: str, response: str = "toward", *, robust: bool
 
         fit = replace(fit, robustness=robustness(study, fit))
     elif path.exists():
-        before = read_json(path, Fit.SCHEMA, StudyError)
-        if before.get("columns") == fit.to_dict()["columns"]:
-            fit = replace(fit, robustness=before["robustness"])
+        before = study.fit(metric, response)
+        if before.to_dict()["columns"] == fit.to_dict()["columns"]:  # there NaN equals NaN
+            fit = replace(fit, robustness=before.robustness)
     write_json(path, fit.to_dict())
     return fit
 
@@ -593,6 +602,12 @@ def _variance_inflation(demeaned: pd.DataFrame) -> dict[str, float]:
     """Variance inflation factors: the diagonal of the inverse correlation matrix of the demeaned regressors."""
     unit = demeaned / np.sqrt((demeaned**2).sum())
     return dict(zip(unit.columns, np.diag(np.linalg.inv(unit.T @ unit)).tolist(), strict=True))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a fit's JSON."""
+    read_back = json.loads(json.dumps(content))  # keys are text from here on, and sort as such
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 def _undefined_to_none(value: Any) -> Any:

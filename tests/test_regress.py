@@ -336,6 +336,22 @@ def test_the_fit_survives_strict_json(fit: Fit) -> None:
     assert Fit.from_dict(json.loads(json.dumps(fit.to_dict(), allow_nan=False))) == fit
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["columns"][0].update(regressors=["prefix_len", "entropy_norm"]),
+        lambda data: data["columns"][5]["coef"].update(entropy_norm=0.0),
+        lambda data: data.update(robustness={"confirmatory": []}),
+        lambda data: data.pop("sha256"),
+    ],
+)
+def test_an_altered_fit_is_refused(fit: Fit, change: Any) -> None:
+    data = json.loads(json.dumps(fit.to_dict()))
+    change(data)
+    with pytest.raises((ValueError, KeyError), match="altered|sha256"):
+        Fit.from_dict(data)
+
+
 def test_undefined_numbers_are_null_in_json(fit: Fit) -> None:
     column = fit.column(1)
     undefined = replace(column, r2=column.r2 | {"between": np.nan}, t=column.t | {"prefix_len": np.inf})
@@ -349,7 +365,7 @@ def test_undefined_numbers_are_null_in_json(fit: Fit) -> None:
 
 def test_the_json_follows_the_contract(fit: Fit) -> None:
     data = fit.to_dict()
-    assert list(data) == ["schema", "metric", "response", "columns", "robustness"]
+    assert list(data) == ["schema", "metric", "response", "columns", "robustness", "sha256"]
     assert (data["schema"], data["metric"], data["response"]) == ("cladastats/fit/1", "cka", "toward")
     contract = {"column", "group", "regressors", "coef", "se", "t", "p", "ci", "r2", "n_obs", "n_pairs", "cov", "notes"}
     for column in data["columns"]:
