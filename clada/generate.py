@@ -19,8 +19,8 @@ from typing import Any
 
 from clada.engine import Engine, Sampling, Step
 from clada.errors import InputError
-from clada.jsonfile import replacing
 from clada.models import load_model
+from clada.paths import replacing
 from clada.plan import Shares
 
 

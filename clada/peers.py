@@ -28,9 +28,9 @@ from transformers.pytorch_utils import Conv1D
 
 from clada.assets import cache_dir, locked_scratch
 from clada.errors import InputError, ModelError
-from clada.jsonfile import replacing
 from clada.llama_server import serve
 from clada.models import model_revision
+from clada.paths import replacing
 
 PATIENCE_S = 1800  # with llama.cpp: a long prompt on a slow machine
 

@@ -20,8 +20,9 @@ from safetensors.numpy import load_file, save
 from clada.assets import ASSETS, cache_dir
 from clada.coefficients import NONE, Coefficients
 from clada.errors import InputError
-from clada.jsonfile import read_json, replacing, write_json
+from clada.jsonfile import read_json, write_json
 from clada.models import model_revision
+from clada.paths import replacing
 
 SCHEMA = "clada/plan/3"
 GRID = np.linspace(0, 1, 101)  # shares that tables give quantiles at

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from clada.coefficients import Coefficients
-from clada.jsonfile import replacing
+from clada.paths import replacing
 
 
 def plot_load(results: list[dict[str, Any]], coefficients: Coefficients, path: Path) -> None:

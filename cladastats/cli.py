@@ -9,7 +9,11 @@ from clada.commandline import Commands, positive_int, run
 
 
 def _study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--study", metavar="DIR", help="the study's folder; default: the newest below studies/")
+    parser.add_argument(
+        "--study",
+        metavar="DIR",
+        help="the study's folder, or its URL (s3://...); default: newest below studies/",
+    )
 
 
 def _corpus(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ from clada.coefficients import newest_studies
 from clada.errors import InputError, StudyError
 from clada.families import check_length, family_of
 from clada.models import bos_tokens, load_config, load_tokenizer, model_revision
+from clada.paths import as_path
 from cladastats.sources import Documents, load_documents
 from cladastats.study import STUDIES, Study, StudyConfig, read_config, write_study, write_table
 
@@ -497,7 +498,7 @@ def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
         InputError, ModelError, AssetError: what was asked for cannot be built.
     """
     newest = newest_studies(STUDIES)
-    path = Path(folder) if folder is not None else newest[0] if newest else None
+    path = as_path(folder) if folder is not None else newest[0] if newest else None
     if path is not None and (path / "study.json").is_file():
         study = Study(path)
         for name, value in asked.items():
@@ -532,7 +533,7 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
         raise StudyError("--from needs --study, the folder of the new study")
     if "made_of" in wanted.corpus:
         raise StudyError(f"{recorded} is of sequences made from another study; repeat that one, then make them again")
-    path = Path(folder)
+    path = as_path(folder)
     if (path / "study.json").is_file():
         study = Study(path)
         if study.config.identity() != wanted.identity():

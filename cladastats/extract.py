@@ -31,9 +31,9 @@ from transformers import DynamicCache
 
 from clada.errors import StudyError
 from clada.families import capture_last_activations, check_length, down_norms
-from clada.jsonfile import replacing
 from clada.load import surprisal_and_entropy_bits
 from clada.models import load_model, model_revision
+from clada.paths import is_local, replacing
 from cladastats.attention import causal_blocks
 from cladastats.corpus import tokens_sha256
 from cladastats.parts import (
@@ -334,6 +334,8 @@ class Worker:
 def _check_room(study: Study, sequences: int, neurons: int) -> None:
     """Say what the activations of so many sequences of so many neurons need, and refuse where it cannot fit."""
     needed = sequences * (neurons * np.dtype(study.config.storage_dtype).itemsize + BYTES_BESIDE)
+    if not is_local(study.folder):
+        return  # no file system says what a URL has room for
     free = shutil.disk_usage(study.folder).free
     if needed > free:
         raise StudyError(

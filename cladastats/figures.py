@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from clada.errors import StudyError
-from clada.jsonfile import replacing
+from clada.paths import replacing
 from cladastats.study import Study
 from cladastats.tables import LABELS
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clada.errors import StudyError
-from clada.jsonfile import replacing
+from clada.paths import local_copy, replacing
 from cladastats.parts import index_path, norms_path, part_path, read_norms, read_part, shard_ids, shards_of, write_index
 from cladastats.study import Study
 from cladastats.verify import problems
@@ -70,5 +70,5 @@ def merge(study: Study, folders: Sequence[str | Path] = (), *, verify: bool = Fa
 
 
 def _copy(source: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
+    with local_copy(source) as file, replacing(target) as temporary:
+        shutil.copyfile(file, temporary)

@@ -20,7 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from clada.errors import StudyError
-from clada.jsonfile import replacing
+from clada.paths import local_copy, replacing
 from cladastats.study import Study, write_table
 
 SCHEMA = "cladastats/activations/1"
@@ -85,7 +85,7 @@ def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
         StudyError: it is truncated, altered or another shard's (`DamagedPartError`), or of another study.
     """
     try:
-        with safe_open(path, framework="numpy") as handle:
+        with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
             facts = _facts(handle)
             tensors = {name: handle.get_tensor(name) for name in TENSORS}
         part = Part(list(facts["sequence_ids"]), tensors)
@@ -153,7 +153,7 @@ def write_index(study: Study) -> None:
     tables = []
     for number in range(len(shards_of(study.corpus))):
         path = part_path(study, number)
-        with safe_open(path, framework="numpy") as handle:
+        with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
             ids = _facts(handle)["sequence_ids"]
             columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
         tables.append(pd.DataFrame({"sequence_id": ids, "part": path.name, "row": range(len(ids)), **columns}))
@@ -186,7 +186,7 @@ def read_norms(study: Study) -> np.ndarray:
     """
     path = norms_path(study)
     try:
-        return safetensors.numpy.load_file(path)["down_norms"]
+        return safetensors.numpy.load(path.read_bytes())["down_norms"]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         raise StudyError(
             f"{path} is missing or damaged; delete it and run 'cladastats extract --study {study.folder}'"
@@ -210,7 +210,8 @@ def read_layer(study: Study, index: pd.DataFrame, sequence_ids: list[str], layer
     wanted = index.set_index("sequence_id").loc[sequence_ids, ["part", "row"]].reset_index(drop=True)
     found: np.ndarray | None = None
     for name, members in wanted.groupby("part"):
-        with safe_open(study.folder / "activations" / str(name), framework="numpy") as handle:
+        path = study.folder / "activations" / str(name)
+        with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
             whole = handle.get_slice("activations")[:, layer : layer + 1]
         if found is None:
             found = np.empty((len(wanted), whole.shape[2]), whole.dtype)

@@ -10,9 +10,9 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["run", *sys.argv[1:]]))
 
 import argparse
-from pathlib import Path
 
 from clada.errors import InputError
+from clada.paths import as_path
 from cladastats.corpus import DEFAULTS, make_study, repeat_study
 from cladastats.extract import extract
 from cladastats.figures import draw
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     if args.recorded is not None:
         if any(value is not None for value in asked.values()):
             raise InputError("--from takes everything from the file; leave the other settings out")
-        study = repeat_study(Path(args.recorded), args.study)
+        study = repeat_study(as_path(args.recorded), args.study)
     else:
         study = make_study(args.study, asked)
     print(f"cladastats: {study!r}", file=sys.stderr)

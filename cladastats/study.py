@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from clada.coefficients import newest_studies
 from clada.errors import StudyError
-from clada.jsonfile import read_json, replacing, write_json
+from clada.jsonfile import read_json, write_json
+from clada.paths import as_path, local_copy, replacing
 
 if TYPE_CHECKING:
     from cladastats.regress import Fit
@@ -104,7 +105,7 @@ class Study:
     """A study folder, opened for reading.
 
     Args:
-        folder: the study's folder; None opens the newest one below `studies/`.
+        folder: the study's folder, or an fsspec URL of it; None opens the newest one below `studies/`.
 
     Raises:
         StudyError: there is no such study, or its `study.json` is damaged.
@@ -161,7 +162,8 @@ class Study:
         if not path.exists():
             raise StudyError(f"{self.folder} has no {name}; run 'cladastats {stage} --study {self.folder}'")
         try:
-            return pd.read_parquet(path)
+            with local_copy(path) as file:
+                return pd.read_parquet(file)
         except (OSError, ValueError) as problem:
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise StudyError(
@@ -201,7 +203,7 @@ def study_folder(folder: str | Path | None) -> Path:
         StudyError: there is none.
     """
     if folder is not None:
-        path = Path(folder)
+        path = as_path(folder)
         if not (path / "study.json").is_file():
             raise StudyError(
                 f"{path} is not a study (no study.json); make one with 'cladastats corpus --study {path} ...'"
@@ -237,7 +239,8 @@ def is_current(path: Path, inputs: str) -> bool:
     if not path.exists():
         return False
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        with local_copy(path) as file:
+            metadata = pq.read_schema(file).metadata or {}
     except (OSError, ValueError):
         return False
     return metadata.get(b"inputs", b"").decode() == inputs

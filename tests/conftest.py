@@ -1,6 +1,7 @@
 """Tests never touch the model hub: what they need comes from the embedded assets or is made in memory."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,4 +21,15 @@ def small_study(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("small") / "study"
     assert main(["run", "--study", str(folder), "--pairs", "6", "--length", "64", "--seed", "3"]) == 0
+    return Study(folder)
+
+
+@pytest.fixture
+def small_copy(small_study, tmp_path):
+    """A study with panels of cosine and cka, of its own."""
+    from cladastats.study import Study
+
+    folder = tmp_path / "copy"
+    kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "population*")
+    shutil.copytree(small_study.folder, folder, ignore=kept)
     return Study(folder)

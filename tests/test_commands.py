@@ -17,7 +17,6 @@ from clada.cli import main as clada
 from clada.models import load_tokenizer
 from clada.plan import Plan, resolve_plan
 from cladastats.cli import main as cladastats
-from cladastats.study import Study
 
 
 def refused(capsys, command, *args):
@@ -177,15 +176,6 @@ def test_mistakes_with_cladastats(capsys, files, small_copy, args, message):
     places = {"files": files, "study": small_copy.folder, "damaged": files / "damaged", "opt": files / "opt"}
     line = refused(capsys, cladastats, *(arg.format(**places, mamba=files / "mamba") for arg in args))
     assert re.search(message, line), line
-
-
-@pytest.fixture
-def small_copy(small_study, tmp_path):
-    """A study with panels of cosine and cka, of its own."""
-    folder = tmp_path / "copy"
-    kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "population*")
-    shutil.copytree(small_study.folder, folder, ignore=kept)
-    return Study(folder)
 
 
 def test_one_ratio_does_not_identify_the_prefix(capsys, tmp_path, small_copy):
@@ -429,7 +419,7 @@ def test_interrupted_with_ctrl_c_resumes(tmp_path):
 def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
     import errno
 
-    from clada import jsonfile
+    from clada import paths
 
     part = small_copy.folder / "activations" / "part-00001.safetensors"
     content = part.read_bytes()
@@ -439,7 +429,7 @@ def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
     with monkeypatch.context() as patched:
-        patched.setattr(jsonfile.Path, "write_bytes", full)
+        patched.setattr(paths.Path, "write_bytes", full)
         line = refused_last(capsys, "extract", "--study", small_copy.folder)
     assert line == "cladastats: the disk is full; make room, then run the same command again"
     assert not part.exists()
