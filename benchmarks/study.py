@@ -2,6 +2,7 @@
 
     python benchmarks/study.py run smollm2-135m --source jsonl:xsum.jsonl:document     # hours; goes on where it was
     python benchmarks/study.py run gemma3-270m --source jsonl:xsum.jsonl:document
+    cladastats human --data DIR --model MODEL                                          # reading times, a few minutes
     python benchmarks/study.py publish                                                 # figures/studies, RESULTS.md
     python benchmarks/study.py check smollm2-135m --source jsonl:xsum.jsonl:document   # one shard anew, minutes
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +35,15 @@ from cladastats.claims import claims
 from cladastats.corpus import DEFAULTS, make_study, tokens_sha256
 from cladastats.evidence import case_study, earlier_token
 from cladastats.extract import extract
-from cladastats.figures import case_figure, coefficient_figure, layer_figure, prefix_figure
+from cladastats.figures import (
+    case_figure,
+    coefficient_figure,
+    gain_figure,
+    gain_layers_figure,
+    layer_figure,
+    prefix_figure,
+)
+from cladastats.human import STEPS, effect_table, read_results, show, verdicts
 from cladastats.parts import Part, part_path, read_parts, shard_ids, shards_of, write_part
 from cladastats.similarity import similarity
 from cladastats.study import Study, write_study, write_table
@@ -128,12 +138,64 @@ def publish() -> None:
             for kind in ("png", "pdf"):
                 figure.savefig(study.folder / "figures" / f"{name}.{kind}", dpi=200)
         sections.append(section(study, extended))
+    sections += human_section()
     head = (
         "# Results\n\nWritten by `python benchmarks/study.py publish` from the files below `figures/studies`; the "
         "commands that made those are at the top of that script. Prefix effects are response points per 1,000 tokens "
         "(response `toward`: 0 the prefix changes nothing, 1 the hybrid acts like the text of its prefix).\n"
     )
     (FIGURES / "RESULTS.md").write_text("\n".join([head, *sections]), encoding="utf-8")
+
+
+def human_section() -> list[str]:
+    """Keep what `cladastats human` found on these models, and its part of the page."""
+    made = {name: Path("studies") / "human" / name for name in MODELS}
+    made = {name: place for name, place in made.items() if any(place.glob("*.json"))}
+    kept = KEPT / "human"
+    for name, place in made.items():
+        shutil.rmtree(kept / name, ignore_errors=True)
+        (kept / name).mkdir(parents=True)
+        for path in place.glob("*.json"):
+            shutil.copy(path, kept / name)
+    models = {name: kept / name for name in MODELS if (kept / name).is_dir()}
+    if not models:
+        return []
+    tables = {name: effect_table(place) for name, place in models.items()}
+    results = {name: read_results(place) for name, place in models.items()}
+    for figure, name in ((gain_figure(tables), "gains"), (gain_layers_figure(results), "layers")):
+        for kind in ("png", "pdf"):
+            figure.savefig(kept / f"{name}.{kind}", dpi=200)
+    parts = [
+        "## Effort against reading times and brain responses",
+        "What a predictor adds to the log density of held-out words over the step before (length, frequency, position; "
+        "surprisal; entropy; effort), with bootstrap intervals and Holm-corrected sign-flip tests over the twelve "
+        "measures; effects per standard deviation of the predictor.",
+        "![Gains](studies/human/gains.png)",
+    ]
+    for name, table in tables.items():
+        parts += [f"{name} (`studies/human/{name}/*.json`):", show(table, "markdown"), "\n".join(verdicts(table))]
+        parts.append(explained(results[name]))
+    return ["\n\n".join([*parts, "![Layers](studies/human/layers.png)"]) + "\n"]
+
+
+def explained(results: list[dict[str, Any]]) -> str:
+    """What is left of each gain of effort that stands by itself (p < 0.05 before correction)."""
+    lines = []
+    for result in results:
+        for measure in result["measures"]:
+            row, effort = measure["rows"][STEPS.index("effort")], measure["effort"]
+            if measure["confirmatory"] and row["p"] < 0.05:
+                left, placebo = effort["with_controls"], effort["placebo"]
+                lines.append(
+                    f"- {result['corpus']} {measure['measure']}: {1000 * row['delta_ll']:+.1f} nats per 1,000 words "
+                    f"alone, {1000 * left['delta_ll']:+.1f} (p {left['p']:.3f}) with word class, punctuation, end of "
+                    f"sentence, number of tokens and norm of the hidden state in the model, "
+                    f"{1000 * effort['matched_surprisal']['delta_ll']:+.1f} at matched surprisal, placebo p "
+                    f"{placebo['p']:.3f}."
+                )
+    return "\n".join(
+        ["What could explain effort's gains (p < 0.05 uncorrected):", "", *(lines or ["- there are none"])]
+    )
 
 
 def section(study: Study, extended: Study) -> str:

@@ -168,30 +168,41 @@ def check_length(config: Any, tokens: int, remedy: str) -> None:
 
 
 @contextmanager
-def capture_last_activations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Within the block every forward pass leaves the neuron activations of its last token in the list it yields.
+def observe_activations(model: nn.Module, seen: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Within the block every forward pass shows its neuron activations, layer by layer.
 
     One hook a layer, on the input of the down-projection; all are removed on exit, errors included. One sequence at a
-    time: OPT flattens batch and positions before its MLP, so the last row is the last token only without a batch.
+    time: OPT flattens batch and positions before its MLP.
+
+    Args:
+        model: a supported model.
+        seen: called with the number of the layer and its activations [tokens, neurons].
+    """
+
+    def hook_of(layer: int) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen(layer, inputs[0].reshape(-1, inputs[0].shape[-1]).detach())
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(down_projections(model))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def capture_last_activations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within the block every forward pass leaves the neuron activations of its last token in the list it yields.
 
     Yields:
         list of one tensor [neurons] per layer, filled anew by each forward pass.
     """
-    modules = down_projections(model)
-    captured: list[torch.Tensor] = [None] * len(modules)  # type: ignore[list-item]
-
-    def hook_of(layer: int) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            captured[layer] = inputs[0].reshape(-1, inputs[0].shape[-1])[-1].detach()
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(modules)]
-    try:
+    captured: list[torch.Tensor] = [None] * len(down_projections(model))  # type: ignore[list-item]
+    with observe_activations(model, lambda layer, activations: captured.__setitem__(layer, activations[-1])):
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -138,6 +138,39 @@ def _placebo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=positive_int, metavar="N", help="of each group, the first; default 32")
 
 
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="smollm2-135m", metavar="M", help="smollm2-135m (default), gemma3-270m, a folder, a hub id"
+    )
+
+
+def _words(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--text", required=True, metavar="FILE", help=".txt, .jsonl with a text in every line, or with --data a corpus"
+    )
+    parser.add_argument("--data", metavar="DIR", help="the folder of the corpora that 'cladastats human' reads")
+    parser.add_argument("--out", default="words.csv", metavar="FILE", help=".csv, .tsv or .parquet; default words.csv")
+    parser.add_argument(
+        "--plan", metavar="FILE", help="whose thresholds tell which neurons are needed; default: the model's"
+    )
+    parser.add_argument("--max-loss", type=float, metavar="X", help="the plan's budget; default 0.02")
+    parser.add_argument("--keep", type=float, metavar="X", help="call this share of the neurons needed instead")
+    parser.add_argument("--window", type=positive_int, metavar="N", help="tokens read at once; default 2048")
+
+
+def _human(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="the corpora's tables and texts, see corpora/human.md"
+    )
+    parser.add_argument("--corpus", type=_names, metavar="NAME,...", help="default: all six")
+    parser.add_argument("--out", default="studies/human", metavar="DIR", help="default studies/human")
+    parser.add_argument(
+        "--format", choices=("text", "markdown", "csv", "json"), default="text", help="of the table; default text"
+    )
+
+
 def _figures(parser: argparse.ArgumentParser) -> None:
     _study(parser)
 
@@ -167,6 +200,8 @@ COMMANDS: Commands = {
     "controls": ("word frequency, lengths, surprisal of the token before, and of an independent model", _controls),
     "placebo": ("hybrids that should not act as prefixes do: other texts, shuffled, in other places", _placebo),
     "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
+    "words": ("surprisal, entropy and effort of every word of a text", _words),
+    "human": ("does effort predict reading times and brain responses beyond surprisal and entropy?", _human),
     "figures": ("draw similarity against prefix length", _figures),
 }
 

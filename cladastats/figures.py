@@ -12,7 +12,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -183,6 +183,71 @@ def activation_figure(maps: Mapping[str, np.ndarray], prefix: int) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("log10 |activation|", fontsize=8)
     bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def gain_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each predictor adds to the prediction of reading times and brain responses, with 95 % intervals.
+
+    Args:
+        tables: of `cladastats.human.effect_table`, by model.
+    """
+    first = next(iter(tables.values()))
+    measures = list(dict.fromkeys(zip(first["corpus"], first["measure"], strict=True)))
+    figure = Figure(figsize=(7.0, 0.8 + 0.27 * len(measures)), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    looks = (("black", "o"), ("0.55", "s"), ("0.3", "^"), ("0.7", "D"))
+    for axis, predictor in zip(axes, ("surprisal", "entropy", "effort"), strict=True):
+        for number, (model, table) in enumerate(tables.items()):
+            rows = table[table["predictor"] == predictor].set_index(["corpus", "measure"]).reindex(measures)
+            place = -np.arange(len(measures)) - 0.28 * (number - (len(tables) - 1) / 2)
+            value, low, high = (1000 * rows[name].to_numpy(float) for name in ("delta_ll", "ci_low", "ci_high"))
+            shade, marker = looks[number % len(looks)]
+            clear = rows["p_holm"].to_numpy(float) < 0.05
+            axis.errorbar(value, place, xerr=[value - low, high - value], fmt="none", color=shade, linewidth=0.8)
+            axis.scatter(value, place, 12, np.where(clear, shade, "white"), marker, edgecolors=shade, label=model)
+        axis.axvline(0, color="0.7", linewidth=0.8)
+        axis.set_title(predictor, fontsize=8)
+        axis.set_xlabel("gain (nats per 1,000 words)", fontsize=8)
+        axis.set_yticks(-np.arange(len(measures)), [f"{corpus} {measure}" for corpus, measure in measures], fontsize=7)
+        axis.tick_params(axis="x", labelsize=7)
+        sns.despine(ax=axis)
+    axes[0].legend(frameon=False, fontsize=6, loc="lower right")
+    return figure
+
+
+def gain_layers_figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
+    """What the effort of each layer alone adds, a line per model, a panel per confirmatory measure.
+
+    Args:
+        results: of `cladastats.human.read_results`, by model.
+    """
+    first = next(iter(results.values()))
+    measures = [(r["corpus"], m["measure"]) for r in first for m in r["measures"] if m["confirmatory"]]
+    rows = -(-len(measures) // 4)
+    figure = Figure(figsize=(7.0, 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, 4, squeeze=False)
+    for axis in axes.flat[len(measures) :]:
+        axis.set_visible(False)
+    for axis, (corpus, measure) in zip(axes.flat, measures, strict=False):
+        for number, (model, found) in enumerate(results.items()):
+            layers = next(
+                m["layers"] for r in found if r["corpus"] == corpus for m in r["measures"] if m["measure"] == measure
+            )
+            depth = np.arange(len(layers)) / max(1, len(layers) - 1)
+            value, low, high = (
+                1000 * np.array([layer[name] for layer in layers]) for name in ("delta_ll", "ci_low", "ci_high")
+            )
+            shade = ("black", "0.55", "0.3", "0.7")[number % 4]
+            axis.plot(depth, value, ("-", "--", ":", "-.")[number % 4], color=shade, linewidth=1, label=model)
+            axis.fill_between(depth, low, high, color=shade, alpha=0.15, linewidth=0)
+        axis.axhline(0, color="0.7", linewidth=0.8)
+        axis.set_title(f"{corpus} {measure}", fontsize=6)
+        axis.tick_params(labelsize=6)
+        sns.despine(ax=axis)
+    axes.flat[0].legend(frameon=False, fontsize=5)
+    figure.supxlabel("depth (first to last layer)", fontsize=8)
+    figure.supylabel("gain (nats per 1,000 words)", fontsize=8)
     return figure
 
 

@@ -1,0 +1,397 @@
+"""`cladastats words`: what every word of a text costs a model, beside what is known of the word itself.
+
+Columns of the table, a row per word (words are what white space separates):
+
+surprisal_bits          of the word, its boundary corrected: summed over its tokens, as the tokens of most models carry
+                        the space before a word, the chance that a word begins is moved to the word before it (Pimentel
+                        and Meister 2024, arXiv 2406.14561; Oh and Schuler 2024, arXiv 2406.10851)
+surprisal_tokens_bits   the plain sum over its tokens
+entropy_bits            of the distribution that predicts its first token
+effort                  share of the neurons with magnitude c_i = |h_i| ||w_down_i|| >= tau_l (Eqs. 9 and 10 of arXiv
+                        2502.19078), mean over its tokens and the layers; the load rule is off, or surprisal would be
+                        built in
+effort_00, ...          the same of each layer
+magnitude               mean over layers of the summed c_i, mean over its tokens
+hidden_norm             of the last layer's output, mean over its tokens
+tokens                  how many
+length                  letters and digits, or all characters where there are none
+frequency_zipf          log10 per billion words (wordfreq), without punctuation; 0 where unknown
+position                in its text, from 1 on
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for the libraries
+    from cladastats.cli import main as cli
+
+    raise SystemExit(cli(["words", *sys.argv[1:]]))
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import DynamicCache
+from wordfreq import zipf_frequency
+
+from clada.errors import InputError
+from clada.families import check_length, decoder_layers, down_norms, observe_activations
+from clada.load import surprisal_and_entropy_bits
+from clada.models import bos_tokens, load_model
+from clada.paths import replacing
+from clada.plan import plan_of
+from clada.policies import resolve_shares
+from cladastats.attention import causal_blocks
+from cladastats.corpus import separator_token
+
+WINDOW = 2048  # tokens; longer texts are read in windows that overlap by half
+SEGMENT = 128  # tokens whose logits are in memory at once: 270 MB at Gemma's 262,144 words
+MAX_LOSS = 0.02
+SPACES = ("Ġ", "▁", "Ċ", "ĉ", " ", "\n", "\t", "\r")  # first characters of tokens that begin a word
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as its words.
+
+    Attributes:
+        text_id: its name.
+        words: what white space separates.
+    """
+
+    text_id: str
+    words: tuple[str, ...]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CladaError: a mistake of the user.
+    """
+    if args.data is not None:
+        from cladastats.reading import open_corpus
+
+        texts = open_corpus(args.text, args.data).texts
+    else:
+        texts = read_texts(args.text)
+    table = word_table(args.model, texts, plan=args.plan, max_loss=args.max_loss, keep=args.keep, window=args.window)
+    write_words(Path(args.out), table)
+    print(f"cladastats: {len(table):,} words of {len(texts)} texts in {args.out}", file=sys.stderr)
+
+
+def read_texts(name: str) -> list[Text]:
+    """The texts of a file: `.jsonl` with `text` and, if there is one, `text_id` in every line; else plain text.
+
+    Raises:
+        InputError: it cannot be read, or holds no words.
+    """
+    path = Path(name)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}; give a .txt or .jsonl file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    if path.suffix != ".jsonl":
+        found = [Text(path.stem, tuple(content.split()))]
+    else:
+        try:
+            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+            found = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise InputError(f"{path} does not hold an object with a text in every line, {{'text': ...}}") from None
+    found = [text for text in found if text.words]
+    if not found:
+        raise InputError(f"{path} has no words; give another file")
+    return found
+
+
+def write_words(path: Path, table: pd.DataFrame) -> None:
+    """Write a table of words, as its name says: `.parquet`, `.tsv`, else comma-separated.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_csv(temporary, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+
+
+def word_table(
+    model: str,
+    texts: Sequence[Text],
+    *,
+    plan: str | None = None,
+    max_loss: float | None = None,
+    keep: float | None = None,
+    window: int | None = None,
+) -> pd.DataFrame:
+    """Measure texts on a model, each by itself.
+
+    Args:
+        model: any name of a model.
+        texts: the texts.
+        plan: whose calibration text the magnitudes' quantiles are of; None: the model's own plan.
+        max_loss: rise of perplexity within which neurons below the threshold may be left out; None: 2 %.
+        keep: share of the neurons to call needed instead, over the plan's calibration text.
+        window: tokens; None: 2,048, or what the model's positions reach.
+
+    Returns:
+        `text_id`, `word_index` (from 1 on), `word`, and the columns above.
+
+    Raises:
+        ModelError, InputError: no such model, or no plan of it.
+    """
+    opened, tokenizer = load_model(model)
+    meter = Meter(opened, tokenizer, effort_thresholds(opened, plan, max_loss, keep), window)
+    tables = []
+    for text in tqdm(texts, unit="text", desc="words", file=sys.stderr, leave=False):
+        table = meter.measure(text.words)
+        table.insert(0, "text_id", text.text_id)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def effort_thresholds(
+    model: Any, plan: str | None = None, max_loss: float | None = None, keep: float | None = None
+) -> np.ndarray:
+    """Per layer, the magnitude that a neuron which is needed has: tau_l of the magnitude test alone (`tt`).
+
+    Args:
+        model: an open model.
+        plan: as in `word_table`.
+        max_loss: as there.
+        keep: as there.
+
+    Raises:
+        InputError: there is no plan of the model, or not for that budget.
+    """
+    found = plan_of(model, plan)
+    if found is None:
+        raise InputError("effort needs thresholds, which plan 'none' has not; make one with 'clada calibrate'")
+    limit = MAX_LOSS if max_loss is None else max_loss
+    shares, _ = resolve_shares("tt", found, model.config.vocab_size, "bfloat16", limit, keep)
+    return found.threshold("magnitude", shares.neurons)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is measured at each of n tokens, L layers.
+
+    Attributes:
+        surprisal: [n] bits.
+        entropy: [n] bits, of the distribution that predicts it.
+        boundary_before: [n] log2 of the chance that a word begins there.
+        boundary_after: [n] the same after it.
+        effort: [n, L].
+        magnitude: [n].
+        hidden_norm: [n].
+    """
+
+    surprisal: np.ndarray
+    entropy: np.ndarray
+    boundary_before: np.ndarray
+    boundary_after: np.ndarray
+    effort: np.ndarray
+    magnitude: np.ndarray
+    hidden_norm: np.ndarray
+
+
+class Meter:
+    """Measures words on an open model.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer, a fast one.
+        thresholds: [layers], of magnitudes.
+        window: tokens read at once; None: 2,048, or what the model's positions reach.
+        boundaries: ids of the tokens that begin a word; None: those that begin with white space, and the end of a text.
+
+    Raises:
+        ModelError: the window is longer than the model's positions.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        thresholds: np.ndarray,
+        window: int | None = None,
+        boundaries: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32)).to(model.device)
+        self.norms = down_norms(model).to(model.device)
+        positions = getattr(model.config, "max_position_embeddings", None) or WINDOW
+        self.window = min(WINDOW, positions) if window is None else window
+        check_length(model.config, self.window, "use a shorter --window")
+        # A text begins after the token that stands between documents, where the tokenizer has none of its own.
+        self.start = bos_tokens(tokenizer) or [tokenizer.convert_tokens_to_ids(separator_token(tokenizer))]
+        chosen = word_boundaries(tokenizer) if boundaries is None else boundaries
+        self.boundaries = torch.tensor(sorted(chosen), device=model.device)
+
+    def measure(self, words: Sequence[str]) -> pd.DataFrame:
+        """Measure one text.
+
+        Args:
+            words: without white space in them.
+
+        Returns:
+            a row per word: `word_index`, `word` and the columns of this module.
+
+        Raises:
+            InputError: a token of this tokenizer reaches over two words.
+        """
+        ids, owner = tokens_of(words, self.tokenizer)
+        found = self._tokens(ids)
+        n = len(words)
+        first = np.searchsorted(owner, np.arange(n))
+        last = np.searchsorted(owner, np.arange(n), side="right") - 1
+        count = np.bincount(owner, minlength=n)
+
+        def total(values: np.ndarray) -> np.ndarray:
+            return np.bincount(owner, values, n)
+
+        plain = total(found.surprisal)
+        before = found.boundary_before[first]
+        before[0] = 0.0  # a text begins with a word
+        effort = np.stack([total(layer) / count for layer in found.effort.T], 1)
+        bare = [word.strip(PUNCTUATION) for word in words]
+        letters = [sum(map(str.isalnum, word)) for word in words]
+        return pd.DataFrame(
+            {
+                "word_index": np.arange(1, n + 1),
+                "word": list(words),
+                # log2 p(word) = log2 p(tokens) - log2 p(a word begins before it) + log2 p(one begins after it)
+                "surprisal_bits": plain + before - found.boundary_after[last],
+                "surprisal_tokens_bits": plain,
+                "entropy_bits": found.entropy[first],
+                "effort": effort.mean(1),
+                "magnitude": total(found.magnitude) / count,
+                "hidden_norm": total(found.hidden_norm) / count,
+                "tokens": count,
+                "length": [n_letters or len(word) for n_letters, word in zip(letters, words, strict=True)],
+                "frequency_zipf": [zipf_frequency(word.lower(), "en") for word in bare],
+                "position": np.arange(1, n + 1),
+                **{f"effort_{i:02d}": effort[:, i] for i in range(effort.shape[1])},
+            }
+        )
+
+    def _tokens(self, ids: Sequence[int]) -> Tokens:
+        """Measure tokens, each after at least half a window of what is before it, or all of that."""
+        room = self.window - len(self.start)
+        if len(ids) <= room:
+            return self._window(ids)
+        kept: list[Tokens] = []
+        done = 0
+        while done < len(ids):
+            begin = max(0, min(done - room // 2, len(ids) - room))
+            end = begin + room
+            found = self._window(ids[begin:end])
+            kept.append(Tokens(**{name: value[done - begin :] for name, value in vars(found).items()}))
+            done = end
+        return Tokens(**{name: np.concatenate([getattr(part, name) for part in kept]) for name in vars(kept[0])})
+
+    @torch.inference_mode()
+    def _window(self, ids: Sequence[int]) -> Tokens:
+        device = self.model.device
+        everything = torch.tensor([*self.start, *ids], dtype=torch.long, device=device)
+        skipped, layers = len(self.start), len(self.thresholds)
+        efforts = torch.zeros(len(everything), layers)
+        magnitudes, norms = torch.zeros(len(everything), layers), torch.zeros(len(everything))
+        begin = 0
+
+        def seen(layer: int, activations: torch.Tensor) -> None:
+            c = activations.float().abs() * self.norms[layer]
+            rows = slice(begin, begin + len(c))
+            efforts[rows, layer] = (c >= self.thresholds[layer]).float().mean(-1).cpu()
+            magnitudes[rows, layer] = c.sum(-1).cpu()
+
+        def left(_module: Any, _inputs: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            states = states.reshape(-1, states.shape[-1])
+            norms[begin : begin + len(states)] = states.float().norm(dim=-1).cpu()
+
+        cache = DynamicCache(config=self.model.config)
+        surprisal, entropy, boundary = [], [], []
+        handle = decoder_layers(self.model)[-1].register_forward_hook(left)
+        try:
+            with causal_blocks(self.model), observe_activations(self.model, seen):
+                for begin in range(0, len(everything), SEGMENT):
+                    segment = everything[begin : begin + SEGMENT]
+                    logits = self.model(segment[None], past_key_values=cache, use_cache=True).logits[0]
+                    # The token that each position predicts; the last position's is not known and not used.
+                    targets = torch.cat([everything[begin + 1 : begin + 1 + len(segment)], segment[-1:]])[
+                        : len(segment)
+                    ]
+                    s, h = surprisal_and_entropy_bits(logits, targets)
+                    mass = logits.double().logsumexp(-1)
+                    begins = logits[:, self.boundaries].double().logsumexp(-1)
+                    surprisal.append(s.cpu())
+                    entropy.append(h.cpu())
+                    boundary.append(((begins - mass) / math.log(2)).cpu())
+        finally:
+            handle.remove()
+        before = slice(skipped - 1, -1)  # the positions that predict the tokens
+        chance = torch.cat(boundary).numpy()
+        return Tokens(
+            surprisal=torch.cat(surprisal).numpy()[before],
+            entropy=torch.cat(entropy).numpy()[before],
+            boundary_before=chance[before],
+            boundary_after=chance[skipped:],
+            effort=efforts[skipped:].double().numpy(),
+            magnitude=magnitudes[skipped:].double().mean(1).numpy(),
+            hidden_norm=norms[skipped:].double().numpy(),
+        )
+
+
+PUNCTUATION = ".,;:!?\"'()[]{}“”‘’–—-…`*"
+
+
+def word_boundaries(tokenizer: Any) -> list[int]:
+    """Tokens that begin a word, or end the text, so that the word before them is over."""
+    ids = [i for token, i in tokenizer.get_vocab().items() if token.startswith(SPACES)]
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(separator_token(tokenizer))}
+    return sorted({*ids, *(i for i in ends if i is not None)})
+
+
+def tokens_of(words: Sequence[str], tokenizer: Any) -> tuple[list[int], np.ndarray]:
+    """Token ids of words joined by single spaces, without what the tokenizer puts around a text.
+
+    Returns:
+        ids, and the number of the word that each belongs to.
+
+    Raises:
+        InputError: a word is empty or has white space in it, or a token reaches over two words.
+    """
+    for i, word in enumerate(words, 1):
+        if not word or len(word.split()) != 1 or word != word.strip():
+            raise InputError(f"word {i} is {word!r}; a word is what white space separates, and not empty")
+    text = " ".join(words)
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
+    owner = []
+    for begin, end in found["offset_mapping"]:
+        # The space before a word may be part of its token, and is no word's: a token belongs to its first letter.
+        begin += len(text[begin:end]) - len(text[begin:end].lstrip()) if text[begin:end].strip() else end - begin
+        owner.append(int(np.searchsorted(starts, min(begin, len(text) - 1), side="right")) - 1)
+        if text[begin:end].strip() and " " in text[begin:end].strip():
+            raise InputError(
+                f"the token {text[begin:end]!r} reaches over two words; this tokenizer cannot measure words"
+            )
+    if np.bincount(owner, minlength=len(words)).min() == 0:
+        missing = words[int(np.bincount(owner, minlength=len(words)).argmin())]
+        raise InputError(f"the tokenizer gives no token for the word {missing!r}; remove it from the text")
+    return list(found["input_ids"]), np.array(owner)

@@ -1,0 +1,391 @@
+"""Reading times: corpora in order or refused, the mixed model against statsmodels, effects that were put in."""
+
+import json
+import shutil
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.regression.mixed_linear_model import MixedLM
+
+from cladastats import human as module
+from cladastats.cli import main
+from cladastats.human import (
+    analyse,
+    designs,
+    effect_table,
+    fit_random_intercept,
+    folds_of,
+    gain,
+    held_out,
+    read_results,
+    verdicts,
+)
+from cladastats.reading import SOURCES, Measure, open_corpus
+from cladastats.sources import load_documents
+
+HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentences():
+    """Sentences of the news, as lists of words."""
+    found = []
+    for text in load_documents("news").texts:
+        for line in text.replace("\n", " ").split(". "):
+            words = f"{line.strip()}.".split()
+            if 8 <= len(words) <= 14 and line.isascii():
+                found.append(words)
+        if len(found) >= 60:
+            return found[:60]
+    raise AssertionError
+
+
+def times_of(sentences, rng):
+    """A table as of eye-tracking: time grows with the length of a word, a little with that of the one before."""
+    rows = []
+    for number, words in enumerate(sentences, 1):
+        for index, word in enumerate(words, 1):
+            spill = len(words[index - 2]) if index > 1 else 0
+            gaze = 200 + 12 * len(word) + 4 * spill + rng.normal(0, 15)
+            rows.append((f"ucl_{number:03d}", index, word, round(gaze, 3), round(gaze + abs(rng.normal(0, 40)), 3)))
+    return pd.DataFrame(rows, columns=["text_id", "word_index", "word", "gaze_ms", "go_past_ms"])
+
+
+@pytest.fixture
+def folder(tmp_path, sentences):
+    """The user's folder with one corpus."""
+    write(tmp_path, times_of(sentences, np.random.default_rng(0)))
+    return tmp_path
+
+
+def write(folder, table, name="ucl_et.part.tsv"):
+    table.to_csv(folder / name, sep="\t", index=False, quoting=3)
+
+
+def changed(folder, change):
+    path = folder / "ucl_et.part.tsv"
+    table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, na_values=[""])
+    write(folder, change(table))
+
+
+def test_a_corpus_in_order(folder, sentences):
+    corpus = open_corpus("ucl_et", folder)
+    assert [text.words for text in corpus.texts] == [tuple(words) for words in sentences]
+    table = corpus.table
+    assert corpus.dropped == 2 * len(sentences)  # the last two words of each
+    left = table.groupby("text_id")["word_index"].transform("max") - table["word_index"]
+    assert table.loc[left < 2, "gaze_ms"].isna().all()
+    assert table.loc[left >= 2, "gaze_ms"].notna().all()
+    assert table["sentence_final"].sum() == len(sentences)
+    assert table["block"].nunique() == len(sentences)
+
+
+def test_tables_of_one_corpus_are_read_together(folder, sentences):
+    table = pd.read_csv(folder / "ucl_et.part.tsv", sep="\t", quoting=3)
+    first = table["text_id"] < "ucl_030"
+    write(folder, table[first])
+    write(folder, table[~first], "ucl_et.rest.tsv")
+    assert len(open_corpus("ucl_et", folder).texts) == len(sentences)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="go_past_ms"), "has no column go_past_ms"),
+        (lambda t: pd.concat([t, t[t.index == 17]]), "is there twice (1 such rows)"),
+        (lambda t: t.drop(index=3), "give the table and the texts that belong together"),
+        (
+            lambda t: t.assign(gaze_ms=t["gaze_ms"].astype(object).where(t.index != 5, "n/a?")),
+            "holds what is no number",
+        ),
+        (lambda t: t.assign(gaze_ms=np.nan), "has 0 values; 20 are needed"),
+        (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(-1)), "follows the next word's length"),
+        (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(1)), "frequency of the word before"),
+    ],
+    ids=["column", "twice", "lacking", "text", "empty", "one early", "one late"],
+)
+def test_a_table_out_of_order_is_refused_in_one_line(folder, change, message, capsys):
+    changed(folder, change)
+    assert main(["human", "--corpus", "ucl_et", "--data", str(folder), "--out", str(folder / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert message in said[0]
+    assert not (folder / "out").exists()
+
+
+def test_words_must_rebuild_their_text(tmp_path, sentences):
+    table = times_of(sentences[:30], np.random.default_rng(1)).rename(columns={"gaze_ms": "gaze_mean0_ms"})
+    table = table.assign(first_fix_mean0_ms=table["gaze_mean0_ms"], total_mean0_ms=table["go_past_ms"])
+    write(tmp_path, table, "meco_en.tsv")
+    lines = [json.dumps({"text_id": f"ucl_{n:03d}", "text": " ".join(w)}) for n, w in enumerate(sentences[:30], 1)]
+    texts = tmp_path / "meco_en_text.jsonl"
+    texts.write_text("\n".join(lines), encoding="utf-8")
+    assert len(open_corpus("meco_en", tmp_path).texts) == 30
+    word = sentences[4][3]
+    for lost, message in (
+        (lines[4].replace(f" {word} ", f" {word}x ", 1), f"word 4 of ucl_005 is '{word}', and '{word}x' in its text"),
+        (lines[4].replace('"}', ' More."}'), f"ucl_005 lacks word {len(sentences[4]) + 1}"),
+        ("", "has no text of ucl_005"),
+        ("{", "does not hold text_id and text in every line"),
+    ):
+        texts.write_text("\n".join([*lines[:4], lost, *lines[5:]]) if lost else "\n".join(lines[:4] + lines[5:]))
+        with pytest.raises(Exception, match=message) as raised:
+            open_corpus("meco_en", tmp_path)
+        assert type(raised.value).__name__ == "InputError"
+
+
+def test_unknown_and_absent_corpora(tmp_path, capsys):
+    for name, message in (("dundee", "unknown corpus 'dundee'"), ("provo", "has no provo*.tsv and no Provo_Corpus")):
+        assert main(["human", "--corpus", name, "--data", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+# -- published formats: files made after the authors' descriptions --------------------------------------------------
+
+
+def test_published_files_are_averaged_over_participants(tmp_path, sentences):
+    """Each reader on a file of its format: three participants, with skips, rejected trials and numbers that jump."""
+    rng = np.random.default_rng(2)
+    table = times_of(sentences[:30], rng)
+    people = [table.assign(subj=n, time=(table["gaze_ms"] + rng.normal(0, 5, len(table))).round(1)) for n in (1, 2, 3)]
+    rows = pd.concat(people, ignore_index=True)
+    rows["sentence"] = rows["text_id"].str[-3:].astype(int)
+    skipped = (rows["subj"] == 1) & (rows["word_index"] == 4)
+    expected = rows[~skipped].groupby(["text_id", "word_index"])["time"].mean()
+    with_zero = rows["time"].where(~skipped, 0.0).groupby([rows["text_id"], rows["word_index"]]).mean()
+
+    def check(name, column, want, prefix):
+        found = open_corpus(name, tmp_path).table.set_index(["text_id", "word_index"])[column].dropna()
+        want = want.rename(lambda text: prefix + text[-3:].lstrip("0").zfill(2), level=0)
+        assert len(found) > 100
+        np.testing.assert_allclose(found, want.loc[found.index])
+
+    pd.DataFrame(
+        {
+            "subj_nr": rows["subj"], "sent_nr": rows["sentence"], "word_pos": rows["word_index"],
+            "word": rows["word"] + " ",
+            "RTfirstpass": rows["time"].where(~skipped, 0), "RTgopast": rows["time"].where(~skipped, 0) * 2,
+        }
+    ).to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)  # fmt: skip
+    check("ucl_et", "gaze_ms", expected, "ucl_")
+
+    pd.DataFrame(
+        {
+            "sent_nr": rows["sentence"], "word_pos": rows["word_index"], "word": rows["word"], "N400": rows["time"],
+            "baseline": 1.0 + rows["subj"], "reject_data": skipped.astype(int),
+            "reject_word": (rows["word_index"] == 1).astype(int),
+        }
+    ).to_csv(tmp_path / "data_EEG.csv", sep="\t", index=False, quoting=3)  # fmt: skip
+    check("ucl_erp", "N400_uV", expected, "ucl_")
+    corpus = open_corpus("ucl_erp", tmp_path)
+    assert [measure.column for measure in corpus.measures] == ["N400_uV"]  # a P600 is not published there
+    assert corpus.dropped == 30
+
+    pd.DataFrame(
+        {
+            "Participant_ID": rows["subj"], "Text_ID": rows["sentence"],
+            "IA_ID": rows["word_index"] + (rows["word_index"] > 5),
+            "IA_LABEL": rows["word"] + " ", "IA_SKIP": skipped.astype(int), "IA_FIRST_RUN_DWELL_TIME": rows["time"],
+            "IA_FIRST_FIXATION_DURATION": rows["time"], "IA_REGRESSION_PATH_DURATION": rows["time"],
+            "IA_DWELL_TIME": rows["time"],
+        }
+    ).to_csv(tmp_path / "Provo_Corpus-Eyetracking_Data.csv", index=False, encoding="cp1252")  # fmt: skip
+    check("provo", "gaze_ms", expected, "provo_")
+
+    pd.DataFrame(
+        {
+            "lang": np.where(rows["subj"] < 4, "en", "ee"), "trialid": rows["sentence"], "ianum": rows["word_index"],
+            "ia": rows["word"], "skip": skipped.astype(int), "firstrun.skip": skipped.astype(int),
+            "firstrun.dur": rows["time"], "firstfix.dur": rows["time"], "dur": rows["time"],
+        }
+    ).to_csv(tmp_path / "joint_data_trimmed.csv", index=False)  # fmt: skip
+    check("meco_en", "gaze_mean0_ms", with_zero, "meco_en_")
+
+    words = table.assign(zone=table["word_index"], item=table["text_id"].str[-3:].astype(int))
+    words[["word", "zone", "item"]].to_csv(tmp_path / "all_stories.tok", sep="\t", index=False, quoting=3)
+    pd.DataFrame(
+        {"WorkerId": rows["subj"], "correct": 5, "item": rows["sentence"], "zone": rows["word_index"],
+         "RT": rows["time"].where(~skipped, 5000.0), "word": rows["word"]}
+    ).to_csv(tmp_path / "processed_RTs.tsv", sep="\t", index=False, quoting=3)  # fmt: skip
+    check("naturalstories", "spr_rt_mean_ms", expected, "naturalstories_")
+
+    for name in ("eyetracking.RT.txt", "data_EEG.csv", "Provo_Corpus-Eyetracking_Data.csv", "joint_data_trimmed.csv"):
+        content = (tmp_path / name).read_text().splitlines()
+        (tmp_path / name).write_text(
+            "\n".join([content[0].replace("word", "wrd").replace("IA_LABEL", "L").replace("ia,", "i,"), *content[1:]])
+        )
+    for corpus_name in ("ucl_et", "ucl_erp", "provo", "meco_en"):
+        with pytest.raises(Exception, match="has no column"):
+            open_corpus(corpus_name, tmp_path)
+
+
+# -- the model ----------------------------------------------------------------------------------------------------
+
+
+def grouped(rng, n=400, groups=12, between=2.0):
+    items = np.sort(rng.integers(0, groups, n))
+    items = np.unique(items, return_inverse=True)[1]
+    x = rng.normal(size=(n, 3)) + rng.normal(size=(groups, 3))[items]
+    y = 5 + x @ [1.0, -2.0, 0.0] + rng.normal(0, between, groups)[items] + rng.normal(0, 3, n)
+    return y, x, items
+
+
+@pytest.mark.parametrize("between", [2.0, 0.7])
+def test_the_mixed_model_is_that_of_statsmodels(between):
+    y, x, items = grouped(np.random.default_rng(4), between=between)
+    ours = fit_random_intercept(y, x, items)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = MixedLM(y, np.column_stack([np.ones(len(y)), x]), items).fit(reml=False)
+    # Both stop searching the variances at about 1e-5 of them.
+    np.testing.assert_allclose(ours.beta, theirs.fe_params, rtol=1e-4)
+    np.testing.assert_allclose(ours.residual, theirs.scale, rtol=1e-3)
+    np.testing.assert_allclose(ours.between, theirs.cov_re[0, 0], rtol=1e-2)
+    # statsmodels' errors are of the fixed effects and variances together; these are of the fixed effects alone.
+    design = np.column_stack([np.ones(len(y)), x])
+    whole = ours.residual * np.eye(len(y)) + ours.between * (items[:, None] == items)
+    np.testing.assert_allclose(ours.covariance, np.linalg.inv(design.T @ np.linalg.solve(whole, design)), rtol=1e-6)
+
+
+def test_without_differences_between_groups_it_is_least_squares():
+    rng = np.random.default_rng(5)
+    y, x, items = grouped(rng, between=0.0)
+    y -= np.array([y[items == g].mean() for g in range(items.max() + 1)])[items]  # less than chance
+    x -= np.array([x[items == g].mean(0) for g in range(items.max() + 1)])[items]
+    fit = fit_random_intercept(y, x, items)
+    assert fit.between == 0.0
+    np.testing.assert_allclose(fit.beta[1:], np.linalg.lstsq(x, y, rcond=None)[0], rtol=1e-8)
+
+
+def test_folds_are_of_whole_groups_and_held_out_rows_do_not_count():
+    y, x, items = grouped(np.random.default_rng(6), groups=25)
+    folds = folds_of(items)
+    assert len(set(folds)) == module.FOLDS
+    assert all(len(set(folds[items == g])) == 1 for g in set(items))
+    before = held_out(y, x, items)
+    changed_y = y.copy()
+    changed_y[folds == 3] += 100
+    after = held_out(changed_y, x, items)
+    spread = fit_random_intercept(y[folds != 3], x[folds != 3], np.unique(items[folds != 3], return_inverse=True)[1])
+    expected = spread.log_density(changed_y[folds == 3], x[folds == 3])
+    np.testing.assert_allclose(after[folds == 3], expected)
+    assert (after[folds == 3] < before[folds == 3]).all()
+
+
+def test_a_gain_is_found_where_there_is_one_and_its_test_keeps_its_size():
+    rng = np.random.default_rng(7)
+    units = np.repeat(np.arange(40), 20)
+    found = gain(rng.normal(0.08, 0.3, 800), units)
+    assert found["ci_low"] > 0
+    assert found["p"] < 0.01
+    assert found["ci_low"] < found["delta_ll"] < found["ci_high"]
+    # 200 sets without a gain, units of their own differing: 5 % +- 3 standard errors of a binomial
+    below = [gain(rng.normal(0, 0.3, 800) + rng.normal(0, 0.1, 40)[units], units)["p"] < 0.05 for _ in range(200)]
+    assert 0.05 - 3 * 0.0154 <= np.mean(below) <= 0.05 + 3 * 0.0154
+
+
+def made_rows(rng, effort_effect, n_texts=25, n=1500):
+    """Rows as `prepared` gives them, with times that follow length, surprisal and, maybe, effort."""
+    text = np.sort(rng.integers(0, n_texts, n))
+    frame = pd.DataFrame({"item": text, "block": np.arange(n) // 12, "position": np.arange(n) % 60 + 1.0})
+    for name in ("length", "frequency_zipf", "surprisal_bits", "entropy_bits", "effort", "effort_00", "effort_01"):
+        for lag in ("", "_1", "_2"):
+            frame[name + lag] = rng.normal(size=n)
+    frame["surprisal_bits"] = frame["length"] * 0.5 + frame["surprisal_bits"]
+    frame["effort"] = 0.5 * frame["surprisal_bits"] + frame["effort"]
+    for name in ("tokens", "hidden_norm", "punctuation", "sentence_final"):
+        frame[name] = rng.integers(0, 2, n).astype(float)
+    frame["magnitude"] = np.exp(rng.normal(size=n))
+    frame["word_class"] = rng.choice(["noun", "verb", "function"], n)
+    frame["time"] = (
+        250 + 10 * frame["length"] + 8 * frame["surprisal_bits"] + effort_effect * frame["effort"]
+        + rng.normal(0, 10, n_texts)[text] + rng.normal(0, 30, n)
+    )  # fmt: skip
+    return frame
+
+
+def test_effort_that_was_put_in_is_found_and_effort_that_was_not_is_not(monkeypatch):
+    monkeypatch.setattr(module, "SHUFFLES", 39)
+    rng = np.random.default_rng(8)
+    found = analyse(made_rows(rng, 9.0), Measure("time"))
+    rows = {row["predictor"]: row for row in found["rows"]}
+    assert rows["surprisal"]["p"] < 0.001
+    assert rows["effort"]["p"] < 0.001
+    assert rows["effort"]["effect_low"] < 9.0 * rows["effort"]["sd"] < rows["effort"]["effect_high"]
+    assert rows["effort"]["ci_low"] > 0
+    assert found["effort"]["placebo"]["p"] == 1 / 40
+    assert found["effort"]["placebo"]["delta_ll"] < 0 < rows["effort"]["delta_ll"]
+    for name in ("with_controls", "matched_surprisal"):
+        assert found["effort"][name]["p"] < 0.01
+    assert found["effort"]["vif"] > 1.1
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1]
+    assert found["units_are"] == "texts"
+
+    nothing = analyse(made_rows(rng, 0.0, n_texts=8), Measure("time"))
+    absent = {row["predictor"]: row for row in nothing["rows"]}["effort"]
+    assert absent["delta_ll"] < rows["effort"]["delta_ll"] / 10
+    assert absent["effect_low"] < 0 < absent["effect_high"]
+    assert nothing["effort"]["placebo"]["p"] > 0.02
+    assert nothing["units_are"] == "sentences"
+
+
+def test_the_models_are_nested():
+    found = list(designs(SOURCES["ucl_erp"].measures[1]).values())
+    assert all(set(small) < set(large) for small, large in pairwise(found))
+    assert {"N400_base_uV", "N400_uV", "length_2", "frequency_zipf_1", "position"} < set(found[0])
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_goes_on_from_what_is_there(folder, sentences, capsys, monkeypatch):
+    monkeypatch.setattr(module, "SHUFFLES", 19)
+    arguments = ["human", "--corpus", "ucl_et", "--data", str(folder), "--out", str(folder / "out")]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "gaze_ms" in said
+    assert "of 2 measures are predicted better" in said
+    out = folder / "out" / "smollm2-135m"
+    result = json.loads((out / "ucl_et.json").read_text())
+    assert not any(word in json.dumps(result) for word in sentences[0] if len(word) > 6)  # numbers, and no text
+    assert result["measures"][0]["words"] > 300
+    table = effect_table(out)
+    assert list(table["predictor"]) == ["surprisal", "entropy", "effort"] * 2
+    assert (table["p_holm"] >= table["p"]).all()
+    assert len(verdicts(table)) == 1
+
+    def never(*_args, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr(module, "analyse", never)
+    monkeypatch.setattr(module, "word_table", never)
+    assert main([*arguments, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("corpus,measure,predictor")
+    (out / "ucl_et.json").write_text("{")
+    assert main(arguments) == 2
+    assert "is not a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not HUMAN.is_dir(), reason="no reading times beside the repository")
+def test_known_effects_of_surprisal_come_out(tmp_path):
+    """Longer gazes and reading, and a more negative N400, with 95 % intervals that leave out zero."""
+    shutil.copytree(HUMAN, tmp_path / "data")
+    names = ("naturalstories", "ucl_et", "ucl_erp")
+    assert main(["human", "--corpus", ",".join(names), "--data", str(tmp_path / "data"), "--out", str(tmp_path)]) == 0
+    seen = 0
+    for result in read_results(tmp_path / "smollm2-135m", names):
+        for measure in result["measures"]:
+            row = measure["rows"][0]
+            assert row["predictor"] == "surprisal"
+            if measure["sign"]:
+                assert measure["sign"] * row["effect"] > 0
+                assert row["effect_low"] * row["effect_high"] > 0
+                seen += 1
+    assert seen == 5
