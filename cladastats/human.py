@@ -97,7 +97,7 @@ def human(corpus: Corpus, model: str, out: Path) -> dict[str, Any]:
     words = measured_words(corpus.texts, model, out / f"words-{corpus.name}.parquet")
     digest = hashlib.sha256(pd.util.hash_pandas_object(words, index=False).to_numpy().tobytes())
     digest.update(pd.util.hash_pandas_object(corpus.table, index=False).to_numpy().tobytes())
-    digest.update(f"{SCHEMA} {STEPS} {FOLDS} {RESAMPLES} {SHUFFLES} {SEED} {BINS}".encode())
+    digest.update(f"{SCHEMA} {STEPS} {FOLDS} {RESAMPLES} {SHUFFLES} {SEED} {BINS} {corpus.measures}".encode())
     path = out / f"{corpus.name}.json"
     if path.is_file():
         found = read_json(path, SCHEMA, StudyError)
