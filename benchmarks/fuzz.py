@@ -1,12 +1,14 @@
-"""Broken files: does every one that the packages read end in one line, or in a documented result?
+"""Broken files and options: does every one end in one line, or in a documented result?
 
-    python benchmarks/fuzz.py --study studies/demo                # 10,000 files, some minutes
+    python benchmarks/fuzz.py --study studies/demo                # 10,000 files and option sets, some minutes
     python benchmarks/fuzz.py --study studies/demo --only part --seed 3 --files 1 --trace      # one of them again
 
 Whole files of every kind (those of a small finished study, the shipped plan, texts) are damaged at random: bytes
 flipped, cut, doubled, put in; JSON values replaced by others of any kind. Each is read in this process by what reads it
 for a user. A `CladaError` of one line is right, and so is a result; anything else is printed, with the seed that makes
-it again. The models are not opened. Counts go to `benchmarks/results/fuzz.json`.
+it again. Command lines of every command are drawn at random from its options, with values that fit and that do not;
+they must end with exit code 0, or 2 and one line. Models are not opened, corpora not built, robustness checks not made:
+what comes before is what options can break. Counts go to `benchmarks/results/fuzz.json`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr
-from io import StringIO
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from importlib import import_module
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,12 @@ import numpy as np
 from stored import RESULTS
 from tqdm import tqdm
 
+import clada.cli
 import clada.plan
+import cladastats.cli
 from clada.coefficients import resolve_coefficients
-from clada.errors import CladaError
+from clada.commandline import Parser
+from clada.errors import CladaError, ModelError
 from clada.evaluate import Scores
 from clada.harness import read_documents
 from clada.models import load_config, load_tokenizer
@@ -104,8 +110,117 @@ class Target:
         self.path, self.read, self.change = path, read, change
         self.whole = path.read_bytes()
 
+    def spoil(self, rng: random.Random) -> None:
+        """Break it."""
+        self.path.write_bytes(self.change(self.whole, rng))
 
-def targets(study: Study, place: Path) -> dict[str, Target]:
+    def mend(self) -> None:
+        """Put the whole one back."""
+        self.path.write_bytes(self.whole)
+
+
+def accepted(kind: Any, value: str) -> bool:
+    """Whether an option of that type takes this value."""
+    try:
+        return kind is None or kind(value) is not None
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+
+
+class Options:
+    """Command lines: one is drawn, and run in a folder of its own."""
+
+    VALUES = (
+        "0",
+        "-1",
+        "1",
+        "2",
+        "0.5",
+        "nan",
+        "inf",
+        "1e400",
+        "",
+        " ",
+        "x",
+        "\x00",
+        "a,b",
+        ",",
+        "1/2",
+        "3/2",
+        "none",
+        "..",
+    )
+
+    def __init__(self, study: Path, place: Path) -> None:
+        self.study, self.place, self.arguments = study, place / "commands", [""]
+        self.files = (str(place / "text.jsonl"), str(place / "text" / "a.txt"), str(place), "jsonl:x:y", "cka", "paper")
+        self.packages = {"clada": clada.cli, "cladastats": cladastats.cli}
+        for package, module in self.packages.items():
+            for name in module.COMMANDS:
+                import_module(f"{package}.{name}")
+        import_module("cladastats.robust")
+
+        def refuse(*_arguments: Any, **_options: Any) -> None:
+            raise ModelError("this is as far as options go")
+
+        heavy = ("load_model", "build_corpus", "load_documents", "robustness", "word_table")
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in self.packages:
+                for function in heavy:
+                    if hasattr(module, function):
+                        setattr(module, function, refuse)
+
+    def spoil(self, rng: random.Random) -> None:
+        """Draw a command line; half of the studies are the finished one."""
+        package = rng.choice(list(self.packages))
+        command = rng.choice(list(self.packages[package].COMMANDS))
+        parser = Parser()
+        self.packages[package].COMMANDS[command][1](parser)
+        arguments = [package, command]
+        for action in parser._actions[1:]:  # without --help
+            if not action.required and rng.random() > 0.3 and action.dest != "study":
+                continue
+            values = [*self.VALUES, *self.files, *(action.choices or ())]
+            if rng.random() < 0.8:  # one that the option can be
+                values = [v for v in action.choices or values if accepted(action.type, v)] or values
+            value = str(self.study) if action.dest == "study" and rng.random() < 0.6 else str(rng.choice(values))
+            if action.option_strings:
+                arguments.append(rng.choice(action.option_strings))
+            if action.nargs != 0:
+                arguments.append(value)
+        if rng.random() < 0.1:
+            arguments.insert(rng.randrange(1, len(arguments) + 1), rng.choice((*self.VALUES, "--no-such")))
+        self.arguments = arguments
+
+    def read(self) -> None:
+        """Run it.
+
+        Raises:
+            CladaError: it was refused in one line, which is right.
+            AssertionError: another exit code, or more than a line.
+        """
+        self.place.mkdir(exist_ok=True)
+        said, module = StringIO(), self.packages[self.arguments[0]]
+        stdin, sys.stdin = sys.stdin, TextIOWrapper(BytesIO(b"a prompt\n"))
+        try:
+            with chdir(self.place), redirect_stdout(StringIO()), redirect_stderr(said):
+                code = module.main(self.arguments[1:])
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stdin = stdin
+        assert code in (0, 2), f"{self.arguments}: exit code {code}"
+        if code == 2:
+            lines = [line for line in said.getvalue().splitlines() if line.startswith(self.arguments[0])]
+            assert lines, f"{self.arguments}: nothing said"
+            raise CladaError(lines[-1])
+
+    def mend(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     """All kinds, on copies below `place`."""
     shutil.copytree(study.folder, place / "study")
     shutil.copytree(Path(clada.plan.__file__).parent / "plans", place / "plans")
@@ -200,6 +315,7 @@ def targets(study: Study, place: Path) -> dict[str, Target]:
         "scores": Target(place / "scores.json", use_scores, altered),
         "gguf": Target(place / "model.gguf", lambda: load_config(str(place / "model.gguf")), damaged),
         "config": Target(place / "model" / "config.json", lambda: load_config(str(place / "model")), altered),
+        "options": Options(folder, place),
     }
 
 
@@ -220,7 +336,7 @@ def main() -> None:
         for number in tqdm(range(args.files), unit="file", file=sys.stderr):
             name, seed = names[number % len(names)], args.seed + number // len(names)
             target = kinds[name]
-            target.path.write_bytes(target.change(target.whole, random.Random(f"{name} {seed}")))
+            target.spoil(random.Random(f"{name} {seed}"))
             outcome = "result"
             try:
                 with warnings.catch_warnings(), redirect_stderr(StringIO()):
@@ -239,7 +355,7 @@ def main() -> None:
                     if args.trace:
                         traceback.print_exc()
             finally:
-                target.path.write_bytes(target.whole)
+                target.mend()
             counts.setdefault(name, Counter())[outcome] += 1
     total = {"files": args.files, "seed": args.seed, "outcomes": counts, "findings": findings}
     if not args.only:

@@ -84,7 +84,15 @@ def _refuse(package: str, message: str) -> int:
 
 def positive_int(text: str) -> int:
     """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return whole_number(text, 1)
+
+
+def whole_number(text: str, least: int = 0) -> int:
+    """A whole number that is not below another one."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
     return value

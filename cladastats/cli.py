@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.commandline import Commands, positive_int, run
+from clada.commandline import Commands, positive_int, run, whole_number
 
 
 def _study(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=positive_int, metavar="N", help="pairs in each group; default 2000")
     parser.add_argument("--length", type=positive_int, metavar="L", help="tokens before the target; default 2048")
     parser.add_argument("--ratios", type=_ratios, metavar="R,...", help="prefix shares; default 0.25,0.375,0.5")
-    parser.add_argument("--seed", type=_seed, metavar="S", help="of every draw; default 0")
+    parser.add_argument("--seed", type=whole_number, metavar="S", help="of every draw; default 0")
     parser.add_argument(
         "--windows",
         choices=("stream", "document"),
@@ -176,18 +176,14 @@ def _figures(parser: argparse.ArgumentParser) -> None:
 
 
 def _ratios(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0.25,0.5") from None
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
 
 
 COMMANDS: Commands = {
