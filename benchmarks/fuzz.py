@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stored import RESULTS
+import pandas as pd
+from stored import FIGURES, RESULTS
 from tqdm import tqdm
 
 import clada.cli
@@ -50,12 +51,15 @@ from clada.weights import Norms
 from cladastats.cluster import read_queue
 from cladastats.controls import controls
 from cladastats.extract import extract
+from cladastats.human import effect_table, show, verdicts
 from cladastats.parts import part_path, read_part, shard_ids, shards_of
+from cladastats.reading import open_corpus
 from cladastats.regress import regress, summary_sentences
 from cladastats.similarity import similarity
 from cladastats.sources import load_documents
 from cladastats.study import Study
 
+WORDS = "a it the was some more house green letter window morning question understand government"
 WEIRD = (
     None, True, 0, -1, 10**30, 1e308, -1e-308, float("nan"), float("inf"), "", "nan", "\x00", "x" * 1000, "../../x", [],
     {}, [[]], {"a": None}, [None], "9" * 400,
@@ -142,7 +146,7 @@ class Options:
         "",
         " ",
         "x",
-        "\x00",
+        "\t\n",
         "a,b",
         ",",
         "1/2",
@@ -211,8 +215,10 @@ class Options:
             sys.stdin = stdin
         assert code in (0, 2), f"{self.arguments}: exit code {code}"
         if code == 2:
-            lines = [line for line in said.getvalue().splitlines() if line.startswith(self.arguments[0])]
-            assert lines, f"{self.arguments}: nothing said"
+            lines = [
+                line for line in said.getvalue().splitlines() if f"{self.arguments[0]}: " in line or "--help'" in line
+            ]
+            assert lines, f"{self.arguments}: said {said.getvalue()[-300:]!r}"
             raise CladaError(lines[-1])
 
     def mend(self) -> None:
@@ -268,6 +274,31 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         fit.table("text")
         summary_sentences(fit, vocab_size=49152)
 
+    human = place / "human"
+    human.mkdir()
+    drawn = random.Random(0)
+    vocabulary = [word for word in WORDS.split() for _ in range(2)]
+    sentences = [[drawn.choice(vocabulary) for _ in range(9)] for _ in range(40)]
+    rows = [
+        (f"ucl_{i:03d}", j, word, 200 + 12 * len(word) + drawn.gauss(0, 9), 300 + 12 * len(word) + drawn.gauss(0, 9))
+        for i, words in enumerate(sentences, 1)
+        for j, word in enumerate(words, 1)
+    ]
+    times = pd.DataFrame(rows, columns=["text_id", "word_index", "word", "gaze_ms", "go_past_ms"])
+    times.to_csv(human / "ucl_et.tsv", sep="\t", index=False)
+    names = {"gaze_ms": "gaze_mean0_ms", "go_past_ms": "total_mean0_ms"}
+    times.rename(columns=names).assign(first_fix_mean0_ms=times["gaze_ms"]).to_csv(
+        human / "meco_en.tsv", sep="\t", index=False
+    )
+    texts = [json.dumps({"text_id": f"ucl_{i:03d}", "text": " ".join(words)}) for i, words in enumerate(sentences, 1)]
+    (human / "meco_en_text.jsonl").write_text("\n".join(texts))
+    shutil.copytree(FIGURES / "studies" / "human" / "smollm2-135m", place / "found")
+
+    def use_results() -> None:
+        table = effect_table(place / "found")
+        show(table, "text")
+        verdicts(table)
+
     def use_scores() -> None:
         scores = Scores(place / "scores.json", wanted, [{}, {}], None)
         if not scores.missing:
@@ -315,6 +346,9 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         "scores": Target(place / "scores.json", use_scores, altered),
         "gguf": Target(place / "model.gguf", lambda: load_config(str(place / "model.gguf")), damaged),
         "config": Target(place / "model" / "config.json", lambda: load_config(str(place / "model")), altered),
+        "reading times": Target(human / "ucl_et.tsv", lambda: open_corpus("ucl_et", human), damaged),
+        "running texts": Target(human / "meco_en_text.jsonl", lambda: open_corpus("meco_en", human), altered),
+        "human": Target(place / "found" / "provo.json", use_results, altered),
         "options": Options(folder, place),
     }
 

@@ -135,8 +135,7 @@ def publish() -> None:
             "layers": layer_figure(study.fit("cka")),
         }
         for name, figure in figures.items():
-            for kind in ("png", "pdf"):
-                figure.savefig(study.folder / "figures" / f"{name}.{kind}", dpi=200)
+            keep(figure, study.folder / "figures" / name)
         sections.append(section(study, extended))
     sections += human_section()
     head = (
@@ -145,6 +144,12 @@ def publish() -> None:
         "(response `toward`: 0 the prefix changes nothing, 1 the hybrid acts like the text of its prefix).\n"
     )
     (FIGURES / "RESULTS.md").write_text("\n".join([head, *sections]), encoding="utf-8")
+
+
+def keep(figure: Any, path: Path) -> None:
+    """Write a figure as PNG and PDF; without the date the same results give the same bytes."""
+    figure.savefig(path.with_suffix(".png"), dpi=200)
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
 
 
 def human_section() -> list[str]:
@@ -163,8 +168,7 @@ def human_section() -> list[str]:
     tables = {name: effect_table(place) for name, place in models.items()}
     results = {name: read_results(place) for name, place in models.items()}
     for figure, name in ((gain_figure(tables), "gains"), (gain_layers_figure(results), "layers")):
-        for kind in ("png", "pdf"):
-            figure.savefig(kept / f"{name}.{kind}", dpi=200)
+        keep(figure, kept / name)
     parts = [
         "## Effort against reading times and brain responses",
         "What a predictor adds to the log density of held-out words over the step before (length, frequency, position; "

@@ -140,7 +140,11 @@ class Scores:
                     int(index): {metric: float(score) for metric, score in item.items()}
                     for index, item in found["items"].items()
                 }
-                self.tokens, self.computed = int(found["sparse_tokens"]), float(found["computed_tokens"])
+                if len({frozenset(item) for item in items.values()}) > 1:
+                    raise ValueError
+                tokens, computed = int(found["sparse_tokens"]), float(found["computed_tokens"])
+                float(tokens)
+                self.tokens, self.computed = tokens, computed
                 self.items = items
         except (InputError, KeyError, AttributeError, TypeError, ValueError, OverflowError):
             pass  # cut off or altered: done again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,26 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write strict JSON (no NaN) atomically; `value` carries its own `schema`."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """The same with `sha256`, for content whose parts depend on each other: if one changed, none can be trusted."""
+    return {**value, "sha256": _digest(value)}
+
+
+def check_checksum(value: dict[str, Any]) -> None:
+    """Compare what `with_checksum` added.
+
+    Raises:
+        ValueError: it was altered since, or never there.
+    """
+    if value.get("sha256") != _digest({key: item for key, item in value.items() if key != "sha256"}):
+        raise ValueError("it was altered since it was written")
+
+
+def _digest(value: dict[str, Any]) -> str:
+    read_back = json.loads(json.dumps(value))  # keys are text from here on, and sort as such
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, schema: str, error: type[CladaError] = InputError) -> dict[str, Any]:

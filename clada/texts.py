@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clada.errors import InputError
@@ -39,7 +40,7 @@ def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: 
             windows += cut(ids, bos, length)
             if len(windows) >= needed:
                 break
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise InputError(
             f"cannot read text from {name} ({reason}); give a UTF-8 file, jsonl:FILE:FIELD or a study folder"

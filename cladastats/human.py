@@ -28,6 +28,7 @@ import argparse
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from clada.errors import StudyError
-from clada.jsonfile import read_json, write_json
+from clada.jsonfile import check_checksum, read_json, with_checksum, write_json
 from clada.models import model_revision
 from cladastats.reading import SOURCES, Corpus, Measure, open_corpus
-from cladastats.study import is_current, write_table
+from cladastats.study import is_current, read_table, write_table
 from cladastats.words import PUNCTUATION, Text, word_table
 
 SCHEMA = "cladastats/human/1"
@@ -100,8 +101,8 @@ def human(corpus: Corpus, model: str, out: Path) -> dict[str, Any]:
     digest.update(f"{SCHEMA} {STEPS} {FOLDS} {RESAMPLES} {SHUFFLES} {SEED} {BINS} {corpus.measures}".encode())
     path = out / f"{corpus.name}.json"
     if path.is_file():
-        found = read_json(path, SCHEMA, StudyError)
-        if found.get("inputs") == digest.hexdigest():
+        found = read_result(path)
+        if found["inputs"] == digest.hexdigest():
             return found
     rows = prepared(corpus, words)
     measures = []
@@ -126,6 +127,7 @@ def human(corpus: Corpus, model: str, out: Path) -> dict[str, Any]:
         "dropped_because": corpus.source.dropped,
         "measures": measures,
     }
+    result = with_checksum(result)
     write_json(path, result)
     return result
 
@@ -133,9 +135,11 @@ def human(corpus: Corpus, model: str, out: Path) -> dict[str, Any]:
 def measured_words(texts: Sequence[Text], model: str, path: Path) -> pd.DataFrame:
     """The table of words of a corpus' texts, kept in a file."""
     inputs = hashlib.sha256(f"{model_revision(model)} {[(t.text_id, t.words) for t in texts]}".encode()).hexdigest()
-    if not is_current(path, inputs):
-        write_table(path, word_table(model, texts), inputs)
-    return pd.read_parquet(path)
+    if is_current(path, inputs):
+        with suppress(Exception):  # of a damaged file there are errors of any kind; it is made again
+            return read_table(path)
+    write_table(path, word_table(model, texts), inputs)
+    return read_table(path)
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
@@ -438,6 +442,20 @@ def reliability(used: pd.DataFrame, measure: Measure) -> float | None:
 # -- results ------------------------------------------------------------------------------------------------------
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """What was found on a corpus.
+
+    Raises:
+        StudyError: the file is missing or damaged.
+    """
+    found = read_json(path, SCHEMA, StudyError)
+    try:
+        check_checksum(found)
+    except ValueError as problem:
+        raise StudyError(f"{path} is damaged ({problem}); delete it and run 'cladastats human' again") from None
+    return found
+
+
 def read_results(folder: Path, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """What was found on a model, corpus by corpus.
 
@@ -449,7 +467,7 @@ def read_results(folder: Path, names: Sequence[str] | None = None) -> list[dict[
         StudyError: one is missing or damaged.
     """
     names = [name for name in SOURCES if (folder / f"{name}.json").is_file()] if names is None else names
-    return [read_json(folder / f"{name}.json", SCHEMA, StudyError) for name in names]
+    return [read_result(folder / f"{name}.json") for name in names]
 
 
 def effect_table(folder: Path, names: Sequence[str] | None = None) -> pd.DataFrame:

@@ -181,16 +181,16 @@ def open_corpus(name: str, data: str | Path) -> Corpus:
     missing = columns - set(table.columns)
     if missing:
         raise InputError(f"{files[0]} has no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    table["text_id"] = table["text_id"].astype(str)
+    if source.texts is not None:
+        table["word_index"] = _numbers(table, "word_index", files[0])
     if published or source.texts == OWN_WORDS:
         words = {str(name): tuple(rows["word"]) for name, rows in table.groupby("text_id")}
     elif source.texts is not None:
         words = _read_running(folder, source.texts, set(table["text_id"]))
     _check_words(table, words, files[0], whole=source.texts is not None)  # own words: in order, none lacking
     for column in columns - {"text_id", "word_index", "word"}:
-        try:
-            table[column] = pd.to_numeric(table[column])
-        except (ValueError, TypeError):
-            raise InputError(f"the column {column} of {files[0]} holds what is no number; mend the file") from None
+        table[column] = _numbers(table, column, files[0])
     table = _with_sentences(table, words, isolated=source.isolated)
     dropped = 0
     if source.drop is not None:
@@ -207,6 +207,13 @@ def open_corpus(name: str, data: str | Path) -> Corpus:
             _check_alignment(table, measure.column, files[0])
     texts = [Text(text_id, words[text_id]) for text_id in dict.fromkeys(table["text_id"])]
     return Corpus(name, texts, table, measures, dropped)
+
+
+def _numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    try:
+        return pd.to_numeric(table[column])
+    except (ValueError, TypeError):
+        raise InputError(f"the column {column} of {path} holds what is no number; mend the file") from None
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -258,7 +265,7 @@ def _check_words(table: pd.DataFrame, words: dict[str, tuple[str, ...]], path: P
     for text_id, rows in table.groupby("text_id", sort=False):
         expected = words[str(text_id)]
         for index, word in zip(rows["word_index"], rows["word"], strict=True):
-            there = expected[int(index) - 1] if 1 <= index <= len(expected) else None
+            there = expected[int(index) - 1] if index in range(1, len(expected) + 1) else None
             same = there == word if whole else str(there).strip(PUNCTUATION) == str(word).strip(PUNCTUATION)
             if not same:
                 raise InputError(

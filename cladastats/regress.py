@@ -16,8 +16,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["regress", *sys.argv[1:]]))
 
 import argparse
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +29,7 @@ from scipy import stats
 
 from clada.coefficients import SCHEMA as COEFFICIENTS_SCHEMA
 from clada.errors import InputError, NotIdentifiedError
-from clada.jsonfile import write_json
+from clada.jsonfile import check_checksum, with_checksum, write_json
 from cladastats.metrics import metric_name
 from cladastats.study import Study
 from cladastats.tables import render, render_robustness
@@ -148,18 +146,16 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `fits/<metric>.json`; undefined numbers are None, so that the JSON is strict."""
-        content = {"schema": self.SCHEMA, **_undefined_to_none(asdict(self))}
-        return {**content, "sha256": _digest(content)}
+        return with_checksum({"schema": self.SCHEMA, **_undefined_to_none(asdict(self))})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Fit:
         """The fit that `to_dict` wrote, its None read as NaN.
 
         Raises:
-            ValueError: It was altered since; its parts depend on each other, so that none can be trusted then.
+            ValueError: It was altered since.
         """
-        if data["sha256"] != _digest({key: value for key, value in data.items() if key != "sha256"}):
-            raise ValueError("it was altered since it was written")
+        check_checksum(data)
         columns = tuple(_column_from_dict(column) for column in data["columns"])
         return cls(data["metric"], data["response"], columns, data["robustness"])
 
@@ -602,12 +598,6 @@ def _variance_inflation(demeaned: pd.DataFrame) -> dict[str, float]:
     """Variance inflation factors: the diagonal of the inverse correlation matrix of the demeaned regressors."""
     unit = demeaned / np.sqrt((demeaned**2).sum())
     return dict(zip(unit.columns, np.diag(np.linalg.inv(unit.T @ unit)).tolist(), strict=True))
-
-
-def _digest(content: dict[str, Any]) -> str:
-    """SHA-256 of a fit's JSON."""
-    read_back = json.loads(json.dumps(content))  # keys are text from here on, and sort as such
-    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 def _undefined_to_none(value: Any) -> Any:

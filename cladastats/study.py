@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import typing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -162,9 +163,8 @@ class Study:
         if not path.exists():
             raise StudyError(f"{self.folder} has no {name}; run 'cladastats {stage} --study {self.folder}'")
         try:
-            with local_copy(path) as file:
-                return pd.read_parquet(file)
-        except (OSError, ValueError) as problem:
+            return read_table(path)
+        except Exception as problem:  # of a damaged file pyarrow and pandas raise errors of any kind
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise StudyError(
                 f"{path} cannot be read ({reason}); delete it and run 'cladastats {stage} --study {self.folder}'"
@@ -191,8 +191,13 @@ def read_config(path: Path) -> StudyConfig:
     value = read_json(path, SCHEMA, StudyError)
     value.pop("schema")
     try:
-        return StudyConfig(**{**value, "ratios": tuple(value["ratios"])})
-    except (KeyError, TypeError) as problem:
+        config = StudyConfig(**{**value, "ratios": tuple(map(float, value["ratios"]))})
+        for name, kind in typing.get_type_hints(StudyConfig).items():
+            kind = typing.get_origin(kind) or kind
+            if not isinstance(getattr(config, name), (int, float) if kind is float else kind):
+                raise TypeError(f"{name} is {getattr(config, name)!r}")
+        return config
+    except (KeyError, TypeError, ValueError) as problem:
         raise StudyError(f"{path} is damaged ({problem}); build the study again elsewhere") from None
 
 
@@ -231,7 +236,19 @@ def write_table(path: Path, table: pd.DataFrame | pa.Table, inputs: str = "") ->
     arrow = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"inputs": inputs.encode()})
     with replacing(path) as temporary:
-        pq.write_table(arrow, temporary)
+        pq.write_table(arrow, temporary, write_page_checksum=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet file; its pages' checksums are compared, and text must be UTF-8.
+
+    Raises:
+        Exception: of any kind, from pyarrow or pandas: it is not there, or damaged.
+    """
+    with local_copy(path) as file:
+        table = pq.read_table(file, page_checksum_verification=True)
+    table.validate(full=True)
+    return table.to_pandas()
 
 
 def is_current(path: Path, inputs: str) -> bool:
@@ -241,6 +258,6 @@ def is_current(path: Path, inputs: str) -> bool:
     try:
         with local_copy(path) as file:
             metadata = pq.read_schema(file).metadata or {}
-    except (OSError, ValueError):
+    except Exception:  # as in `Study.table`
         return False
-    return metadata.get(b"inputs", b"").decode() == inputs
+    return bool(metadata.get(b"inputs", b"") == inputs.encode())

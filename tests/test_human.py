@@ -105,11 +105,12 @@ def test_tables_of_one_corpus_are_read_together(folder, sentences):
             lambda t: t.assign(gaze_ms=t["gaze_ms"].astype(object).where(t.index != 5, "n/a?")),
             "holds what is no number",
         ),
+        (lambda t: t.assign(word_index=t["word_index"].astype(object).where(t.index != 5, "x")), "column word_index"),
         (lambda t: t.assign(gaze_ms=np.nan), "has 0 values; 20 are needed"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(-1)), "follows the next word's length"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(1)), "frequency of the word before"),
     ],
-    ids=["column", "twice", "lacking", "text", "empty", "one early", "one late"],
+    ids=["column", "twice", "lacking", "text", "index", "empty", "one early", "one late"],
 )
 def test_a_table_out_of_order_is_refused_in_one_line(folder, change, message, capsys):
     changed(folder, change)

@@ -348,7 +348,7 @@ def test_the_fit_survives_strict_json(fit: Fit) -> None:
 def test_an_altered_fit_is_refused(fit: Fit, change: Any) -> None:
     data = json.loads(json.dumps(fit.to_dict()))
     change(data)
-    with pytest.raises((ValueError, KeyError), match=r"altered|sha256"):
+    with pytest.raises(ValueError, match="altered"):
         Fit.from_dict(data)
 
 

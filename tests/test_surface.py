@@ -1,6 +1,7 @@
 """The public surface, the direction of imports, and what an import or --help may load."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,16 @@ def test_only_families_knows_model_types():
                 n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)
             }
             assert not strings & types, path
+
+
+def test_notebooks_show_their_figures():
+    """Figures are made without pyplot, so that nothing but the magic makes Jupyter show them as images."""
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 5
+    for path in notebooks:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        first = next(cell for cell in cells if cell["cell_type"] == "code")
+        assert first["source"][0].strip() == "%matplotlib inline", path
 
 
 @pytest.mark.parametrize("package", ["clada", "cladastats"])
