@@ -156,6 +156,9 @@ def _words(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-loss", type=float, metavar="X", help="the plan's budget; default 0.02")
     parser.add_argument("--keep", type=float, metavar="X", help="call this share of the neurons needed instead")
+    parser.add_argument(
+        "--coefficients", default="paper", metavar="FILE", help="load rule of effort_load; default: the paper's"
+    )
     parser.add_argument("--window", type=positive_int, metavar="N", help="tokens read at once; default 2048")
 
 

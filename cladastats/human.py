@@ -46,6 +46,7 @@ from clada.models import model_revision
 from cladastats.reading import SOURCES, Corpus, Measure, open_corpus
 from cladastats.study import is_current, read_table, write_table
 from cladastats.words import PUNCTUATION, Text, word_table
+from cladastats.words import SCHEMA as WORDS_SCHEMA
 
 SCHEMA = "cladastats/human/1"
 STEPS = ("surprisal", "entropy", "effort", "spillover")
@@ -134,7 +135,9 @@ def human(corpus: Corpus, model: str, out: Path) -> dict[str, Any]:
 
 def measured_words(texts: Sequence[Text], model: str, path: Path) -> pd.DataFrame:
     """The table of words of a corpus' texts, kept in a file."""
-    inputs = hashlib.sha256(f"{model_revision(model)} {[(t.text_id, t.words) for t in texts]}".encode()).hexdigest()
+    inputs = hashlib.sha256(
+        f"{WORDS_SCHEMA} {model_revision(model)} {[(t.text_id, t.words) for t in texts]}".encode()
+    ).hexdigest()
     if is_current(path, inputs):
         with suppress(Exception):  # of a damaged file there are errors of any kind; it is made again
             return read_table(path)
@@ -362,6 +365,7 @@ def _about_effort(
         "controls": varied,
         "matched_surprisal": added([*known, *bins], "effort", wide),
         "magnitude": added(known, "log_magnitude", wide),
+        "with_load_rule": added(steps["effort"], "effort_load"),
         "placebo": placebo(used, y, items, steps),
         "correlation_surprisal": float(used["effort"].corr(used["surprisal_bits"])),
         "correlation_entropy": float(used["effort"].corr(used["entropy_bits"])),

@@ -11,6 +11,8 @@ effort                  share of the neurons with magnitude c_i = |h_i| ||w_down
                         2502.19078), mean over its tokens and the layers; the load rule is off, or surprisal would be
                         built in
 effort_00, ...          the same of each layer
+effort_load             the same with the load rule on (Eq. 11): thresholds times 1 + lambda [s > tau_s] + gamma [H > tau_H]
+                        of the token, by the paper's lambda and gamma unless others are given
 magnitude               mean over layers of the summed c_i, mean over its tokens
 hidden_norm             of the last layer's output, mean over its tokens
 tokens                  how many
@@ -43,6 +45,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 from wordfreq import zipf_frequency
 
+from clada.coefficients import PAPER, Coefficients, resolve_coefficients
 from clada.errors import InputError
 from clada.families import check_length, decoder_layers, down_norms, observe_activations
 from clada.load import surprisal_and_entropy_bits
@@ -53,6 +56,7 @@ from clada.policies import resolve_shares
 from cladastats.attention import causal_blocks
 from cladastats.corpus import separator_token
 
+SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
 WINDOW = 2048  # tokens; longer texts are read in windows that overlap by half
 SEGMENT = 128  # tokens whose logits are in memory at once: 270 MB at Gemma's 262,144 words
 MAX_LOSS = 0.02
@@ -84,7 +88,15 @@ def main(args: argparse.Namespace) -> None:
         texts = open_corpus(args.text, args.data).texts
     else:
         texts = read_texts(args.text)
-    table = word_table(args.model, texts, plan=args.plan, max_loss=args.max_loss, keep=args.keep, window=args.window)
+    table = word_table(
+        args.model,
+        texts,
+        plan=args.plan,
+        max_loss=args.max_loss,
+        keep=args.keep,
+        coefficients=args.coefficients,
+        window=args.window,
+    )
     write_words(Path(args.out), table)
     print(f"cladastats: {len(table):,} words of {len(texts)} texts in {args.out}", file=sys.stderr)
 
@@ -136,6 +148,7 @@ def word_table(
     plan: str | None = None,
     max_loss: float | None = None,
     keep: float | None = None,
+    coefficients: str = "paper",
     window: int | None = None,
 ) -> pd.DataFrame:
     """Measure texts on a model, each by itself.
@@ -146,6 +159,7 @@ def word_table(
         plan: whose calibration text the magnitudes' quantiles are of; None: the model's own plan.
         max_loss: rise of perplexity within which neurons below the threshold may be left out; None: 2 %.
         keep: share of the neurons to call needed instead, over the plan's calibration text.
+        coefficients: the load rule of `effort_load`: a `coefficients.json`, or `paper`.
         window: tokens; None: 2,048, or what the model's positions reach.
 
     Returns:
@@ -155,7 +169,8 @@ def word_table(
         ModelError, InputError: no such model, or no plan of it.
     """
     opened, tokenizer = load_model(model)
-    meter = Meter(opened, tokenizer, effort_thresholds(opened, plan, max_loss, keep), window)
+    thresholds, rule = effort_rule(opened, plan, max_loss, keep, resolve_coefficients(coefficients, model))
+    meter = Meter(opened, tokenizer, thresholds, rule, window)
     tables = []
     for text in tqdm(texts, unit="text", desc="words", file=sys.stderr, leave=False):
         table = meter.measure(text.words)
@@ -164,16 +179,23 @@ def word_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def effort_thresholds(
-    model: Any, plan: str | None = None, max_loss: float | None = None, keep: float | None = None
-) -> np.ndarray:
+def effort_rule(
+    model: Any,
+    plan: str | None = None,
+    max_loss: float | None = None,
+    keep: float | None = None,
+    coefficients: Coefficients = PAPER,
+) -> tuple[np.ndarray, Coefficients]:
     """Per layer, the magnitude that a neuron which is needed has: tau_l of the magnitude test alone (`tt`).
+
+    And the load rule with its taus, those of the plan's calibration text where it has none of its own.
 
     Args:
         model: an open model.
         plan: as in `word_table`.
         max_loss: as there.
         keep: as there.
+        coefficients: the load rule.
 
     Raises:
         InputError: there is no plan of the model, or not for that budget.
@@ -183,7 +205,7 @@ def effort_thresholds(
         raise InputError("effort needs thresholds, which plan 'none' has not; make one with 'clada calibrate'")
     limit = MAX_LOSS if max_loss is None else max_loss
     shares, _ = resolve_shares("tt", found, model.config.vocab_size, "bfloat16", limit, keep)
-    return found.threshold("magnitude", shares.neurons)
+    return found.threshold("magnitude", shares.neurons), coefficients.with_quantiles(found.quantiles)
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,7 @@ class Tokens:
         boundary_before: [n] log2 of the chance that a word begins there.
         boundary_after: [n] the same after it.
         effort: [n, L].
+        effort_load: [n].
         magnitude: [n].
         hidden_norm: [n].
     """
@@ -205,6 +228,7 @@ class Tokens:
     boundary_before: np.ndarray
     boundary_after: np.ndarray
     effort: np.ndarray
+    effort_load: np.ndarray
     magnitude: np.ndarray
     hidden_norm: np.ndarray
 
@@ -216,6 +240,7 @@ class Meter:
         model: a transformers model.
         tokenizer: its tokenizer, a fast one.
         thresholds: [layers], of magnitudes.
+        rule: of `effort_load`, with its taus.
         window: tokens read at once; None: 2,048, or what the model's positions reach.
         boundaries: ids of the tokens that begin a word; None: those that begin with white space, and the end of a text.
 
@@ -228,10 +253,11 @@ class Meter:
         model: Any,
         tokenizer: Any,
         thresholds: np.ndarray,
+        rule: Coefficients,
         window: int | None = None,
         boundaries: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.rule = model, tokenizer, rule
         self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32)).to(model.device)
         self.norms = down_norms(model).to(model.device)
         positions = getattr(model.config, "max_position_embeddings", None) or WINDOW
@@ -279,6 +305,7 @@ class Meter:
                 "surprisal_tokens_bits": plain,
                 "entropy_bits": found.entropy[first],
                 "effort": effort.mean(1),
+                "effort_load": total(found.effort_load) / count,
                 "magnitude": total(found.magnitude) / count,
                 "hidden_norm": total(found.hidden_norm) / count,
                 "tokens": count,
@@ -310,6 +337,8 @@ class Meter:
         everything = torch.tensor([*self.start, *ids], dtype=torch.long, device=device)
         skipped, layers = len(self.start), len(self.thresholds)
         efforts = torch.zeros(len(everything), layers)
+        factors = self.rule.factors()  # of the four states of load
+        loaded = torch.zeros(len(everything), len(factors))
         magnitudes, norms = torch.zeros(len(everything), layers), torch.zeros(len(everything))
         begin = 0
 
@@ -318,6 +347,8 @@ class Meter:
             rows = slice(begin, begin + len(c))
             efforts[rows, layer] = (c >= self.thresholds[layer]).float().mean(-1).cpu()
             magnitudes[rows, layer] = c.sum(-1).cpu()
+            for state, factor in enumerate(factors):
+                loaded[rows, state] += (c >= factor * self.thresholds[layer]).float().mean(-1).cpu() / layers
 
         def left(_module: Any, _inputs: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
@@ -346,9 +377,12 @@ class Meter:
             handle.remove()
         before = slice(skipped - 1, -1)  # the positions that predict the tokens
         chance = torch.cat(boundary).numpy()
+        bits, uncertainty = torch.cat(surprisal).numpy()[before], torch.cat(entropy).numpy()[before]
+        states = [2 * by_surprisal + by_entropy for by_surprisal, by_entropy in map(self.rule.loads, bits, uncertainty)]
         return Tokens(
-            surprisal=torch.cat(surprisal).numpy()[before],
-            entropy=torch.cat(entropy).numpy()[before],
+            surprisal=bits,
+            entropy=uncertainty,
+            effort_load=loaded[skipped:].double().numpy()[np.arange(len(ids)), states],
             boundary_before=chance[before],
             boundary_after=chance[skipped:],
             effort=efforts[skipped:].double().numpy(),

@@ -205,28 +205,54 @@ def test_a_lost_scheduler_ends_in_one_line_and_nothing_is_lost(empty, tmp_path, 
     assert {name: expected[name] for name in kept} == kept
 
 
-def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeypatch):
-    """SLURM's commands are played by scripts that start a job at once; everything else is real."""
+# Each queue's commands, played by scripts that start a job at once: submit, delete, and what a job asks for.
+QUEUES = {
+    "slurm": (
+        ("sbatch", 'cp "$1" "$0.job"; sh "$1" > "$0.log" 2>&1 & echo Submitted batch job $!'),
+        ("scancel", 'kill "$1"'),
+        "#SBATCH --mem=4G",
+    ),
+    "pbs": (
+        ("qsub", 'cp "$1" "$0.job"; sh "$1" > "$0.log" 2>&1 & echo $!.server'),
+        ("qdel", 'kill "${1%%.*}"'),
+        "#PBS -l select=1:ncpus=1:mem=4GB",
+    ),
+    "lsf": (
+        ("bsub", 'cat > "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo "Job <$!> is submitted."'),
+        ("bkill", 'kill "$1"'),
+        "#BSUB -n 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeypatch, queue):
+    """The queue's commands are played, everything else is real."""
     study, expected = empty
     programs = tmp_path / "bin"
     programs.mkdir()
-    file = tmp_path / "slurm.json"
+    file = tmp_path / "queue.json"
     options = {"jobs": 1, "cores": 1, "memory": "4GB", "interface": "lo", "log_directory": str(tmp_path / "logs")}
-    file.write_text(json.dumps(options))
-    command = ["extract", "--study", str(study.folder), "--cluster", f"slurm:{file}"]
+    file.write_text(json.dumps(options | ({"use_stdin": True} if queue == "lsf" else {})))
+    command = ["extract", "--study", str(study.folder), "--cluster", f"{queue}:{file}"]
+    submit, delete, asked = QUEUES[queue]
     assert main(command) == 2
-    assert "there is no sbatch here" in last_line(capsys)
-    scripts = {
-        "sbatch": 'cp "$1" "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo Submitted batch job $!',
-        "scancel": 'kill "$1"',
-    }
-    for name, text in scripts.items():
+    assert f"there is no {submit[0]} here" in last_line(capsys)
+    for name, text in (submit, delete):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     subprocess.run([sys.executable, "-m", "cladastats", *command], check=True, timeout=300)
     assert contents(study) == expected
-    assert "#SBATCH --mem=4G" in (programs / "sbatch.job").read_text()
+    assert asked in (programs / f"{submit[0]}.job").read_text()
+
+
+def test_a_file_that_describes_no_queue_is_refused(empty, tmp_path, capsys, monkeypatch):
+    study, _ = empty
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    file = tmp_path / "slurm.json"
     for content, message in (
         ("{", "does not describe a slurm cluster"),
         ('{"cores": 1}', "does not describe a slurm cluster"),
@@ -238,8 +264,7 @@ def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeyp
         ),
     ):
         file.write_text(content)
-        shutil.rmtree(study.folder / "activations", ignore_errors=True)
-        assert main(command) == 2
+        assert main(["extract", "--study", str(study.folder), "--cluster", f"slurm:{file}"]) == 2
         assert message in last_line(capsys)
 
 

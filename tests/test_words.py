@@ -15,7 +15,7 @@ from cladastats import words as module
 from cladastats.cli import main
 from cladastats.corpus import separator_token
 from cladastats.sources import load_documents
-from cladastats.words import Meter, Text, effort_thresholds, read_texts, tokens_of, word_boundaries, word_table
+from cladastats.words import Meter, Text, effort_rule, read_texts, tokens_of, word_boundaries, word_table
 
 SENTENCE = "Yesterday's “unprecedented” storm, forecasters said, wasn't over: it grew."
 
@@ -38,7 +38,7 @@ def smollm2():
 
 
 def meter_of(opened, **options):
-    return Meter(*opened, effort_thresholds(opened[0]), **options)
+    return Meter(*opened, *effort_rule(opened[0]), **options)
 
 
 def test_surprisal_is_that_of_minicons(opened, news):
@@ -78,9 +78,9 @@ def test_the_correction_moves_chance_between_neighbours(smollm2):
 def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
     """From hooks of the test's own, token by token, over a run of the whole sentence."""
     model, tokenizer = opened
-    thresholds = effort_thresholds(model)
+    thresholds, rule = effort_rule(model)
     words = SENTENCE.split()
-    table = Meter(model, tokenizer, thresholds).measure(words)
+    table = Meter(model, tokenizer, thresholds, rule).measure(words)
     ids, owner = tokens_of(words, tokenizer)
     meter, seen = meter_of(opened), {}
     handles = [
@@ -103,6 +103,13 @@ def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
         assert table.loc[word, "effort"] == pytest.approx(found.mean())
         assert table.loc[word, "magnitude"] == pytest.approx(float(c.sum(-1).mean()), rel=1e-4)
         assert table.loc[word, "tokens"] == len(tokens)
+        if len(tokens) == 1:
+            load = table.loc[word, "surprisal_tokens_bits"], table.loc[word, "entropy_bits"]
+            lowered = rule.factor(*rule.loads(*load)) * torch.from_numpy(thresholds)[:, None, None]
+            with_rule = float((c >= lowered).double().mean())
+            assert table.loc[word, "effort_load"] == pytest.approx(with_rule, abs=2.5 / c.shape[-1])
+    assert (table["effort_load"] > table["effort"] + 0.02).any()  # surprising words need more
+    assert (rule.lambda_, rule.gamma) == (-0.8, -0.12)  # the paper's, where none are given
 
 
 def test_segments_change_nothing_and_long_texts_have_half_a_window_of_context(smollm2, news, monkeypatch):
