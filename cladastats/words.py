@@ -11,8 +11,8 @@ effort                  share of the neurons with magnitude c_i = |h_i| ||w_down
                         2502.19078), mean over its tokens and the layers; the load rule is off, or surprisal would be
                         built in
 effort_00, ...          the same of each layer
-effort_load             effort with the load rule on (Eq. 11): thresholds times 1 + lambda [s > tau_s] + gamma [H > tau_H] of
-                        the token, by the paper's lambda and gamma unless others are given
+effort_load             as effort, thresholds times 1 + lambda [s > tau_s] + gamma [H > tau_H] (Eq. 11) of the token,
+                        by the paper's lambda and gamma unless others are given
 magnitude               mean over layers of the summed c_i, mean over its tokens
 hidden_norm             of the last layer's output, mean over its tokens
 tokens                  how many
