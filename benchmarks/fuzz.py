@@ -53,11 +53,13 @@ from cladastats.controls import controls
 from cladastats.extract import extract
 from cladastats.human import effect_table, show, verdicts
 from cladastats.parts import part_path, read_part, shard_ids, shards_of
+from cladastats.published import ucl_et
 from cladastats.reading import open_corpus
 from cladastats.regress import regress, summary_sentences
 from cladastats.similarity import similarity
 from cladastats.sources import load_documents
 from cladastats.study import Study
+from cladastats.words import read_texts
 
 WORDS = "a it the was some more house green letter window morning question understand government"
 WEIRD = (
@@ -228,7 +230,8 @@ class Options:
 
 def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     """All kinds, on copies below `place`."""
-    shutil.copytree(study.folder, place / "study")
+    # Without the panel of the metric that reads the norms, so that it is made from them each time.
+    shutil.copytree(study.folder, place / "study", ignore=shutil.ignore_patterns("panel*jaccard*"))
     shutil.copytree(Path(clada.plan.__file__).parent / "plans", place / "plans")
     folder, plans = place / "study", place / "plans"
     ids = shard_ids(shards_of(study.corpus)[0])
@@ -243,7 +246,9 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         down_norm=np.ones((layers, neurons), np.float32),
     )
     tokenizer = load_tokenizer("smollm2-135m")
-    (place / "text.jsonl").write_text("".join(json.dumps({"body": f"Text {i} of ours."}) + "\n" for i in range(9)))
+    (place / "text.jsonl").write_text(
+        "".join(json.dumps({"body": f"Text {i} of ours.", "text": "Ours."}) + "\n" for i in range(9))
+    )
     (place / "text").mkdir()
     (place / "text" / "a.txt").write_text("A few words of our own. " * 20)
     (place / "piqa").mkdir()
@@ -262,6 +267,11 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     (place / "model").mkdir()
     config = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 9}
     (place / "model" / "config.json").write_text(json.dumps(config))
+
+    def use_norms() -> None:
+        similarity(Study(folder), "jaccard")
+        for path in folder.glob("panel*jaccard*"):
+            path.unlink()
 
     def use_plan() -> None:
         found = Plan.load(plan_path)
@@ -292,6 +302,12 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     )
     texts = [json.dumps({"text_id": f"ucl_{i:03d}", "text": " ".join(words)}) for i, words in enumerate(sentences, 1)]
     (human / "meco_en_text.jsonl").write_text("\n".join(texts))
+    items = [(f"i{i}", "HC", words[-1], " ".join(words), 800.0 + i, 90.0, 50) for i, words in enumerate(sentences * 3)]
+    columns = ["text_id", "condition", "critical_word", "sentence_upto_target", "rt_sum3_mean_ms", "rt_sum3_sd_ms", "n"]
+    pd.DataFrame(items, columns=columns).to_csv(human / "brothers2021.tsv", sep="\t", index=False)
+    raw = times.assign(subj_nr=1, sent_nr=times["text_id"].str[-3:].astype(int))
+    raw = raw.rename(columns={"word_index": "word_pos", "gaze_ms": "RTfirstpass", "go_past_ms": "RTgopast"})
+    raw.drop(columns="text_id").to_csv(human / "eyetracking.RT.txt", sep="\t", index=False)
     shutil.copytree(FIGURES / "studies" / "human" / "smollm2-135m", place / "found")
 
     def use_results() -> None:
@@ -312,7 +328,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         "corpus": Target(folder / "corpus.parquet", lambda: extract(Study(folder)), damaged),
         "part": Target(part, lambda: read_part(part, identity, ids), damaged),
         "index": Target(activations / "index.parquet", lambda: similarity(Study(folder), "cosine"), damaged),
-        "norms": Target(activations / "down_norms.safetensors", lambda: similarity(Study(folder), "jaccard"), damaged),
+        "norms": Target(activations / "down_norms.safetensors", use_norms, damaged),
         "panel": Target(folder / "panel-cka.parquet", lambda: regress(Study(folder), "cka"), damaged),
         "fit": Target(folder / "fits" / "cka.json", use_fit, altered),
         "controls": Target(folder / "controls.parquet", lambda: controls(Study(folder)), damaged),
@@ -348,6 +364,9 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         "config": Target(place / "model" / "config.json", lambda: load_config(str(place / "model")), altered),
         "reading times": Target(human / "ucl_et.tsv", lambda: open_corpus("ucl_et", human), damaged),
         "running texts": Target(human / "meco_en_text.jsonl", lambda: open_corpus("meco_en", human), altered),
+        "words": Target(place / "text.jsonl", lambda: read_texts(str(place / "text.jsonl")), altered),
+        "items": Target(human / "brothers2021.tsv", lambda: open_corpus("brothers2021", human), damaged),
+        "published": Target(human / "eyetracking.RT.txt", lambda: ucl_et(human), damaged),
         "human": Target(place / "found" / "provo.json", use_results, altered),
         "options": Options(folder, place),
     }

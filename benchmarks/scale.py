@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -80,6 +79,7 @@ def hooks(pairs: int, length: int) -> None:
         study = make(Path(place) / "study", max(2, pairs), length)
         blocks = [block for shard in shards_of(study.corpus) for block in shard][:pairs]
     runner = PrefixSharingRunner(model)
+    runner.measure(sequences_of(blocks)[0])  # warm: buffers, and what torch sets up at the first call
     rows = []
     for block, sequences in zip(blocks, sequences_of(blocks), strict=True):
         hybrids = block[block["role"] == "hybrid"]
@@ -111,20 +111,24 @@ def hooks(pairs: int, length: int) -> None:
 
 
 def measured(what: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of a call, and the peak of this process's memory in GB since it began."""
+    """Seconds of a call, and the peak of this process's memory in GB since it began (Linux)."""
     begin = time.perf_counter()
     what()
-    return time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    seconds = time.perf_counter() - begin
+    # Not resource.getrusage, whose peak outlives exec: it would be that of the process which started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return seconds, int(peak.split()[1]) * 1024 / 1e9
 
 
-def stages(folder: str, model: str) -> None:
+def stages(folder: str) -> None:
     """In a process of its own: extract, similarity, regress of a study; a line of JSON."""
     from cladastats.extract import extract
     from cladastats.regress import regress
     from cladastats.similarity import similarity
 
     study = Study(folder)
-    value: dict[str, Any] = {"model": model}
+    value: dict[str, Any] = {}
     for name, what in (
         ("extract", lambda: extract(study)),
         ("similarity", lambda: similarity(study, "cka")),
@@ -271,7 +275,7 @@ def main() -> None:
     elif args.what == "paper":
         paper(args.pairs or 2000, 32, 11008)
     elif args.what == "stages":
-        stages(args.study, MODEL)
+        stages(args.study)
     else:
         analyse(args.study)
 

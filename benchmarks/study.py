@@ -172,8 +172,9 @@ def human_section() -> list[str]:
     parts = [
         "## Effort against reading times and brain responses",
         "What a predictor adds to the log density of held-out words over the step before (length, frequency, position; "
-        "surprisal; entropy; effort), with bootstrap intervals and Holm-corrected sign-flip tests over the twelve "
-        "measures; effects per standard deviation of the predictor.",
+        "surprisal; entropy; effort), with bootstrap intervals and Holm-corrected sign-flip tests over texts, or over "
+        "sentences where there are fewer than twenty texts; effects (in sample) per standard deviation of the "
+        "predictor.",
         "![Gains](studies/human/gains.png)",
     ]
     for name, table in tables.items():

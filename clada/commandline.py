@@ -70,6 +70,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
             errno.EISDIR,
             errno.EEXIST,
             errno.ENAMETOOLONG,
+            errno.EBUSY,
         ):
             return _refuse(
                 package, f"cannot use {problem.filename}: {problem.strerror}; check the path and its permissions"

@@ -21,23 +21,29 @@ def as_path(name: str | Path) -> Path:
     """The path that a user names.
 
     Args:
-        name: of a file or folder here, or an fsspec URL with its protocol.
+        name: of a file or folder here, or an fsspec URL with its protocol; a `UPath` with options of its own stays it.
 
     Raises:
         InputError: no file system for that protocol is installed, or it cannot be reached.
     """
-    text = str(name)
-    if "://" not in text:
+    if not isinstance(name, str):
+        return name
+    if "://" not in name:
         return Path(name)
     from upath import UPath  # not needed by those who have no URL
 
     try:
-        path: Any = UPath(text)
+        path: Any = UPath(name)
         path.exists()
     except Exception as problem:  # every file system has errors of its own
-        reason = (str(problem).splitlines() or [""])[0] or type(problem).__name__
-        raise InputError(f"cannot use {text}: {reason}; install its file system, or give another folder") from None
+        raise InputError(
+            f"cannot use {name}: {_reason(problem)}; install its file system, or give another folder"
+        ) from None
     return Path(path.path) if path.protocol in ("file", "local") else cast("Path", path)
+
+
+def _reason(problem: Exception) -> str:
+    return (str(problem).splitlines() or [""])[0] or type(problem).__name__
 
 
 def is_local(path: Path) -> bool:
@@ -57,16 +63,39 @@ def local_copy(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        with path.open("rb") as source, copy.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        try:
+            with path.open("rb") as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except FileNotFoundError:
+            raise
+        except Exception as problem:
+            raise InputError(f"cannot read {path}: {_reason(problem)}; run the same command again") from None
         yield copy
+
+
+@contextmanager
+def local_folder(path: Path) -> Iterator[Path]:
+    """A real folder with the files of a folder: itself, or copies of all at a URL for as long as the block runs.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.iterdir():
+            with local_copy(file) as copy:
+                shutil.copyfile(copy, Path(folder) / file.name)
+        yield Path(folder)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name; it takes its place, in one step, only when the block succeeds.
 
-    At a URL the step is the upload of the whole file: object stores show it when it is complete.
+    At a URL the step is the upload of the whole file, which object stores show when it is complete. Others (SFTP, say)
+    may keep a part of it when the connection breaks; what reads it finds that by its checksum.
 
     Yields:
         the temporary path to write to, on this machine.
@@ -82,8 +111,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         if not is_local(path):
             remote: Any = path
-            remote.parent.mkdir(parents=True, exist_ok=True)
-            remote.fs.put_file(str(temporary), remote.path)
+            try:
+                remote.parent.mkdir(parents=True, exist_ok=True)
+                remote.fs.put_file(str(temporary), remote.path)
+            except Exception as problem:
+                raise InputError(f"cannot write {path}: {_reason(problem)}; run the same command again") from None
             return
         # mkstemp makes the file private; give it the permissions an ordinary new file would have.
         umask = os.umask(0)

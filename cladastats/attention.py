@@ -43,6 +43,7 @@ def attend(
     attention_mask: torch.Tensor | None,  # noqa: ARG001
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of the last tokens of a sequence, in blocks of them.
@@ -57,10 +58,16 @@ def attend(
         attention_mask: not used; causality and the window are all there is to hide.
         scaling: of scores; None: one over the square root of D.
         sliding_window: how many tokens a token sees, itself included; None: all before it.
+        softcap: of scores, which torch's kernel does not know.
 
     Returns:
         [B, T, heads, D], None.
+
+    Raises:
+        ValueError: the scores are capped; transformers gives such models its own attention.
     """
+    if softcap is not None:
+        raise ValueError("attention in blocks has no softcap")
     tokens, seen = query.shape[2], key.shape[2]
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)

@@ -12,7 +12,9 @@ Nested models of a measure, each word a row, a random intercept per text (Gaussi
 Models are fitted on all texts but those of one fold and judged by the log density of the words of that fold, as
 surprisal studies do (Goodkind and Bicknell 2018; Wilcox et al. 2023). The gain per word over the step before is
 bootstrapped over texts, or over sentences where there are fewer than twenty texts, and tested by flipping its sign in
-the same units. Everything is fixed by the module's constants, seeds included.
+the same units. Sentences of one text share the fit that judges them, so that where they are the units (the tables say
+so) intervals are rather too short than too long, and p-values too small. Everything is fixed by the module's constants,
+seeds included.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +42,12 @@ from statsmodels.stats.multitest import multipletests
 from tabulate import tabulate
 from tqdm import tqdm
 
-from clada.errors import StudyError
+from clada.errors import InputError, StudyError
 from clada.jsonfile import check_checksum, read_json, with_checksum, write_json
 from clada.models import model_revision
-from cladastats.reading import SOURCES, Corpus, Measure, open_corpus
+from cladastats.reading import LEAST_TEXTS, LEAST_WORDS, SOURCES, Corpus, Measure, open_corpus
 from cladastats.study import is_current, read_table, write_table
-from cladastats.words import PUNCTUATION, Text, word_table
+from cladastats.words import PUNCTUATION, Text, effort_rule, word_table
 from cladastats.words import SCHEMA as WORDS_SCHEMA
 
 SCHEMA = "cladastats/human/1"
@@ -60,8 +62,8 @@ SEED = 0
 BINS = 10  # of surprisal, to compare words of equal surprisal
 
 COLUMNS = (
-    "corpus", "measure", "predictor", "words", "delta_ll", "ci_low", "ci_high", "p", "p_holm", "effect", "effect_low",
-    "effect_high", "unit",
+    "corpus", "measure", "predictor", "words", "units", "units_are", "delta_ll", "ci_low", "ci_high", "p", "p_holm",
+    "effect", "effect_low", "effect_high", "unit",
 )  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    names = args.corpus or list(SOURCES)
+    names = list(dict.fromkeys(args.corpus or SOURCES))
     corpora = [open_corpus(name, args.data) for name in names]  # all are checked before the first is computed
     out = Path(args.out) / Path(args.model).name
     for corpus in corpora:
@@ -135,9 +137,9 @@ def human(corpus: Corpus, model: str, out: Path) -> dict[str, Any]:
 
 def measured_words(texts: Sequence[Text], model: str, path: Path) -> pd.DataFrame:
     """The table of words of a corpus' texts, kept in a file."""
-    inputs = hashlib.sha256(
-        f"{WORDS_SCHEMA} {model_revision(model)} {[(t.text_id, t.words) for t in texts]}".encode()
-    ).hexdigest()
+    thresholds, rule = effort_rule(model)
+    facts = (WORDS_SCHEMA, model_revision(model), rule.rule(), thresholds.tolist())
+    inputs = hashlib.sha256(repr((facts, [(t.text_id, t.words) for t in texts])).encode()).hexdigest()
     if is_current(path, inputs):
         with suppress(Exception):  # of a damaged file there are errors of any kind; it is made again
             return read_table(path)
@@ -209,15 +211,20 @@ class Fit:
 
     Attributes:
         beta: [k + 1], the constant first.
-        covariance: [k + 1, k + 1], of beta.
+        part: [n, k + 1], the design as it was solved.
         residual: variance within groups.
         between: variance of the intercepts.
     """
 
     beta: np.ndarray
-    covariance: np.ndarray
+    part: np.ndarray
     residual: float
     between: float
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Of beta, [k + 1, k + 1]."""
+        return np.asarray(self.residual * np.linalg.inv(self.part.T @ self.part))
 
     def log_density(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Log density (nats) of each word of groups that the fit has not seen, [n]."""
@@ -253,7 +260,7 @@ def fit_random_intercept(y: np.ndarray, x: np.ndarray, groups: np.ndarray, ratio
         found = optimize.minimize_scalar(lambda log_r: solve(math.exp(log_r))[0], bounds=(-12, 6), method="bounded")
         ratio = math.exp(found.x) if found.fun < solve(0.0)[0] else 0.0
     _, beta, part, variance = solve(ratio)
-    return Fit(beta, variance * np.linalg.inv(part.T @ part), variance, ratio * variance)
+    return Fit(beta, part, variance, ratio * variance)
 
 
 def folds_of(groups: np.ndarray) -> np.ndarray:
@@ -268,24 +275,27 @@ def folds_of(groups: np.ndarray) -> np.ndarray:
 
 
 def held_out(y: np.ndarray, x: np.ndarray, groups: np.ndarray, ratios: Sequence[float] | None = None) -> np.ndarray:
-    """Log density of every row under the fit of all folds but its own, [n]."""
-    folds, found = folds_of(groups), np.empty(len(y))
-    for fold in range(folds.max() + 1):
-        test = folds == fold
-        train = np.unique(groups[~test], return_inverse=True)[1]
-        fit = fit_random_intercept(y[~test], x[~test], train, None if ratios is None else ratios[fold])
-        found[test] = fit.log_density(y[test], x[test])
+    """Log density of every row under the fit of all folds but its own, [n].
+
+    Args:
+        y: [n].
+        x: [n, k].
+        groups: [n], numbers from 0 on.
+        ratios: of variances in each fold; None: the most likely ones.
+    """
+    found = np.empty(len(y))
+    for fold, (test, train, varied) in enumerate(_splits(x, groups)):
+        fit = fit_random_intercept(y[~test], x[~test][:, varied], train, None if ratios is None else ratios[fold])
+        found[test] = fit.log_density(y[test], x[test][:, varied])
     return found
 
 
-def _ratios(y: np.ndarray, x: np.ndarray, groups: np.ndarray) -> list[float]:
-    """The ratio of variances that each fold's fit finds."""
-    folds, found = folds_of(groups), []
+def _splits(x: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each fold: the rows held out, the groups of the others, and the columns that differ among these."""
+    folds = folds_of(groups)
     for fold in range(folds.max() + 1):
         test = folds == fold
-        fit = fit_random_intercept(y[~test], x[~test], np.unique(groups[~test], return_inverse=True)[1])
-        found.append(fit.between / fit.residual)
-    return found
+        yield test, np.unique(groups[~test], return_inverse=True)[1], np.ptp(x[~test], axis=0) > 0
 
 
 # -- the questions ------------------------------------------------------------------------------------------------
@@ -305,6 +315,11 @@ def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
     """
     steps = designs(measure)
     used = rows[rows[[measure.column, *steps["spillover"]]].notna().all(axis=1)].reset_index(drop=True)
+    if len(used) < LEAST_WORDS or used["item"].nunique() < LEAST_TEXTS:
+        raise InputError(
+            f"{measure.column} has {len(used)} words with two words before them, in {used['item'].nunique()} texts; "
+            f"{LEAST_WORDS} words and {LEAST_TEXTS} texts are needed"
+        )
     y = used[measure.column].to_numpy(float)
     items = np.unique(used["item"], return_inverse=True)[1]
     few = items.max() + 1 < FEWEST_TEXTS
@@ -419,7 +434,8 @@ def placebo(used: pd.DataFrame, y: np.ndarray, items: np.ndarray, steps: dict[st
     The ratios of variances stay those of the fits with the real effort.
     """
     x = standardised(used, steps["effort"])
-    ratios = _ratios(y, x, items)
+    fits = [fit_random_intercept(y[~test], x[~test][:, varied], train) for test, train, varied in _splits(x, items)]
+    ratios = [fit.between / fit.residual for fit in fits]
     base = held_out(y, x[:, :-1], items, ratios).mean()
     real = held_out(y, x, items, ratios).mean() - base
     rng = np.random.default_rng(SEED)
@@ -439,7 +455,10 @@ def reliability(used: pd.DataFrame, measure: Measure) -> float | None:
     if measure.spread is None:
         return measure.reliability
     deviation, number = (used[name].to_numpy(float) for name in measure.spread)
-    noise = float(np.nanmean(deviation**2 / number))
+    known = np.isfinite(deviation) & (number > 0)
+    if not known.any():
+        return measure.reliability
+    noise = float((deviation[known] ** 2 / number[known]).mean())
     return 1 - noise / float(used[measure.column].var())
 
 
@@ -480,7 +499,8 @@ def effect_table(folder: Path, names: Sequence[str] | None = None) -> pd.DataFra
     `p_holm` is corrected over the measures of all corpora in the table, for each predictor.
     """
     rows = [
-        {"corpus": result["corpus"], "measure": measure["measure"], "words": measure["words"], "unit": measure["unit"]}
+        {"corpus": result["corpus"]}
+        | {name: measure[name] for name in ("measure", "words", "unit", "units", "units_are")}
         | row
         for result in read_results(folder, names)
         for measure in result["measures"]
@@ -505,13 +525,23 @@ def show(table: pd.DataFrame, fmt: str) -> str:
             row.measure,
             row.predictor,
             f"{row.words:,}",
+            f"{row.units} {row.units_are}",
             f"{1000 * row.delta_ll:+.2f} [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}]",
             f"{row.p_holm:.4f}",
             f"{row.effect:+.3g} [{row.effect_low:+.3g}, {row.effect_high:+.3g}] {row.unit}",
         )
         for row in table.itertuples()
     ]
-    heads = ("corpus", "measure", "predictor", "words", "gain, nats/1000 words", "p (Holm)", "effect per SD")
+    heads = (
+        "corpus",
+        "measure",
+        "predictor",
+        "words",
+        "tested over",
+        "gain, nats/1000 words",
+        "p (Holm)",
+        "effect per SD",
+    )
     return tabulate(rows, heads, tablefmt="github" if fmt == "markdown" else "simple", disable_numparse=True)
 
 

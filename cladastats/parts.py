@@ -198,20 +198,19 @@ def norms_path(study: Study) -> Path:
     return study.folder / "activations" / "down_norms.safetensors"
 
 
-def read_layer(study: Study, index: pd.DataFrame, sequence_ids: list[str], layer: int) -> np.ndarray:
+def read_layer(activations: Path, index: pd.DataFrame, sequence_ids: list[str], layer: int) -> np.ndarray:
     """One layer of some sequences, [sequences, neurons] in the storage dtype; nothing else is read from the disk.
 
     Args:
-        study: the study.
-        index: its index.
+        activations: the folder of a study's parts, a real one.
+        index: the study's index.
         sequence_ids: the sequences, in the order that is wanted.
         layer: from 0 on.
     """
     wanted = index.set_index("sequence_id").loc[sequence_ids, ["part", "row"]].reset_index(drop=True)
     found: np.ndarray | None = None
     for name, members in wanted.groupby("part"):
-        path = study.folder / "activations" / str(name)
-        with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
+        with safe_open(activations / str(name), framework="numpy") as handle:
             whole = handle.get_slice("activations")[:, layer : layer + 1]
         if found is None:
             found = np.empty((len(wanted), whole.shape[2]), whole.dtype)

@@ -6,6 +6,7 @@ Written from the authors' descriptions and tested on files made after these; the
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def naturalstories(folder: Path) -> pd.DataFrame:
 
     Its zones are those of the words. (Files made before October 2021 have story 3 off by one from zone 228 on.)
     """
-    words = _table(folder / "all_stories.tok", "\t", ("word", "zone", "item"))
+    words = _table(folder / "all_stories.tok", "\t", ("word", "zone", "item")).dropna(subset=["zone", "item"])
     times = _table(folder / "processed_RTs.tsv", "\t", ("item", "zone", "RT", "correct"))
     times = times[(times["correct"] > 4) & (times["RT"] > 100) & (times["RT"] < 3000)]
     means = times.groupby(["item", "zone"])["RT"].agg(["mean", "std", "count"]).reset_index()
@@ -128,30 +129,40 @@ PUBLISHED: dict[str, tuple[str, Callable[[Path], pd.DataFrame]]] = {
 }
 
 
+TEXT = ("word", "ia", "IA_LABEL", "lang")  # columns that are no numbers
+
+
 def _table(path: Path, separator: str, columns: tuple[str, ...], quoting: int = csv.QUOTE_NONE) -> pd.DataFrame:
-    """A published table: UTF-8, or as Windows writes it; no word is taken for a missing value."""
-    last: Exception | None = None
-    for encoding in ("utf-8-sig", "cp1252", "latin-1"):
+    """The columns of a published table: UTF-8, or as Windows writes it; no word is taken for a missing value."""
+    try:
+        content = path.read_bytes()
+        encoding = "utf-8-sig"
         try:
-            found = pd.read_csv(
-                path,
-                sep=separator,
-                quoting=quoting,
-                keep_default_na=False,
-                na_values=["", "NA"],
-                encoding=encoding,
-                low_memory=False,
-            )
-            break
-        except UnicodeDecodeError as problem:
-            last = problem
-        except (OSError, ValueError) as problem:
-            raise InputError(f"cannot read {path}: {(str(problem).splitlines() or [''])[0]}; get it anew") from None
-    else:
-        raise InputError(f"cannot read {path}: {last}; get it anew")
+            content.decode(encoding)
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+        found = pd.read_csv(
+            io.BytesIO(content),
+            sep=separator,
+            quoting=quoting,
+            keep_default_na=False,
+            na_values=["", "NA"],
+            encoding=encoding,
+            low_memory=False,
+        )
+    except (OSError, ValueError) as problem:
+        raise InputError(f"cannot read {path}: {(str(problem).splitlines() or [''])[0]}; get it anew") from None
     missing = [name for name in columns if name not in found.columns]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, found.columns))}")
+    found = found[list(columns)]
+    for name in columns:
+        if name in TEXT:
+            continue
+        try:
+            found = found.assign(**{name: pd.to_numeric(found[name])})
+        except (ValueError, TypeError):
+            raise InputError(f"the column {name} of {path} holds what is no number; get the file anew") from None
     return found
 
 
@@ -170,6 +181,7 @@ def _averaged(
         spread: names for the standard deviation and number of a measure.
     """
     frame = pd.DataFrame(measures).assign(text=values["text"], index=values["index"], word=values["word"].astype(str))
+    frame = frame.dropna(subset=["text", "index"])
     grouped = frame.groupby(["text", "index"], sort=True)
     table = grouped[list(measures)].mean()
     for name, (deviation, number) in (spread or {}).items():

@@ -1,15 +1,15 @@
 """Corpora of reading times and brain responses, as the user has them: what each measures, and is it in order?
 
-A corpus is a table per word (`NAME*.tsv`: `text_id, word_index, word` and the measures, averaged over participants; tab
-separated, nothing quoted, an empty cell is a missing value) with the running texts (`NAME_text*.jsonl`: `text_id` and
-`text`). Several tables of a name are read together. Without them the files that a corpus' authors published are read
-(`cladastats.published`). `corpora/human.md` says where each comes from, under which licence.
+A corpus is a table per word (`NAME.tsv`, `NAME.*.tsv`: `text_id, word_index, word` and the measures, averaged over
+participants; tab separated, nothing quoted, an empty cell is a missing value) with the running texts
+(`NAME_text*.jsonl`: `text_id` and `text`). Several tables of a name are read together. Without them the files that a
+corpus' authors published are read (`cladastats.published`). `corpora/human.md` says where each comes from, under which
+licence.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from cladastats.published import PUBLISHED
+from cladastats.sources import read_records
 from cladastats.words import PUNCTUATION, Text
 
 OWN_WORDS = ""  # in the place of a file's name: the texts are what the words of the table make
@@ -59,6 +60,7 @@ class Source:
         drop: rows whose measures do not count, of a table with `sentence`, `left` (words after it in its sentence).
         dropped: why.
         isolated: every text is one sentence.
+        needs: columns that `drop` looks at.
     """
 
     measures: tuple[Measure, ...]
@@ -67,7 +69,11 @@ class Source:
     drop: Callable[[pd.DataFrame], pd.Series] | None = None
     dropped: str = ""
     isolated: bool = False
+    needs: tuple[str, ...] = ()
 
+
+LEAST_WORDS = 100  # five for each coefficient of the largest model
+LEAST_TEXTS = 2
 
 SOURCES: dict[str, Source] = {
     "naturalstories": Source(
@@ -97,6 +103,7 @@ SOURCES: dict[str, Source] = {
         lambda table: table["excluded_by_authors"] != 0,
         "words that the corpus' authors excluded",
         isolated=True,
+        needs=("excluded_by_authors",),
     ),
     "provo": Source(
         (
@@ -167,10 +174,11 @@ def open_corpus(name: str, data: str | Path) -> Corpus:
         table = pd.concat([_read_table(path) for path in files], ignore_index=True)
     else:
         raise InputError(
-            f"{folder} has no {name}*.tsv{f' and no {known_by}' if known_by else ''}; corpora/human.md says where its "
-            "files come from"
+            f"{folder} has no {name}.tsv, {name}.*.tsv{f' or {known_by}' if known_by else ''}; corpora/human.md says "
+            "where its files come from"
         )
-    columns = {"text_id", *(m.column for m in measures), *(c for m in measures for c in m.covariates)}
+    numbers = {name for m in measures for name in (m.column, *m.covariates, *(m.spread or ()))} | set(source.needs)
+    columns = {"text_id", *numbers}
     if source.texts is None:
         table = _targets(table, files[0])
         words = {
@@ -189,7 +197,7 @@ def open_corpus(name: str, data: str | Path) -> Corpus:
     elif source.texts is not None:
         words = _read_running(folder, source.texts, set(table["text_id"]))
     _check_words(table, words, files[0], whole=source.texts is not None)  # own words: in order, none lacking
-    for column in columns - {"text_id", "word_index", "word"}:
+    for column in sorted(numbers):
         table[column] = _numbers(table, column, files[0])
     table = _with_sentences(table, words, isolated=source.isolated)
     dropped = 0
@@ -198,22 +206,33 @@ def open_corpus(name: str, data: str | Path) -> Corpus:
         dropped = int(mask.sum())
         table.loc[mask, [measure.column for measure in measures]] = np.nan
     for measure in measures:
-        values = table[measure.column]
-        if values.notna().sum() < 20 or values.nunique() < 2:
+        values = table[measure.column].dropna()
+        if len(values) < LEAST_WORDS or values.nunique() < 2:
             raise InputError(
-                f"the column {measure.column} of {files[0]} has {values.notna().sum()} values; 20 are needed"
+                f"the column {measure.column} of {files[0]} has {values.nunique()} different values at {len(values)} "
+                f"words that count; at least {LEAST_WORDS} words are needed"
             )
         if source.texts is not None and not measure.late:
             _check_alignment(table, measure.column, files[0])
+    if table["item"].nunique() < LEAST_TEXTS:
+        raise InputError(
+            f"{files[0]} has {table['item'].nunique()} texts; {LEAST_TEXTS} are needed, to predict one from others"
+        )
+    # A column of the user's with the name of one of ours would be in its place.
+    known = ["text_id", "word_index", "word", "item", "sentence", "sentence_final", "left", "block", *sorted(numbers)]
+    table = table[known]
     texts = [Text(text_id, words[text_id]) for text_id in dict.fromkeys(table["text_id"])]
     return Corpus(name, texts, table, measures, dropped)
 
 
 def _numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     try:
-        return pd.to_numeric(table[column])
+        found = pd.to_numeric(table[column])
     except (ValueError, TypeError):
         raise InputError(f"the column {column} of {path} holds what is no number; mend the file") from None
+    if np.isinf(found.to_numpy(float)).any():
+        raise InputError(f"the column {column} of {path} holds an infinite number; mend the file")
+    return found
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -225,14 +244,11 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _read_running(folder: Path, name: str, wanted: set[str]) -> dict[str, tuple[str, ...]]:
     """The words of the running texts."""
-    found: dict[str, tuple[str, ...]] = {}
-    for path in sorted(folder.glob(f"{name}*.jsonl")):
-        try:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                found[str(row["text_id"])] = tuple(row["text"].split())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path} does not hold text_id and text in every line; give the file anew") from None
+    found = {
+        str(record.get("text_id")): tuple(record["text"].split())
+        for path in sorted(folder.glob(f"{name}*.jsonl"))
+        for record in read_records(path, "text")
+    }
     lacking = sorted(wanted - set(found))
     if lacking:
         raise InputError(f"{folder} has no text of {lacking[0]} in {name}*.jsonl ({len(lacking)} lack theirs)")
@@ -244,6 +260,9 @@ def _targets(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     needed = {"text_id", "condition", "critical_word", "sentence_upto_target"}
     if not needed <= set(table.columns):
         raise InputError(f"{path} has no column {', '.join(sorted(needed - set(table.columns)))}; give the table anew")
+    bad = [not isinstance(sentence, str) or not sentence.split() for sentence in table["sentence_upto_target"]]
+    if any(bad):
+        raise InputError(f"{path}: row {bad.index(True) + 1} has no sentence_upto_target; give every row its sentence")
     sentences = table["sentence_upto_target"].str.split()
     return table.assign(
         item=table["text_id"],

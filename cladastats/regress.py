@@ -18,6 +18,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from linearmodels.panel import PanelOLS
 from scipy import stats
 
 from clada.coefficients import SCHEMA as COEFFICIENTS_SCHEMA
-from clada.errors import InputError, NotIdentifiedError
+from clada.errors import InputError, NotIdentifiedError, StudyError
 from clada.jsonfile import check_checksum, with_checksum, write_json
 from cladastats.metrics import metric_name
 from cladastats.study import Study
@@ -217,7 +218,7 @@ def regress(study: Study, metric: str, response: str = "toward", *, robust: bool
         The fit.
 
     Raises:
-        StudyError: The panel is not there, or the fit that is was altered.
+        StudyError: The panel is not there.
         NotIdentifiedError: A regressor does not vary within pairs.
         InputError: Too few pairs.
     """
@@ -228,9 +229,10 @@ def regress(study: Study, metric: str, response: str = "toward", *, robust: bool
 
         fit = replace(fit, robustness=robustness(study, fit))
     elif path.exists():
-        before = study.fit(metric, response)
-        if before.to_dict()["columns"] == fit.to_dict()["columns"]:  # there NaN equals NaN
-            fit = replace(fit, robustness=before.robustness)
+        with suppress(StudyError):  # an altered one, or an earlier version's, is fitted again
+            before = study.fit(metric, response)
+            if before.to_dict()["columns"] == fit.to_dict()["columns"]:  # there NaN equals NaN
+                fit = replace(fit, robustness=before.robustness)
     write_json(path, fit.to_dict())
     return fit
 

@@ -18,6 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from clada.errors import InputError
+from clada.paths import local_folder
 from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
 from cladastats.parts import Part, read_layer, read_norms, read_parts
 from cladastats.study import Study, is_current, write_table
@@ -198,22 +199,25 @@ def population_cka(study: Study) -> pd.DataFrame:
         layers = part.tensors["activations"].shape[1]
     index = study.index
     records: list[dict[str, Any]] = []
-    for group, members in study.corpus.groupby("group"):
-        roles: dict[str | float, list[str]] = {}
-        for row in members.sort_values("pair").itertuples():
-            roles.setdefault(float(row.ratio) if row.role == "hybrid" else row.role, []).append(row.sequence_id)
-        for layer in tqdm(range(layers), desc=f"population cka {group}", file=sys.stderr, leave=False):
-            layer_of = {role: read_layer(study, index, ids, layer).astype(float) for role, ids in roles.items()}
-            for ratio in sorted(role for role in layer_of if isinstance(role, float)):
-                for comparison, x, y in (
-                    ("ab", "A", "B"),
-                    ("hb", ratio, "B"),
-                    ("ha", ratio, "A"),
-                    ("hb_matched", ratio, "matched"),
-                ):
-                    cka, se = cka_debiased_jackknife(layer_of[x], layer_of[y])
-                    records.append(
-                        {"group": group, "ratio": ratio, "layer": layer, "comparison": comparison}
-                        | {"cka": cka, "se": se, "n_pairs": len(layer_of[x])}
-                    )
+    with local_folder(study.folder / "activations") as activations:
+        for group, members in study.corpus.groupby("group"):
+            roles: dict[str | float, list[str]] = {}
+            for row in members.sort_values("pair").itertuples():
+                roles.setdefault(float(row.ratio) if row.role == "hybrid" else row.role, []).append(row.sequence_id)
+            for layer in tqdm(range(layers), desc=f"population cka {group}", file=sys.stderr, leave=False):
+                layer_of = {
+                    role: read_layer(activations, index, ids, layer).astype(float) for role, ids in roles.items()
+                }
+                for ratio in sorted(role for role in layer_of if isinstance(role, float)):
+                    for comparison, x, y in (
+                        ("ab", "A", "B"),
+                        ("hb", ratio, "B"),
+                        ("ha", ratio, "A"),
+                        ("hb_matched", ratio, "matched"),
+                    ):
+                        cka, se = cka_debiased_jackknife(layer_of[x], layer_of[y])
+                        records.append(
+                            {"group": group, "ratio": ratio, "layer": layer, "comparison": comparison}
+                            | {"cka": cka, "se": se, "n_pairs": len(layer_of[x])}
+                        )
     return pd.DataFrame.from_records(records)

@@ -111,6 +111,15 @@ def _read_bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    return _decode(_read_bytes(path), path)
+
+
 def _decode(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
@@ -122,9 +131,19 @@ def _read_jsonl(rest: str) -> tuple[list[str], str]:
     # A path may hold a colon itself: what exists as a file is a path.
     name, _, field = rest.rpartition(":") if not Path(rest).is_file() and ":" in rest else (rest, "", DEFAULT_FIELD)
     path = Path(name)
-    content = _read_bytes(path)
-    texts = []
-    for number, line in enumerate(_decode(content, path).split("\n"), start=1):
+    texts = [record[field] for record in read_records(path, field)]
+    return texts, hashlib.sha256(_read_bytes(path)).hexdigest()
+
+
+def read_records(path: Path, field: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, each with a text in one of its fields.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not such an object; with the line.
+    """
+    found = []
+    # At line feeds alone: other line breaks may be in a text as they are.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -136,8 +155,12 @@ def _read_jsonl(rest: str) -> tuple[list[str], str]:
             raise InputError(
                 f"{path}, line {number:,}: no text in field '{field}' (there: {fields}); name one with jsonl:PATH:field"
             )
-        texts.append(record[field])
-    return texts, hashlib.sha256(content).hexdigest()
+        try:
+            record[field].encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}, line {number:,}: half a character (a lone surrogate); mend the text") from None
+        found.append(record)
+    return found
 
 
 def _read_text_folder(folder: Path) -> tuple[list[str], str]:

@@ -31,7 +31,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["words", *sys.argv[1:]]))
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,16 +48,20 @@ from clada.coefficients import PAPER, Coefficients, resolve_coefficients
 from clada.errors import InputError
 from clada.families import check_length, decoder_layers, down_norms, observe_activations
 from clada.load import surprisal_and_entropy_bits
-from clada.models import bos_tokens, load_model
+from clada.models import bos_tokens, load_config, load_model, model_revision
 from clada.paths import replacing
-from clada.plan import plan_of
+from clada.plan import resolve_plan
 from clada.policies import resolve_shares
 from cladastats.attention import causal_blocks
 from cladastats.corpus import separator_token
+from cladastats.sources import read_records, read_text
 
 SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
 WINDOW = 2048  # tokens; longer texts are read in windows that overlap by half
-SEGMENT = 128  # tokens whose logits are in memory at once: 270 MB at Gemma's 262,144 words
+LEAST_WINDOW = 16
+SEGMENT = (
+    128  # tokens whose logits are in memory at once: 134 MB in float32 at Gemma's 262,144 words, some copies in 64
+)
 MAX_LOSS = 0.02
 SPACES = ("Ġ", "▁", "Ċ", "ĉ", " ", "\n", "\t", "\r")  # first characters of tokens that begin a word
 
@@ -82,6 +85,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
+    if Path(args.out).is_dir():  # said before anything is measured
+        raise InputError(f"{args.out} is a folder; name a file with --out")
     if args.data is not None:
         from cladastats.reading import open_corpus
 
@@ -108,20 +113,11 @@ def read_texts(name: str) -> list[Text]:
         InputError: it cannot be read, or holds no words.
     """
     path = Path(name)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror}; give a .txt or .jsonl file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     if path.suffix != ".jsonl":
-        found = [Text(path.stem, tuple(content.split()))]
+        found = [Text(path.stem, tuple(read_text(path).split()))]
     else:
-        try:
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-            found = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{path} does not hold an object with a text in every line, {{'text': ...}}") from None
+        rows = read_records(path, "text")
+        found = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
     found = [text for text in found if text.words]
     if not found:
         raise InputError(f"{path} has no words; give another file")
@@ -168,8 +164,8 @@ def word_table(
     Raises:
         ModelError, InputError: no such model, or no plan of it.
     """
+    thresholds, rule = effort_rule(model, plan, max_loss, keep, resolve_coefficients(coefficients, model))
     opened, tokenizer = load_model(model)
-    thresholds, rule = effort_rule(opened, plan, max_loss, keep, resolve_coefficients(coefficients, model))
     meter = Meter(opened, tokenizer, thresholds, rule, window)
     tables = []
     for text in tqdm(texts, unit="text", desc="words", file=sys.stderr, leave=False):
@@ -180,7 +176,7 @@ def word_table(
 
 
 def effort_rule(
-    model: Any,
+    model: str,
     plan: str | None = None,
     max_loss: float | None = None,
     keep: float | None = None,
@@ -188,10 +184,12 @@ def effort_rule(
 ) -> tuple[np.ndarray, Coefficients]:
     """Per layer, the magnitude that a neuron which is needed has: tau_l of the magnitude test alone (`tt`).
 
-    And the load rule with its taus, those of the plan's calibration text where it has none of its own.
+    And the load rule with its taus, those of the plan's calibration text where it has none of its own. Where the plan
+    was not measured with that test, the threshold that leaves out as many neurons as `clada` does, whatever that costs,
+    and this is said on stderr.
 
     Args:
-        model: an open model.
+        model: its name.
         plan: as in `word_table`.
         max_loss: as there.
         keep: as there.
@@ -200,11 +198,21 @@ def effort_rule(
     Raises:
         InputError: there is no plan of the model, or not for that budget.
     """
-    found = plan_of(model, plan)
+    revision = model_revision(model)
+    found = resolve_plan(plan, model, revision)
     if found is None:
         raise InputError("effort needs thresholds, which plan 'none' has not; make one with 'clada calibrate'")
+    config = load_config(model)
+    found.check_model(revision, config.num_hidden_layers)
     limit = MAX_LOSS if max_loss is None else max_loss
-    shares, _ = resolve_shares("tt", found, model.config.vocab_size, "bfloat16", limit, keep)
+    shares, setting = resolve_shares("tt", found, config.vocab_size, "bfloat16", limit, keep)
+    if setting is None and keep is None:
+        print(
+            f"cladastats: the plan of {model} was not measured with the magnitude test alone (method tt): neurons "
+            f"count as needed above the threshold that leaves out {shares.neurons:.0%} of them, whatever that costs; "
+            f"'clada calibrate --methods tt' measures it",
+            file=sys.stderr,
+        )
     return found.threshold("magnitude", shares.neurons), coefficients.with_quantiles(found.quantiles)
 
 
@@ -262,9 +270,11 @@ class Meter:
         self.norms = down_norms(model).to(model.device)
         positions = getattr(model.config, "max_position_embeddings", None) or WINDOW
         self.window = min(WINDOW, positions) if window is None else window
+        if self.window < LEAST_WINDOW:
+            raise InputError(f"a window of {self.window} tokens is too short; use --window {LEAST_WINDOW} or more")
         check_length(model.config, self.window, "use a shorter --window")
         # A text begins after the token that stands between documents, where the tokenizer has none of its own.
-        self.start = bos_tokens(tokenizer) or [tokenizer.convert_tokens_to_ids(separator_token(tokenizer))]
+        self.start = bos_tokens(tokenizer) or [_end_of_text(tokenizer)]
         chosen = word_boundaries(tokenizer) if boundaries is None else boundaries
         self.boundaries = torch.tensor(sorted(chosen), device=model.device)
 
@@ -396,9 +406,18 @@ PUNCTUATION = ".,;:!?\"'()[]{}“”‘’–—-…`*"
 
 def word_boundaries(tokenizer: Any) -> list[int]:
     """Tokens that begin a word, or end the text, so that the word before them is over."""
-    ids = [i for token, i in tokenizer.get_vocab().items() if token.startswith(SPACES)]
-    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(separator_token(tokenizer))}
-    return sorted({*ids, *(i for i in ends if i is not None)})
+    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(SPACES)}
+    ends = {tokenizer.eos_token_id} - {None}
+    if not bos_tokens(tokenizer):
+        ends.add(_end_of_text(tokenizer))
+    return sorted(ids | ends)
+
+
+def _end_of_text(tokenizer: Any) -> int:
+    try:
+        return int(tokenizer.convert_tokens_to_ids(separator_token(tokenizer)))
+    except InputError:
+        raise InputError("the tokenizer has no token that a text begins after; use another model") from None
 
 
 def tokens_of(words: Sequence[str], tokenizer: Any) -> tuple[list[int], np.ndarray]:

@@ -59,7 +59,7 @@ def test_index_agrees_with_plain_transformers(small_study, by_hand):
     index = small_study.index.set_index("sequence_id")
     assert set(index.index) == set(by_hand)
     for sequence_id, (_, surprisal, entropy) in by_hand.items():
-        assert index.loc[sequence_id, "surprisal_bits"] == pytest.approx(surprisal, abs=1e-3)  # the bound, bits
+        assert index.loc[sequence_id, "surprisal_bits"] == pytest.approx(surprisal, abs=1e-3)  # bits
         assert index.loc[sequence_id, "entropy_bits"] == pytest.approx(entropy, abs=1e-3)
 
 
@@ -87,7 +87,7 @@ def test_every_row_of_the_panel_agrees_with_plain_transformers(small_study, by_h
             for name, x, y in (("ab", a, b), ("hb", h, b), ("ha", h, a), ("hb_matched", h, m), ("ab_matched", a, m))
         }
         for name, value in sims.items():
-            assert getattr(row, f"sim_{name}") == pytest.approx(value, abs=1e-4)  # the bound
+            assert getattr(row, f"sim_{name}") == pytest.approx(value, abs=1e-4)
         # Shifts divide by 1 - sim, here above 0.1, which takes the bound of the similarities up by that.
         assert row.shift_toward == pytest.approx((sims["hb"] - sims["ab"]) / (1 - sims["ab"]), abs=2e-3)
         assert row.shift_matched == pytest.approx(

@@ -97,13 +97,11 @@ def test_shared_prefixes_equal_whole_runs(family, block, monkeypatch):
     assert set(found) == set(whole)
     for key, ids in whole.items():
         activations, logits = plain_run(model, ids.tolist())
-        # The same float32 sums in another order; the issue asks for 1e-4 relative to the size of a layer's activations.
+        # The same float32 sums in another order; 1e-4 relative to the size of a layer's activations.
         for layer, expected in zip(found[key].activations, activations.numpy(), strict=True):
             assert np.abs(layer - expected).max() <= 1e-4 * np.abs(expected).max()
         log_p = torch.log_softmax(logits[-2].double(), -1) / np.log(2)
-        assert found[key].surprisal_bits == pytest.approx(
-            -float(log_p[ids[-1]]), abs=1e-3
-        )  # the issue's bound, in bits
+        assert found[key].surprisal_bits == pytest.approx(-float(log_p[ids[-1]]), abs=1e-3)  # bits; the same sums
         assert found[key].entropy_bits == pytest.approx(-float((log_p.exp2() * log_p).nan_to_num().sum()), abs=1e-3)
         assert found[key].target_id == ids[-1]
         before = -torch.log_softmax(logits[-3].double(), -1)[ids[-2]] / np.log(2)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from statsmodels.regression.mixed_linear_model import MixedLM
 
+from clada.errors import InputError
 from cladastats import human as module
 from cladastats.cli import main
 from cladastats.human import (
@@ -106,11 +107,26 @@ def test_tables_of_one_corpus_are_read_together(folder, sentences):
             "holds what is no number",
         ),
         (lambda t: t.assign(word_index=t["word_index"].astype(object).where(t.index != 5, "x")), "column word_index"),
-        (lambda t: t.assign(gaze_ms=np.nan), "has 0 values; 20 are needed"),
+        (lambda t: t.assign(gaze_ms=np.nan), "has 0 different values at 0 words"),
+        (lambda t: t.assign(gaze_ms=1.0), "has 1 different values"),
+        (lambda t: t.assign(gaze_ms=t["gaze_ms"].where(t.index != 5, np.inf)), "holds an infinite number"),
+        (lambda t: t[t["text_id"] < "ucl_005"], "words are needed"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(-1)), "follows the next word's length"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(1)), "frequency of the word before"),
     ],
-    ids=["column", "twice", "lacking", "text", "index", "empty", "one early", "one late"],
+    ids=[
+        "column",
+        "twice",
+        "lacking",
+        "text",
+        "index",
+        "empty",
+        "constant",
+        "infinite",
+        "few",
+        "one early",
+        "one late",
+    ],
 )
 def test_a_table_out_of_order_is_refused_in_one_line(folder, change, message, capsys):
     changed(folder, change)
@@ -134,16 +150,62 @@ def test_words_must_rebuild_their_text(tmp_path, sentences):
         (lines[4].replace(f" {word} ", f" {word}x ", 1), f"word 4 of ucl_005 is '{word}', and '{word}x' in its text"),
         (lines[4].replace('"}', ' More."}'), f"ucl_005 lacks word {len(sentences[4]) + 1}"),
         ("", "has no text of ucl_005"),
-        ("{", "does not hold text_id and text in every line"),
+        ("{", "line 5: not JSON"),
     ):
         texts.write_text("\n".join([*lines[:4], lost, *lines[5:]]) if lost else "\n".join(lines[:4] + lines[5:]))
-        with pytest.raises(Exception, match=message) as raised:
+        with pytest.raises(InputError, match=message):
             open_corpus("meco_en", tmp_path)
-        assert type(raised.value).__name__ == "InputError"
+
+
+def test_columns_of_the_users_own_do_not_get_in_the_way(folder):
+    changed(folder, lambda t: t.assign(length=1, effort="x", sentence=3))
+    table = open_corpus("ucl_et", folder).table
+    assert not {"length", "effort"} & set(table)
+    assert table["sentence"].nunique() == 1
+
+
+def test_a_brain_response_needs_its_columns(tmp_path, sentences):
+    table = times_of(sentences, np.random.default_rng(3)).rename(
+        columns={"gaze_ms": "N400_uV", "go_past_ms": "P600_uV"}
+    )
+    table = table.assign(N400_base_uV=0.1 * table["P600_uV"], N400_sd=30.0, erp_n=20, excluded_by_authors=0)
+    lines = [json.dumps({"text_id": f"ucl_{n:03d}", "text": " ".join(w)}) for n, w in enumerate(sentences, 1)]
+    (tmp_path / "ucl_erp_text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write(tmp_path, table, "ucl_erp.tsv")
+    assert len(open_corpus("ucl_erp", tmp_path).measures) == 2
+    for column in ("excluded_by_authors", "N400_sd", "N400_base_uV"):
+        write(tmp_path, table.drop(columns=column), "ucl_erp.tsv")
+        with pytest.raises(InputError, match=f"has no column {column}"):
+            open_corpus("ucl_erp", tmp_path)
+
+
+def test_items_need_their_sentences(tmp_path, sentences):
+    rows = [
+        (f"i{n}", "HC", words[-1].strip("."), " ".join(words), 800.0 + n, 9.0, 50) for n, words in enumerate(sentences)
+    ]
+    columns = ["text_id", "condition", "critical_word", "sentence_upto_target", "rt_sum3_mean_ms", "rt_sum3_sd_ms", "n"]
+    table = pd.concat([pd.DataFrame(rows, columns=columns).assign(condition=c) for c in ("HC", "LC")])
+    write(tmp_path, table, "brothers2021.tsv")
+    corpus = open_corpus("brothers2021", tmp_path)
+    assert corpus.table["item"].nunique() == len(sentences)
+    assert len(corpus.texts) == 2 * len(sentences)
+    for change, message in (
+        (
+            lambda t: t.assign(sentence_upto_target=t["sentence_upto_target"].where(t["text_id"] != "i4")),
+            "row 5 has no sentence",
+        ),
+        (lambda t: t.assign(critical_word="zebra"), "give the table and the texts that belong together"),
+    ):
+        write(tmp_path, change(table), "brothers2021.tsv")
+        with pytest.raises(InputError, match=message):
+            open_corpus("brothers2021", tmp_path)
 
 
 def test_unknown_and_absent_corpora(tmp_path, capsys):
-    for name, message in (("dundee", "unknown corpus 'dundee'"), ("provo", "has no provo*.tsv and no Provo_Corpus")):
+    for name, message in (
+        ("dundee", "unknown corpus 'dundee'"),
+        ("provo", "has no provo.tsv, provo.*.tsv or Provo_Corpus"),
+    ):
         assert main(["human", "--corpus", name, "--data", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
 
@@ -222,9 +284,14 @@ def test_published_files_are_averaged_over_participants(tmp_path, sentences):
         (tmp_path / name).write_text(
             "\n".join([content[0].replace("word", "wrd").replace("IA_LABEL", "L").replace("ia,", "i,"), *content[1:]])
         )
-    for corpus_name in ("ucl_et", "ucl_erp", "provo", "meco_en"):
-        with pytest.raises(Exception, match="has no column"):
+    for corpus_name in ("ucl_et", "ucl_erp", "provo", "meco_en"):  # a column is named otherwise
+        with pytest.raises(InputError, match="has no column"):
             open_corpus(corpus_name, tmp_path)
+    times = pd.read_csv(tmp_path / "processed_RTs.tsv", sep="\t", quoting=3)
+    times["RT"] = times["RT"].astype(object).where(times.index != 3, "slow")
+    times.to_csv(tmp_path / "processed_RTs.tsv", sep="\t", index=False, quoting=3)
+    with pytest.raises(InputError, match=r"the column RT of .* holds what is no number"):
+        open_corpus("naturalstories", tmp_path)
 
 
 # -- the model ----------------------------------------------------------------------------------------------------
@@ -278,6 +345,16 @@ def test_folds_are_of_whole_groups_and_held_out_rows_do_not_count():
     expected = spread.log_density(changed_y[folds == 3], x[folds == 3])
     np.testing.assert_allclose(after[folds == 3], expected)
     assert (after[folds == 3] < before[folds == 3]).all()
+
+
+def test_a_column_that_is_constant_in_training_predicts_nothing():
+    """A word class of one text only: the fold that holds that text out cannot learn it, and must not be led astray."""
+    y, x, items = grouped(np.random.default_rng(9), groups=4)
+    rare = np.column_stack([x, (items == 2).astype(float)])
+    folds = folds_of(items)
+    out = folds == folds[items == 2][0]
+    with_it, without = held_out(y, rare, items), held_out(y, x, items)
+    np.testing.assert_allclose(with_it[out], without[out], rtol=1e-6)
 
 
 def test_a_gain_is_found_where_there_is_one_and_its_test_keeps_its_size():

@@ -38,7 +38,7 @@ def smollm2():
 
 
 def meter_of(opened, **options):
-    return Meter(*opened, *effort_rule(opened[0]), **options)
+    return Meter(*opened, *effort_rule(opened[0].name_or_path), **options)
 
 
 def test_surprisal_is_that_of_minicons(opened, news):
@@ -78,7 +78,7 @@ def test_the_correction_moves_chance_between_neighbours(smollm2):
 def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
     """From hooks of the test's own, token by token, over a run of the whole sentence."""
     model, tokenizer = opened
-    thresholds, rule = effort_rule(model)
+    thresholds, rule = effort_rule(model.name_or_path)
     words = SENTENCE.split()
     table = Meter(model, tokenizer, thresholds, rule).measure(words)
     ids, owner = tokens_of(words, tokenizer)
@@ -156,8 +156,9 @@ def test_the_command_writes_what_python_gives(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"txt": "no text"}', "does not hold an object with a text"),
-        ("a.jsonl", b"[1]\n", "does not hold an object with a text"),
+        ("a.jsonl", b'{"txt": "no text"}', "line 1: no text in field 'text'"),
+        ("a.jsonl", b"[1]\n", "line 1: no text in field 'text'"),
+        ("a.jsonl", b'{"text": "half \\ud800 one"}', "half a character"),
         ("a.txt", b" \n ", "has no words"),
         ("a.txt", b"\xff\xfe\x00", "is not UTF-8"),
         (None, b"", "cannot read"),
@@ -179,5 +180,24 @@ def test_words_and_windows_that_cannot_be_measured(smollm2, tmp_path, capsys):
     with pytest.raises(ModelError, match="shorter --window"):
         meter_of(smollm2, window=100_000)
     (tmp_path / "a.txt").write_text("a b c")
-    assert main(["words", "--text", str(tmp_path / "a.txt"), "--plan", "none", "--out", str(tmp_path / "o.csv")]) == 2
-    assert "effort needs thresholds" in capsys.readouterr().err
+    for options, message in (
+        (["--plan", "none"], "effort needs thresholds"),
+        (["--out", str(tmp_path)], "is a folder; name a file with --out"),
+        (["--window", "1"], "a window of 1 tokens is too short"),
+    ):
+        assert main(["words", "--text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "o.csv"), *options]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_line_breaks_within_texts_do_not_end_a_line_of_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one\u2028two"}\n{"text": "three"}\n', encoding="utf-8")
+    assert [text.words for text in read_texts(str(tmp_path / "a.jsonl"))] == [("one", "two"), ("three",)]
+
+
+def test_thresholds_that_were_not_measured_are_said(capsys):
+    """Gemma's shipped plan was measured with `clada` alone."""
+    effort_rule("gemma3-270m")
+    assert "was not measured with the magnitude test alone (method tt)" in capsys.readouterr().err
+    effort_rule("smollm2-135m")
+    effort_rule("gemma3-270m", keep=0.5)
+    assert capsys.readouterr().err == ""
