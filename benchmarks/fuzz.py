@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -217,10 +218,11 @@ class Options:
             sys.stdin = stdin
         assert code in (0, 2), f"{self.arguments}: exit code {code}"
         if code == 2:
-            lines = [
-                line for line in said.getvalue().splitlines() if f"{self.arguments[0]}: " in line or "--help'" in line
-            ]
+            # Progress bars rewrite their line, and end where the message begins.
+            written = re.split(r"[\r\n]", said.getvalue())
+            lines = [line for line in written if self.arguments[0] in line and ("; " in line or "--help'" in line)]
             assert lines, f"{self.arguments}: said {said.getvalue()[-300:]!r}"
+            assert "Traceback" not in said.getvalue(), f"{self.arguments}: said {said.getvalue()[-300:]!r}"
             raise CladaError(lines[-1])
 
     def mend(self) -> None:
