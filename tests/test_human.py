@@ -373,7 +373,16 @@ def made_rows(rng, effort_effect, n_texts=25, n=1500):
     """Rows as `prepared` gives them, with times that follow length, surprisal and, maybe, effort."""
     text = np.sort(rng.integers(0, n_texts, n))
     frame = pd.DataFrame({"item": text, "block": np.arange(n) // 12, "position": np.arange(n) % 60 + 1.0})
-    for name in ("length", "frequency_zipf", "surprisal_bits", "entropy_bits", "effort", "effort_00", "effort_01"):
+    for name in (
+        "length",
+        "frequency_zipf",
+        "surprisal_bits",
+        "entropy_bits",
+        "effort",
+        "effort_00",
+        "effort_01",
+        "effort_load",
+    ):
         for lag in ("", "_1", "_2"):
             frame[name + lag] = rng.normal(size=n)
     frame["surprisal_bits"] = frame["length"] * 0.5 + frame["surprisal_bits"]
