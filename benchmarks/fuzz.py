@@ -168,7 +168,7 @@ class Options:
         import_module("cladastats.robust")
 
         def refuse(*_arguments: Any, **_options: Any) -> None:
-            raise ModelError("this is as far as options go")
+            raise ModelError("this is as far as options go; what follows takes a model")
 
         heavy = ("load_model", "build_corpus", "load_documents", "robustness", "word_table")
         for name, module in list(sys.modules.items()):

@@ -253,7 +253,6 @@ def analyse(folder: str) -> None:
         ("cka", lambda: similarity(study, "cka")),
         ("cosine_centred", lambda: similarity(study, "cosine_centred")),
         ("regress", lambda: regress(study, "cka")),
-        ("population", lambda: similarity(study, "cka", "population")),
     ):
         value[f"{name}_seconds"], value[f"{name}_peak_gb"] = measured(what)
         print(json.dumps(value), file=sys.stderr, flush=True)

@@ -180,13 +180,13 @@ def _averaged(
         measures: of each row, by the name of their mean.
         spread: names for the standard deviation and number of a measure.
     """
-    frame = pd.DataFrame(measures).assign(text=values["text"], index=values["index"], word=values["word"].astype(str))
-    frame = frame.dropna(subset=["text", "index"])
+    frame = pd.DataFrame(measures).assign(text=values["text"], index=values["index"], word=values["word"])
+    frame = frame.dropna(subset=["text", "index", "word"])
     grouped = frame.groupby(["text", "index"], sort=True)
     table = grouped[list(measures)].mean()
     for name, (deviation, number) in (spread or {}).items():
         table[deviation], table[number] = grouped[name].std(), grouped[name].count()
-    table["word"] = grouped["word"].agg(lambda words: words.mode().iloc[0].strip())
+    table["word"] = grouped["word"].agg(lambda words: str(words.mode().iloc[0]).strip())
     table = table.reset_index()
     width = max(2, len(str(int(table["text"].max()))))
     return table.assign(

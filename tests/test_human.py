@@ -294,6 +294,16 @@ def test_published_files_are_averaged_over_participants(tmp_path, sentences):
         open_corpus("naturalstories", tmp_path)
 
 
+def test_published_rows_without_a_word_do_not_count(tmp_path, sentences):
+    table = times_of(sentences[:30], np.random.default_rng(5)).assign(subj_nr=1)
+    table["sent_nr"] = table["text_id"].str[-3:].astype(int)
+    table = table.rename(columns={"word_index": "word_pos", "gaze_ms": "RTfirstpass", "go_past_ms": "RTgopast"})
+    table.loc[3, "word"] = None
+    table.to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
+    words = open_corpus("ucl_et", tmp_path).texts[0].words
+    assert words == (*sentences[0][:3], *sentences[0][4:])
+
+
 # -- the model ----------------------------------------------------------------------------------------------------
 
 
