@@ -215,7 +215,7 @@ QUEUES = {
     "pbs": (
         ("qsub", 'cp "$1" "$0.job"; sh "$1" > "$0.log" 2>&1 & echo $!.server'),
         ("qdel", 'kill "${1%%.*}"'),
-        "#PBS -l select=1:ncpus=1:mem=4GB",
+        "#PBS -l select=1:ncpus=1:mem=3815MB",
     ),
     "lsf": (
         ("bsub", 'cat > "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo "Job <$!> is submitted."'),

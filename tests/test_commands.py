@@ -137,7 +137,7 @@ CORPUS = ("corpus", "--study", "{files}/study", "--pairs", "2", "--length", "64"
         ([*CORPUS, "--source", "text:{files}/folder"], "has no .*txt file"),
         ([*CORPUS, "--source", "text:{files}/missing"], "is not a folder"),
         ([*CORPUS, "--ratios", "0.5,1.0"], r"ratio 1.0 is outside \(0, 1\)"),
-        ([*CORPUS, "--ratios", "a"], "argument --ratios: invalid"),
+        ([*CORPUS, "--ratios", "a"], "is not a list of numbers"),
         ([*CORPUS, "--ratios", "nan"], "outside"),
         ([*CORPUS, "--pairs", "0"], "'0' is not a whole number of at least 1"),
         ([*CORPUS, "--model", "nobody/nothing"], "unknown model"),

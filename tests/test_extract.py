@@ -15,7 +15,8 @@ from clada.errors import ModelError, StudyError
 from clada.families import FAMILIES, capture_last_activations, check_length, decoder_layers, down_norms, family_of
 from cladastats import attention
 from cladastats.cli import main
-from cladastats.extract import PrefixSharingRunner, extract
+from cladastats.extract import PrefixSharingRunner, Task, extract
+from cladastats.extract import sequences_of as extracted
 from cladastats.parts import part_path, read_part, read_parts, shard_ids, shards_of
 from cladastats.study import Study
 
@@ -296,3 +297,22 @@ def test_a_study_is_repeated_from_its_description_alone(small_study, tmp_path, c
         assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
         assert not (tmp_path / "b").exists()
+
+
+def test_the_number_of_threads_changes_no_more_than_the_last_digits(copy_of):
+    """Sums in another order: to 1e-5 of a layer's largest activation, and of the surprisal; with the same, no bit."""
+    blocks = extracted(shards_of(copy_of.corpus)[0])
+    found, before = {}, torch.get_num_threads()
+    for threads in (1, 2, 1):
+        task = Task(
+            *(getattr(copy_of.config, name) for name in ("model", "revision", "dtype", "storage_dtype")), threads, 64
+        )
+        part, _ = task.worker().part(blocks)
+        if threads in found:
+            assert part.checksum("") == found[threads].checksum("")
+        found[threads] = part
+    torch.set_num_threads(before)
+    one, two = (found[threads].tensors for threads in (1, 2))
+    largest = np.abs(one["activations"]).max(2)
+    assert (np.abs(one["activations"] - two["activations"]).max(2) <= 1e-5 * largest).all()
+    np.testing.assert_allclose(one["surprisal_bits"], two["surprisal_bits"], rtol=1e-5, atol=1e-5)
