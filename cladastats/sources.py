@@ -155,10 +155,6 @@ def read_records(path: Path, field: str) -> list[dict[str, Any]]:
             raise InputError(
                 f"{path}, line {number:,}: no text in field '{field}' (there: {fields}); name one with jsonl:PATH:field"
             )
-        try:
-            record[field].encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{path}, line {number:,}: half a character (a lone surrogate); mend the text") from None
         found.append(record)
     return found
 

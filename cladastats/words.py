@@ -119,6 +119,10 @@ def read_texts(name: str) -> list[Text]:
         rows = read_records(path, "text")
         found = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
     found = [text for text in found if text.words]
+    try:
+        " ".join(word for text in found for word in text.words).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path} holds half a character (a lone surrogate); mend the text") from None
     if not found:
         raise InputError(f"{path} has no words; give another file")
     return found

@@ -212,11 +212,6 @@ QUEUES = {
         ("scancel", 'kill "$1"'),
         "#SBATCH --mem=4G",
     ),
-    "pbs": (
-        ("qsub", 'cp "$1" "$0.job"; sh "$1" > "$0.log" 2>&1 & echo $!.server'),
-        ("qdel", 'kill "${1%%.*}"'),
-        "#PBS -l select=1:ncpus=1:mem=3815MB",
-    ),
     "lsf": (
         ("bsub", 'cat > "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo "Job <$!> is submitted."'),
         ("bkill", 'kill "$1"'),

@@ -29,7 +29,8 @@ def test_public_surface_is_frozen():
     assert cladastats.__all__ == ["Fit", "Study"]
     assert list(CLADA_COMMANDS) == ["generate", "calibrate", "evaluate", "bench"]
     assert list(CLADASTATS_COMMANDS) == [
-        "run", "corpus", "extract", "merge", "verify", "similarity", "controls", "placebo", "regress", "figures",
+        "run", "corpus", "extract", "merge", "verify", "similarity", "controls", "placebo", "regress", "words",
+        "human", "figures",
     ]  # fmt: skip
     for package in (clada, cladastats):
         for name in package.__all__:
