@@ -170,7 +170,7 @@ class Options:
         def refuse(*_arguments: Any, **_options: Any) -> None:
             raise ModelError("this is as far as options go; what follows takes a model")
 
-        heavy = ("load_model", "build_corpus", "load_documents", "robustness", "word_table")
+        heavy = ("load_model", "build_corpus", "load_documents", "robustness", "measure_texts")
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] in self.packages:
                 for function in heavy:

@@ -47,7 +47,7 @@ from clada.jsonfile import check_checksum, read_json, with_checksum, write_json
 from clada.models import model_revision
 from cladastats.reading import LEAST_TEXTS, LEAST_WORDS, SOURCES, Corpus, Measure, open_corpus
 from cladastats.study import is_current, read_table, write_table
-from cladastats.words import PUNCTUATION, Text, effort_rule, word_table
+from cladastats.words import PUNCTUATION, Text, effort_rule, measure_texts
 from cladastats.words import SCHEMA as WORDS_SCHEMA
 
 SCHEMA = "cladastats/human/1"
@@ -143,7 +143,7 @@ def measured_words(texts: Sequence[Text], model: str, path: Path) -> pd.DataFram
     if is_current(path, inputs):
         with suppress(Exception):  # of a damaged file there are errors of any kind; it is made again
             return read_table(path)
-    write_table(path, word_table(model, texts), inputs)
+    write_table(path, measure_texts(model, texts, thresholds, rule), inputs)
     return read_table(path)
 
 
@@ -174,7 +174,7 @@ CLASSES = {"NN": "noun", "NP": "noun", "VV": "verb", "AJ": "adjective", "AV": "a
 
 
 def word_classes(words: pd.DataFrame) -> list[str]:
-    """Noun, verb, adjective, adverb, number or function word, by HanTa's tags of the text's sentences."""
+    """Noun, verb, adjective, adverb, number or function word, by HanTa's tags of each text."""
     from HanTa import HanoverTagger
 
     tagger = HanoverTagger.HanoverTagger("morphmodel_en.pgz")

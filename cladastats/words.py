@@ -59,9 +59,8 @@ from cladastats.sources import read_records, read_text
 SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
 WINDOW = 2048  # tokens; longer texts are read in windows that overlap by half
 LEAST_WINDOW = 16
-SEGMENT = (
-    128  # tokens whose logits are in memory at once: 134 MB in float32 at Gemma's 262,144 words, some copies in 64
-)
+# Tokens whose logits are in memory at once: 134 MB in float32 at Gemma's 262,144 words, with copies in float64.
+SEGMENT = 128
 MAX_LOSS = 0.02
 SPACES = ("Ġ", "▁", "Ċ", "ĉ", " ", "\n", "\t", "\r")  # first characters of tokens that begin a word
 
@@ -169,6 +168,24 @@ def word_table(
         ModelError, InputError: no such model, or no plan of it.
     """
     thresholds, rule = effort_rule(model, plan, max_loss, keep, resolve_coefficients(coefficients, model))
+    return measure_texts(model, texts, thresholds, rule, window)
+
+
+def measure_texts(
+    model: str, texts: Sequence[Text], thresholds: np.ndarray, rule: Coefficients, window: int | None = None
+) -> pd.DataFrame:
+    """Measure texts by thresholds and a load rule that are known, as `word_table` does.
+
+    Args:
+        model: any name of a model.
+        texts: the texts.
+        thresholds: [layers], of magnitudes.
+        rule: of `effort_load`, with its taus.
+        window: tokens; None: 2,048, or what the model's positions reach.
+
+    Raises:
+        ModelError, InputError: no such model, or a window that it cannot read.
+    """
     opened, tokenizer = load_model(model)
     meter = Meter(opened, tokenizer, thresholds, rule, window)
     tables = []

@@ -205,12 +205,18 @@ def test_a_lost_scheduler_ends_in_one_line_and_nothing_is_lost(empty, tmp_path, 
     assert {name: expected[name] for name in kept} == kept
 
 
-# Each queue's commands, played by scripts that start a job at once: submit, delete, and what a job asks for.
+# Each queue's commands, played by scripts that start a job at once: submit, delete, and what a job asks for. A job runs
+# from a copy, as a queue keeps one: dask-jobqueue removes its script when it is submitted.
 QUEUES = {
     "slurm": (
-        ("sbatch", 'cp "$1" "$0.job"; sh "$1" > "$0.log" 2>&1 & echo Submitted batch job $!'),
+        ("sbatch", 'cp "$1" "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo Submitted batch job $!'),
         ("scancel", 'kill "$1"'),
         "#SBATCH --mem=4G",
+    ),
+    "pbs": (
+        ("qsub", 'cp "$1" "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo $!.server'),
+        ("qdel", 'kill "${1%%.*}"'),
+        "#PBS -l select=1:ncpus=1:mem=3815MB",
     ),
     "lsf": (
         ("bsub", 'cat > "$0.job"; sh "$0.job" > "$0.log" 2>&1 & echo "Job <$!> is submitted."'),

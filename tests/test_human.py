@@ -462,7 +462,7 @@ def test_the_command_goes_on_from_what_is_there(folder, sentences, capsys, monke
         raise AssertionError
 
     monkeypatch.setattr(module, "analyse", never)
-    monkeypatch.setattr(module, "word_table", never)
+    monkeypatch.setattr(module, "measure_texts", never)
     assert main([*arguments, "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("corpus,measure,predictor")
     (out / "ucl_et.json").write_text("{")
