@@ -40,7 +40,7 @@ import clada.cli
 import clada.plan
 import cladastats.cli
 from clada.coefficients import resolve_coefficients
-from clada.commandline import Parser
+from clada.commandline import PATH_ERRORS, Parser
 from clada.errors import CladaError, ModelError
 from clada.evaluate import Scores
 from clada.harness import read_documents
@@ -220,7 +220,7 @@ class Options:
         if code == 2:
             # Progress bars rewrite their line, and end where the message begins.
             written = re.split(r"[\r\n]", said.getvalue())
-            lines = [line for line in written if self.arguments[0] in line and ("; " in line or "--help'" in line)]
+            lines = [line for line in written if f"{self.arguments[0]}: " in line or "--help'" in line]
             assert lines, f"{self.arguments}: said {said.getvalue()[-300:]!r}"
             assert "Traceback" not in said.getvalue(), f"{self.arguments}: said {said.getvalue()[-300:]!r}"
             raise CladaError(lines[-1])
@@ -400,6 +400,9 @@ def main() -> None:
             except CladaError as mistake:
                 outcome = "refused" if "\n" not in str(mistake) else "refused in several lines"
             except BaseException as problem:
+                if isinstance(problem, OSError) and problem.errno in PATH_ERRORS:  # a command says it in one line
+                    counts.setdefault(name, Counter())["refused"] += 1
+                    continue
                 last = traceback.extract_tb(problem.__traceback__)[-1]
                 outcome = type(problem).__name__
                 where = f"{Path(last.filename).name}:{last.lineno}"

@@ -13,6 +13,17 @@ from typing import NoReturn
 from clada.errors import CladaError
 
 MISTAKE = 2
+# What is wrong with a path that a user gave; anything else is a bug.
+PATH_ERRORS = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EBUSY,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,16 +73,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return _refuse(package, "the disk is full; make room, then run the same command again")
-        if problem.errno in (
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EISDIR,
-            errno.EEXIST,
-            errno.ENAMETOOLONG,
-            errno.EBUSY,
-        ):
+        if problem.errno in PATH_ERRORS:
             return _refuse(
                 package, f"cannot use {problem.filename}: {problem.strerror}; check the path and its permissions"
             )

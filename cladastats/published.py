@@ -179,9 +179,16 @@ def _averaged(
         prefix: of the texts' names.
         measures: of each row, by the name of their mean.
         spread: names for the standard deviation and number of a measure.
+
+    Raises:
+        InputError: no row says what word it is of.
     """
     frame = pd.DataFrame(measures).assign(text=values["text"], index=values["index"], word=values["word"])
     frame = frame.dropna(subset=["text", "index", "word"])
+    if frame.empty:
+        raise InputError(
+            f"the published {prefix.rstrip('_')} file has no row with a text, a number and a word; get it anew"
+        )
     grouped = frame.groupby(["text", "index"], sort=True)
     table = grouped[list(measures)].mean()
     for name, (deviation, number) in (spread or {}).items():

@@ -302,6 +302,9 @@ def test_published_rows_without_a_word_do_not_count(tmp_path, sentences):
     table.to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
     words = open_corpus("ucl_et", tmp_path).texts[0].words
     assert words == (*sentences[0][:3], *sentences[0][4:])
+    table.assign(word=None).to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
+    with pytest.raises(InputError, match="has no row with a text, a number and a word"):
+        open_corpus("ucl_et", tmp_path)
 
 
 # -- the model ----------------------------------------------------------------------------------------------------
