@@ -112,21 +112,14 @@ def run(model: str, source: str) -> None:
 
 
 def publish() -> None:
-    """Keep what says what was found, and write the page."""
+    """Keep what says what was found, and write the page of everything that is kept."""
     sections = []
     for model in MODELS:
-        if not (folder(model) / "earlier.csv").is_file():
+        if (folder(model) / "earlier.csv").is_file():
+            copy_results(model)
+        elif not (KEPT / folder(model).name / "earlier.csv").is_file():
             print(f"no finished study of {model}; 'study.py run {model}' makes it", file=sys.stderr)
             continue
-        for long in (False, True):
-            made, kept = folder(model, long=long), KEPT / folder(model, long=long).name
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.mkdir(parents=True)
-            names = ["study.json", "coefficients.json", "controls.parquet", "earlier.csv", "case-*.csv", "fits/*.json"]
-            names += [f"panel-{metric}.parquet" for metric in METRICS] + ["figures/*"]
-            for path in [path for name in names for path in sorted(made.glob(name))]:
-                (kept / path.relative_to(made)).parent.mkdir(exist_ok=True)
-                shutil.copy(path, kept / path.relative_to(made))
         study, extended = Study(KEPT / folder(model).name), Study(KEPT / folder(model, long=True).name)
         both = pd.concat([study.panel("cka"), extended.panel("cka")])
         figures = {
@@ -144,6 +137,18 @@ def publish() -> None:
         "(response `toward`: 0 the prefix changes nothing, 1 the hybrid acts like the text of its prefix).\n"
     )
     (FIGURES / "RESULTS.md").write_text("\n".join([head, *sections]), encoding="utf-8")
+
+
+def copy_results(model: str) -> None:
+    """Keep the results of a model's studies that were run here, without texts and activations."""
+    names = ["study.json", "coefficients.json", "controls.parquet", "earlier.csv", "case-*.csv", "fits/*.json"]
+    names += [f"panel-{metric}.parquet" for metric in METRICS] + ["figures/*"]
+    for long in (False, True):
+        made, kept = folder(model, long=long), KEPT / folder(model, long=long).name
+        shutil.rmtree(kept, ignore_errors=True)
+        for path in [path for name in names for path in sorted(made.glob(name))]:
+            (kept / path.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, kept / path.relative_to(made))
 
 
 def keep(figure: Any, path: Path) -> None:
