@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def run(model: str, source: str) -> None:
             stage("placebo", "--study", study, "--pairs", "32")
         for metric in METRICS:
             stage("similarity", "--study", study, "--metric", metric)
-            stage("regress", "--study", study, "--metric", metric, "--robust")
-            stage("regress", "--study", study, "--metric", metric, "--response", "matched")
+            for response in ("toward", "matched"):
+                stage("regress", "--study", study, "--metric", metric, "--response", response, "--robust")
         stage("regress", "--study", study, "--metric", "cka")
     study = Study(folder(model))
     earlier_token(study, pairs=32).to_csv(study.folder / "earlier.csv", index=False)
@@ -214,7 +215,8 @@ def section(study: Study, extended: Study) -> str:
     verdicts = claims(study)
 
     def markdown(table: pd.DataFrame) -> str:
-        return tabulate(table.values.tolist(), list(table.columns), tablefmt="github", floatfmt=".3g", missingval="")
+        cells = table.astype(object).where(table.notna(), None)
+        return tabulate(cells.values.tolist(), list(cells.columns), tablefmt="github", floatfmt=".3g", missingval="")
 
     means = pd.concat([study.panel("cka"), extended.panel("cka")]).groupby(["group", "ratio"])
     shares = means[["shift_toward", "shift_matched", "shift_away"]].mean().reset_index()
@@ -228,6 +230,17 @@ def section(study: Study, extended: Study) -> str:
                 markdown(verdicts),
                 f"Mean responses by prefix share (`studies/{name}/panel-cka.parquet` and `{extended.folder.name}`):",
                 markdown(shares),
+                "The same regressions of every measure. `toward` compares with B, `matched` with B*, which ends in A's "
+                "word; loads are those of columns 5 and 6, from no bits (0) to all that the vocabulary allows (1), and "
+                f"`at equal ratio` puts an effect of every ratio in the place of the line "
+                f"(`studies/{name}/fits/*.json` and `{extended.folder.name}`); 95 % intervals, not corrected:",
+                markdown(measures(study, extended)),
+                f"Claims on the longer prefixes alone, an extension that the paper does not have "
+                f"(`studies/{extended.folder.name}/fits/cka.json`, `fits/cosine.json`):",
+                markdown(claims(extended)),
+                f"Placebo hybrids, response `toward` by cka (`studies/{name}/fits/cka.json`): slope per 1,000 tokens "
+                "of prefix, and mean response:",
+                markdown(placebo_table(study)),
                 f"![Responses against prefix length](studies/{name}/figures/prefix-all.png)",
                 f"![Coefficients](studies/{name}/figures/coefficients.png)",
                 f"![Layers](studies/{name}/figures/layers.png)",
@@ -239,6 +252,47 @@ def section(study: Study, extended: Study) -> str:
         )
         + "\n"
     )
+
+
+def measures(study: Study, extended: Study) -> pd.DataFrame:
+    """Slopes and load effects by every metric and response, with their intervals."""
+    rows = []
+    for one in (study, extended):
+        shares = f"{100 * min(one.config.ratios):g} to {100 * max(one.config.ratios):g} %"
+        for response in ("toward", "matched"):
+            for metric in METRICS:
+                fit = one.fit(metric, response)
+                columns = {column.column: column for column in fit.columns}
+                for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
+                    prefix, loads = columns[alone], columns[full]
+                    row = {"prefixes": shares, "response": response, "metric": metric, "group": group.upper()}
+                    row["prefix, per 1,000 tokens"] = interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"])
+                    for load in ("surprisal_norm", "entropy_norm"):
+                        name, same = load.removesuffix("_norm"), fit.robustness["ratio_effects"][group][load]
+                        row[name] = interval(loads.coef[load], loads.ci[load])
+                        row[f"{name} at equal ratio"] = interval(same["coef"], same["ci"])
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def placebo_table(study: Study) -> pd.DataFrame:
+    """Slope and mean response of genuine and placebo hybrids of the same pairs."""
+    return pd.DataFrame(
+        {
+            "group": group.upper(),
+            "hybrid": kind,
+            "slope": interval(found["coef"], found["ci"]),
+            "mean": interval(found["mean"], found["mean_ci"]),
+            "pairs": found["n_pairs"],
+        }
+        for group, kinds in study.fit("cka").robustness["placebo"].items()
+        for kind, found in kinds.items()
+    )
+
+
+def interval(value: float, ci: Sequence[float]) -> str:
+    """An estimate with its interval."""
+    return f"{value:.3g} [{ci[0]:.3g}, {ci[1]:.3g}]"
 
 
 def check(model: str, source: str) -> None:
@@ -267,9 +321,13 @@ def compare(study: Study, rows: pd.DataFrame, kept: Study) -> float:
     worst = 0.0
     for metric in ("cka", "cosine"):
         similarity(shard, metric)
-        both = shard.panel(metric).merge(kept.panel(metric), on=["group", "pair", "ratio"])
+        own = shard.panel(metric)
+        both = own.merge(kept.panel(metric), on=["group", "pair", "ratio"])
         for name in ("sim_ab", "sim_hb", "sim_ha", "sim_hb_matched", "shift_toward", "surprisal_norm", "entropy_norm"):
-            worst = max(worst, float(np.nanmax(np.abs(both[f"{name}_x"] - both[f"{name}_y"]))))
+            new, old = both[f"{name}_x"].to_numpy(), both[f"{name}_y"].to_numpy()
+            if len(both) < len(own) or (np.isnan(new) != np.isnan(old)).any():
+                return float("inf")
+            worst = max(worst, *np.abs(new - old)[~np.isnan(new)].tolist())
     return worst
 
 

@@ -68,13 +68,12 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     path = study.folder / FILE
     if independent is None and path.is_file():
         found = study.table(FILE, "controls")
-        if is_current(path, _digest(study, found["independent_model"].iloc[0])):
+        if is_current(path, _digest(study, found["independent_revision"].iloc[0])):
             return found
-    if independent is not None:
-        revision = model_revision(independent)
-        if revision == config.revision:
-            raise InputError(f"{independent} is the study's own model; an independent one is another")
-    digest = _digest(study, independent)
+    revision = None if independent is None else model_revision(independent)
+    if revision == config.revision:
+        raise InputError(f"{independent} is the study's own model; an independent one is another")
+    digest = _digest(study, revision)
     if is_current(path, digest):
         return study.table(FILE, "controls")
     corpus = study.corpus
@@ -97,13 +96,13 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
         missing = int(table[INDEPENDENT].isna().sum())
         if missing:
             print(f"cladastats: {missing} of {len(table)} targets have no surprisal by {independent}", file=sys.stderr)
-    table["independent_model"] = independent
+    table["independent_model"], table["independent_revision"] = independent, revision
     write_table(path, table, digest)
     return table
 
 
-def _digest(study: Study, independent: str | None) -> str:
-    return hashlib.sha256(f"{study.config.identity()} {independent}".encode()).hexdigest()
+def _digest(study: Study, revision: str | None) -> str:
+    return hashlib.sha256(f"{study.config.identity()} {revision}".encode()).hexdigest()
 
 
 def _word_and_target(tokenizer: Any, ids: np.ndarray) -> tuple[str, str]:
@@ -126,12 +125,14 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
 
     Returns:
         [rows]; NaN where the target has more tokens there than are kept, or no text.
+
+    Raises:
+        ModelError: the model cannot be opened, or a text has more tokens there than it has positions.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(study.config.threads)
     try:
         model, other = load_model(name)
-        check_length(model.config, study.config.length, "use another model")
         runner = PrefixSharingRunner(model)
         bos = bos_tokens(other)
         # Documents are joined by a token here; there it is that model's own.
@@ -146,6 +147,7 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
                 encoded = other(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
                 inside = [end > len(context) for _, end in encoded["offset_mapping"]]
                 sequences[row.sequence_id] = np.array([*bos, *encoded["input_ids"]])
+                check_length(model.config, len(sequences[row.sequence_id]), f"use another model than {name}")
                 sizes[row.sequence_id] = sum(inside) if whole.startswith(context) else 0
             measured = runner.measure(sequences)
             for sequence, size in sizes.items():

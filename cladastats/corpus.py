@@ -477,6 +477,8 @@ def main(args: argparse.Namespace) -> None:
     """
     study = make_study(args.study, {name: getattr(args, name) for name in DEFAULTS})
     report = study.config.corpus
+    if "made_of" in report:
+        raise InputError(f"{study.folder} is made of another study's corpus; give that study's own folder")
     print(
         f"cladastats: {study.folder}: {study.config.pairs} pairs a group; part-of-speech ratios of random sequences "
         f"within {report['pos_distance_max']:.4f} of those of {report['tagged_words']:,} tagged words "

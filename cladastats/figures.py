@@ -57,6 +57,10 @@ def draw(study: Study) -> list[Path]:
     Raises:
         StudyError: no panel is there.
     """
+    if "placebos" in study.config.corpus:
+        raise StudyError(
+            f"{study.folder} holds hybrids of several kinds, which 'cladastats regress --robust' of its study shows"
+        )
     names = [p.stem.removeprefix("panel-") for p in sorted(study.folder.glob("panel-*.parquet"))]
     metrics = [name for name in names if not name.startswith("layers-")]
     if not metrics:

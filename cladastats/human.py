@@ -549,14 +549,20 @@ def verdicts(table: pd.DataFrame) -> list[str]:
     """What the confirmatory table says of effort, in sentences."""
     effort = table[table["predictor"] == "effort"]
     found = effort[effort["p_holm"] < 0.05]
-    names = ", ".join(f"{row.corpus} {row.measure}" for row in found.itertuples()) or "none"
+    names = ", ".join(
+        f"{row.corpus} {row.measure} ({'more' if row.effect > 0 else 'less'} with more effort)"
+        for row in found.itertuples()
+    )
     sentences = [
         f"Effort beyond surprisal and entropy: {len(found)} of {len(effort)} measures are predicted better with it "
-        f"(Holm-corrected p < 0.05): {names}."
+        f"(Holm-corrected p < 0.05): {names or 'none'}."
     ]
-    for component in ("N400_uV", "P600_uV"):
+    for component, sign in (("N400_uV", -1), ("P600_uV", 1)):  # the deflections that effort would enlarge
         for row in effort[effort["measure"] == component].itertuples():
-            verdict = "is supported" if row.p_holm < 0.05 else "is not supported"
+            clear = row.p_holm < 0.05
+            verdict = (
+                "is not supported" if not clear else "is supported" if sign * row.effect > 0 else "is contradicted"
+            )
             sentences.append(
                 f"A link of effort to the {component.removesuffix('_uV')} {verdict}: gain {1000 * row.delta_ll:+.2f} "
                 f"thousandths of a nat per word [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}], "

@@ -149,13 +149,20 @@ def index_path(study: Study) -> Path:
 
 
 def write_index(study: Study) -> None:
-    """Write `activations/index.parquet` of a study whose parts are all there; their checksums are not looked at."""
+    """Write `activations/index.parquet` of a study whose parts are all there; their checksums are not looked at.
+
+    Raises:
+        StudyError: one cannot be read at all.
+    """
     tables = []
     for number in range(len(shards_of(study.corpus))):
         path = part_path(study, number)
-        with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
-            ids = _facts(handle)["sequence_ids"]
-            columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
+        try:
+            with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
+                ids = _facts(handle)["sequence_ids"]
+                columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            raise DamagedPartError(path, "is truncated or altered") from None
         tables.append(pd.DataFrame({"sequence_id": ids, "part": path.name, "row": range(len(ids)), **columns}))
     table = pd.concat(tables).drop_duplicates("sequence_id", ignore_index=True)
     write_table(index_path(study), table, study.config.identity())

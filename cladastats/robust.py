@@ -89,11 +89,14 @@ def bootstrap(within: Within, rng: np.random.Generator, draws: int = DRAWS) -> d
     """Cluster bootstrap over pairs: studentised (bootstrap-t) and percentile 95 % intervals (Cameron et al. 2008).
 
     Returns:
-        per regressor `se`, `ci` (studentised) and `ci_percentile`.
+        per regressor `se`, `ci` (studentised) and `ci_percentile`; empty where most draws of so few pairs do not
+        identify the coefficients.
     """
     pairs, k = within.xy.shape
     weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
     weights = weights[(weights > 0).sum(1) > k]  # fewer distinct pairs than that may not identify the coefficients
+    if len(weights) < draws / 2:
+        return {}
     coef, se = within.fit()
     drawn = [within.fit(part) for part in np.array_split(weights, max(1, len(weights) // 200))]
     coefs, ses = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
@@ -151,9 +154,10 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     """Ratio dummies instead of a line: the steps between ratios, whether all rise, whether a line is enough.
 
     Returns:
-        `steps`, each with its interval and one-sided p for a rise; `p_rising` and `p_falling`, of the hypothesis that
-        some step is not one (intersection-union: the largest of the steps' p); `p_nonlinear`, of the Wald test that
-        means lie on a line in tokens (F with pairs - 1 degrees of freedom); None with two ratios.
+        `steps`, each with its interval and one-sided p for a rise; `p_rising`, of the test that every step is one
+        (intersection-union: the largest of the steps' p); `p_some_fall`, that some step is a fall (the smallest p of
+        a fall times the number of steps: Bonferroni); `p_nonlinear`, of the Wald test that means lie on a line in
+        tokens (F with pairs - 1 degrees of freedom); None with two ratios.
     """
     lengths = data.groupby(level="ratio")["prefix_len"].first()
     ratios = lengths.index.to_numpy()
@@ -190,7 +194,7 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     return {
         "steps": steps,
         "p_rising": float(rises.max()),
-        "p_falling": float((1 - rises).max()),
+        "p_some_fall": float(min(1.0, k * stats.t.cdf(t, df).min())),
         "p_nonlinear": nonlinear,
     }
 
@@ -198,8 +202,7 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
 def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | None:
     """NLS minus RTS of every coefficient (the interaction with the group), and an equivalence test of the prefix's.
 
-    Groups share no pair, so errors add; degrees of freedom are Welch's. The two one-sided tests (Schuirmann 1987) are
-    of a margin fixed before anything was measured.
+    The margin was fixed before anything was measured.
 
     Args:
         fit: with columns of both groups.
@@ -216,29 +219,36 @@ def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | Non
     for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
         a, b = columns[rts], columns[nls]
         difference = b.coef[term] - a.coef[term]
-        parts = [(c.se[term] ** 2, c.n_pairs - 1) for c in (a, b)]
-        se = math.sqrt(sum(v for v, _ in parts))
-        df = se**4 / sum(v**2 / n for v, n in parts)
-        half = stats.t.ppf(0.975, df) * se
-        found[term] = {
-            "difference": difference,
-            "se": se,
-            "df": df,
-            "ci": [difference - half, difference + half],
-            "p": float(2 * stats.t.sf(abs(difference) / se, df)),
-        }
+        found[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
         if term == "prefix_len":
-            p = max(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
-            half = stats.t.ppf(0.95, df) * se
-            differs = found[term]["p"] < 0.05
-            found[term] |= {
-                "margin": margin,
-                "equivalence_p": float(p),
-                "ci_90": [difference - half, difference + half],
-                "verdict": ("equivalent within the margin" if p < 0.05 else "no decision on equivalence")
-                + (", different from zero" if differs else ", not different from zero"),
-            }
+            found[term] |= equivalence(difference, found[term]["se"], found[term]["df"], margin)
+            equivalent, differs = found[term]["equivalence_p"] < 0.05, found[term]["p"] < 0.05
+            found[term]["verdict"] = (
+                "equivalent within the margin" if equivalent else "no decision on equivalence"
+            ) + (", different from zero" if differs else ", not different from zero")
     return found
+
+
+def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
+    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's."""
+    parts = [(one**2, n - 1) for one, n in zip(se, pairs, strict=True)]
+    total = math.sqrt(sum(variance for variance, _ in parts))
+    df = total**4 / sum(variance**2 / n for variance, n in parts)
+    half = stats.t.ppf(0.975, df) * total
+    return {
+        "difference": difference,
+        "se": total,
+        "df": df,
+        "ci": [difference - half, difference + half],
+        "p": float(2 * stats.t.sf(abs(difference) / total, df)),
+    }
+
+
+def equivalence(difference: float, se: float, df: float, margin: float) -> dict[str, Any]:
+    """Two one-sided tests that a difference is smaller than the margin (Schuirmann 1987), and its 90 % interval."""
+    p = max(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
+    half = stats.t.ppf(0.95, df) * se
+    return {"margin": margin, "equivalence_p": float(p), "ci_90": [difference - half, difference + half]}
 
 
 def confirmatory(fit: Fit) -> list[dict[str, Any]]:
@@ -285,6 +295,17 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
                 for (layer, fit), p in zip(fits.items(), corrected, strict=True):
                     found.append({"group": group, "term": term, "layer": layer, **fit[term], "p_bh": float(p)})
     return found
+
+
+def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
+    """The loads' coefficients with an effect for every ratio in the place of the line in tokens.
+
+    Where the response bends with the prefix and load does too, a line leaves the bend to the loads.
+    """
+    place = data.index.get_level_values("ratio")
+    steps = {f"ratio {r:g}": (place == r).astype(float) for r in np.unique(place)[1:]}
+    found = within_summary(Within.of(data.assign(**steps), outcome, [*steps, *LOADS]))
+    return {name: found[name] for name in LOADS}
 
 
 def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
@@ -434,7 +455,7 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
 
 
 def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
-    """Two-way clustering by the texts A and B where a text is in several pairs; none is in a corpus of ours."""
+    """Two-way clustering by the texts A and B where a text is in several pairs, as in a corpus made elsewhere."""
     corpus = study.corpus
     texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
     counts = texts.groupby("group").apply(lambda rows: pd.Series(rows.to_numpy().ravel()).duplicated().any())
@@ -448,7 +469,16 @@ def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str
         result = PanelOLS(rows[outcome], rows[names].assign(const=1.0), entity_effects=True).fit(
             cov_type="clustered", clusters=clusters, group_debias=True, debiased=True, count_effects=False
         )
-        found[group] = {n: {"coef": float(result.params[n]), "se": float(result.std_errors[n])} for n in names}
+        interval = result.conf_int()
+        found[group] = {
+            name: {
+                "coef": float(result.params[name]),
+                "se": float(result.std_errors[name]),
+                "ci": interval.loc[name].tolist(),
+                "p": float(result.pvalues[name]),
+            }
+            for name in names
+        }
     return found
 
 
@@ -461,8 +491,8 @@ def robustness(study: Study, fit: Fit) -> dict[str, Any]:
 
     Returns:
         ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `placebo`, `reuse`, `trimmed`, and per
-        group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `mixed`, `controls`, `between`. What a
-        study does not allow is None or left out, and `notes` says why.
+        group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `ratio_effects`, `mixed`, `controls`,
+        `between`. What a study does not allow is None or left out, and `notes` says why.
     """
     outcome = RESPONSES[fit.response]
     panel = study.panel(fit.metric)
@@ -490,7 +520,7 @@ def robustness(study: Study, fit: Fit) -> dict[str, Any]:
         names = COLUMNS[column.column][1]
         found["bootstrap"][str(column.column)] = bootstrap(Within.of(data[column.group], outcome, names), rng)
     static = ("frequency_zipf", "target_length")
-    for name in ("permutation", "per_pair", "ordered", "mixed", "controls", "between"):
+    for name in ("permutation", "per_pair", "ordered", "ratio_effects", "mixed", "controls", "between"):
         found[name] = {}
     for group, rows in data.items():
         rng = np.random.default_rng([study.config.seed, 5, group == "nls"])
@@ -498,9 +528,12 @@ def robustness(study: Study, fit: Fit) -> dict[str, Any]:
         found["permutation"][group] = permutation(rows, outcome, rng)
         found["per_pair"][group] = per_pair(rows, outcome)
         found["ordered"][group] = ordered(rows, outcome)
+        found["ratio_effects"][group] = ratio_effects(rows, outcome)
         found["mixed"][group] = mixed(rows, outcome, ["prefix_len", *LOADS])
         found["controls"][group] = controlled(with_all, outcome, own)
         found["between"][group] = between(with_all, outcome, [*LOADS, *static, *own])
+    if not all(found["bootstrap"].values()):
+        notes.append("too few pairs for the bootstrap of some columns")
     if not all(found["between"].values()):
         notes.append("too few pairs to fit loads and controls between pairs")
     if METRICS[fit.metric].per_layer:

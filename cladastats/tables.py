@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -168,7 +169,10 @@ def robustness_rows(fit: "Fit") -> pd.DataFrame:
         add("NLS - RTS", "both", term, v["difference"], v["ci"], v["p"])
         if "verdict" in v:
             note = f"margin {v['margin']:g}: {v['verdict']}"
-            add("equivalence", "both", term, v["difference"], v["ci_90"], v["equivalence_p"], note)
+            note += f", 90 % interval {_number(v['ci_90'][0])} to {_number(v['ci_90'][1])}"
+            add("equivalence", "both", term, v["difference"], p=v["equivalence_p"], note=note)
+    for group, v in found["ratio_effects"].items():
+        terms("with ratio effects", group, v)
     for group, v in found["mixed"].items():
         terms("mixed model", group, v["terms"], "" if v["converged"] else "did not converge")
         add("mixed model", group, "sd of the pairs' slopes", v["sd_slope"])
@@ -177,6 +181,9 @@ def robustness_rows(fit: "Fit") -> pd.DataFrame:
         terms("moderated", group, v["moderators"])
     for group, v in found["between"].items():
         terms("between pairs", group, v)
+    for group, v in found["reuse"].items():
+        if group != "reused":
+            terms("clustered by both texts", group, v)
     for group, v in (found["trimmed"] or {}).items():
         terms("without massive neurons", group, v)
     for group, kinds in found.get("placebo", {}).items():
@@ -189,8 +196,11 @@ def robustness_rows(fit: "Fit") -> pd.DataFrame:
         clear = [r for r in own if r["p_bh"] < 0.05]
         up = sum(r["coef"] > 0 for r in clear)
         values = sorted(r["coef"] for r in own)
-        note = f"of {len(own)} layers {up} positive and {len(clear) - up} negative at 5 % (Benjamini-Hochberg)"
-        add("layers, median and range", group, term, values[len(values) // 2], (values[0], values[-1]), note=note)
+        note = (
+            f"of {len(own)} layers {up} positive and {len(clear) - up} negative at 5 % (Benjamini-Hochberg); "
+            f"{_number(values[0])} to {_number(values[-1])}"
+        )
+        add("median of the layers", group, term, statistics.median(values), note=note)
     for v in found["power"]:
         note = f"column {v['column']}; {v['standardised']:.2f} standard deviations"
         add("smallest effect seen at 80 % power", v["group"], v["term"], v["smallest_effect"], note=note)

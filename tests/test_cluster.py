@@ -100,6 +100,11 @@ def test_what_is_wrong_with_parts_is_found_and_how_to_mend_it(small_study, tmp_p
     assert f"'cladastats extract --study {study.folder}' makes it" in found["problems"][0]["remedy"]
     assert "4 problems with the 3 parts of" in said.err
     assert main(["merge", "--study", str(study.folder)]) == 2
+    # Without --verify too, a part that cannot be read at all is named.
+    paths[0].write_bytes(whole[0])
+    paths[2].write_bytes(whole[2])
+    assert main(["merge", "--study", str(study.folder)]) == 2
+    assert "part-00001.safetensors is truncated or altered; run 'cladastats extract" in last_line(capsys)
     # The remedy mends it.
     (study.folder / "activations" / "part-00007.safetensors").unlink()
     assert main(["extract", "--study", str(study.folder)]) == 0

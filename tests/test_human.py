@@ -442,6 +442,18 @@ def test_the_models_are_nested():
     assert {"N400_base_uV", "N400_uV", "length_2", "frequency_zipf_1", "position"} < set(found[0])
 
 
+@pytest.mark.parametrize(
+    ("effect", "p", "said"),
+    [(-0.2, 0.01, "is supported"), (0.2, 0.01, "is contradicted"), (-0.2, 0.06, "is not supported")],
+)
+def test_verdicts_look_at_the_sign(effect, p, said):
+    numbers = dict.fromkeys(("delta_ll", "ci_low", "ci_high", "effect_low", "effect_high"), 0.1)
+    row = {"corpus": "ucl_erp", "measure": "N400_uV", "predictor": "effort", "p_holm": p, "effect": effect}
+    first, second = verdicts(pd.DataFrame([row | numbers]))
+    assert ("N400_uV (less with more effort)" in first) == (p < 0.05 and effect < 0)
+    assert f"the N400 {said}" in second
+
+
 # -- the command --------------------------------------------------------------------------------------------------
 
 
