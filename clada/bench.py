@@ -34,6 +34,7 @@ from tqdm import tqdm
 from clada.coefficients import Coefficients, resolve_coefficients
 from clada.decoder import Decoder, State, Team
 from clada.errors import InputError
+from clada.families import check_length
 from clada.kernels import FASTMATH, READ_MLP, decode_barrier
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
@@ -84,7 +85,14 @@ def main(args: argparse.Namespace) -> None:
     for peer in peers:
         if peer not in PEERS:
             raise InputError(f"unknown peer '{peer}'; use {', '.join(PEERS)}")
+    if peers and args.batch_size > 1:
+        raise InputError("peers decode one sequence at a time; leave --peers or --batch-size out")
+    if args.plot:
+        from clada.plots import check_format, plot_pareto  # matplotlib takes a second to import
+
+        check_format(Path(args.plot))
     model, tokenizer = load_model(args.model)
+    check_length(model.config, args.prompt_tokens + args.new_tokens, "ask for fewer tokens")
     threads = args.threads or available_cores()
     set_threads(threads)
     revision = model_revision(args.model)
@@ -120,11 +128,9 @@ def main(args: argparse.Namespace) -> None:
         "rows": [_row(c, contestants[0], bandwidth, losses, args.batch_size) for c in contestants],
         "peers": peer_rows,
     }
+    print(json.dumps(result, ensure_ascii=False) if args.json else as_table(result), flush=True)
     if args.plot:
-        from clada.plots import plot_pareto  # matplotlib takes a second to import
-
         plot_pareto(result, Path(args.plot))
-    print(json.dumps(result, ensure_ascii=False) if args.json else as_table(result))
 
 
 def enter(
@@ -164,17 +170,16 @@ def race(
     runs: list[Callable[[int], Any]] = []
     with ExitStack() as stack:
         others: list[tuple[dict[str, Any], list[float]]] = []
-        if batch == 1:
-            for name, version, dtype, peer in _peers(model, peers, args.dtype, threads, prompt + new, stack):
-                speeds: list[float] = []
-                others.append(({"name": name, "version": version, "dtype": dtype}, speeds))
-                runs.append(partial(_time_peer, peer, speeds, groups, prompt, new))
+        for name, version, dtype, peer in _peers(model, peers, args.dtype, threads, prompt + new, stack):
+            speeds: list[float] = []
+            others.append(({"name": name, "version": version, "dtype": dtype}, speeds))
+            runs.append(partial(_time_peer, peer, speeds, groups, prompt, new))
         for c in contestants:
             c.decoder.prefill([windows[0][:2]], 1, c.policy.dense(1))  # compiles, or loads what is compiled
             for group in groups:
                 begin = time.perf_counter()
                 prompts = [w[:prompt] for w in group]
-                c.states.append(c.decoder.prefill(prompts, new, c.policy.dense(batch), _statistics(c)))
+                c.states.append(c.decoder.prefill(prompts, new, c.policy.dense(batch), c.policy.statistics))
                 c.prefills.append(time.perf_counter() - begin)
             runs.append(partial(_time, c, groups, prompt))
         for repeat in tqdm(range(args.repeats), unit="round", desc="race", file=sys.stderr):
@@ -183,12 +188,6 @@ def race(
         for c in contestants:
             c.states = []  # their caches
         return [{**row, "tokens_per_s": float(np.median(speeds)), "tokens_per_s_all": speeds} for row, speeds in others]
-
-
-def _statistics(c: Contestant) -> str | None:
-    if not c.policy.shares.prompt:
-        return None
-    return "flocking" if c.method == "griffin" else "magnitude"
 
 
 def _time_peer(
@@ -200,9 +199,7 @@ def _time_peer(
 def _time(c: Contestant, groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int) -> None:
     """Decode a group of windows' own tokens, as generation would, and note the speed."""
     state, tokens = c.states[repeat], np.array(groups[repeat])
-    needed = None
-    if state.statistics is not None:
-        needed = np.stack([c.policy.needed(statistics) for statistics in state.statistics])
+    needed = c.policy.needed(state.statistics)
     read, rows = np.zeros(4), np.arange(len(tokens))
     begin = time.perf_counter()
     for at in range(prompt, tokens.shape[1]):
@@ -246,8 +243,8 @@ def score(
     found: dict[str, tuple[Loss, Loss]] = {}
     for decoder in dict.fromkeys(c.decoder for c in contestants):
         own = [c for c in contestants if c.decoder is decoder and c.method != "dense"]
-        for kind in dict.fromkeys(_statistics(c) for c in own):
-            some = [c for c in own if _statistics(c) == kind]
+        for kind in dict.fromkeys(c.policy.statistics for c in own):
+            some = [c for c in own if c.policy.statistics == kind]
             with tqdm(desc="loss", unit="batch", file=sys.stderr) as progress:
                 dense = make_policy("dense", decoder.weights, None, Shares())
                 scorer = Scorer(decoder, windows, prompt, dense, kind, progress.update)

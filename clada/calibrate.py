@@ -39,7 +39,7 @@ from clada.coefficients import Coefficients, resolve_coefficients, to_json
 from clada.decoder import Decoder
 from clada.dejavu import train
 from clada.errors import InputError
-from clada.families import anatomy
+from clada.families import anatomy, check_length
 from clada.load import surprisal_and_entropy_bits
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
@@ -88,6 +88,7 @@ def main(args: argparse.Namespace) -> None:
     for method in methods:
         check_method(method)
     model, tokenizer = load_model(args.model)
+    check_length(model.config, WINDOW, "calibrate a model with more positions")
     set_threads(args.threads or available_cores())
     needed = TABLE_WINDOWS + SCORED_WINDOWS
     windows, text_sha256 = read_windows(args.text, tokenizer, model_revision(args.model), WINDOW, needed)
@@ -273,7 +274,6 @@ def search(
     family = shares_of(method, 0.5, vocabulary, short_rows=short)
     weights = pack(model, dtype, basis_of(plan, family), layout=layout_of(method))
     decoder = Decoder(weights, torch.get_num_threads())
-    statistics = None if not family.prompt else "flocking" if method == "griffin" else "magnitude"
 
     def policy(shares: Shares) -> Policy:
         return make_policy(method, weights, plan, shares, coefficients)
@@ -282,7 +282,7 @@ def search(
     with tqdm(desc=f"calibrate {method}", unit="batch", file=sys.stderr) as progress:
 
         def scorer(part: Sequence[Sequence[int]]) -> Scorer:
-            return Scorer(decoder, part, PROMPT, dense, statistics, progress.update)
+            return Scorer(decoder, part, PROMPT, dense, policy(family).statistics, progress.update)
 
         held = scorer(windows)
         held_dense = held.score(dense)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.commandline import Commands, positive_int, run
+from clada.commandline import Commands, positive_int, run, whole_number
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -84,11 +84,13 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", type=positive_int, default=512, metavar="P", help="default 512")
     parser.add_argument("--new-tokens", type=positive_int, default=128, metavar="N", help="default 128")
     parser.add_argument("--repeats", type=positive_int, default=7, metavar="R", help="interleaved rounds; default 7")
-    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="default 1, without peers else")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=1, metavar="N", help="default 1; more without --peers"
+    )
     parser.add_argument("--peers", type=_names, metavar="P,...", help="transformers, llama.cpp; default none")
     parser.add_argument(
         "--scored-tokens",
-        type=int,
+        type=whole_number,
         default=16_384,
         metavar="N",
         help="least for the loss, 0: speed only; default 16,384",

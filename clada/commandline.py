@@ -63,24 +63,25 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
         sys.stdout.flush()
         return 0
     except CladaError as mistake:
-        return _refuse(package, str(mistake))
+        return refuse(package, str(mistake))
     except KeyboardInterrupt:
-        return _refuse(package, f"interrupted; {again}")
+        return refuse(package, f"interrupted; {again}")
     except BrokenPipeError:
         # The reader has gone (`clada generate | head`); what Python still holds for it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _refuse(package, "the disk is full; make room, then run the same command again")
+            return refuse(package, "the disk is full; make room, then run the same command again")
         if problem.errno in PATH_ERRORS:
-            return _refuse(
+            return refuse(
                 package, f"cannot use {problem.filename}: {problem.strerror}; check the path and its permissions"
             )
         raise
 
 
-def _refuse(package: str, message: str) -> int:
+def refuse(package: str, message: str) -> int:
+    """Say a mistake of the user in one line; returns the exit code."""
     print(f"{package}: {' '.join(message.split())}", file=sys.stderr)
     return MISTAKE
 

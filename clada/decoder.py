@@ -94,6 +94,21 @@ class State:
     memory: Any
 
 
+@dataclass(frozen=True)
+class Bookmark:
+    """A place that `Decoder.rewind` goes back to.
+
+    Attributes:
+        lengths: tokens of every sequence.
+        outcome: a copy.
+        value_sum: of the values that each layer's window holds.
+    """
+
+    lengths: list[int]
+    outcome: Outcome
+    value_sum: np.ndarray
+
+
 class RoundedCache(DynamicCache):
     """Keys and values as they are kept beside weights of bfloat16 and int8."""
 
@@ -221,6 +236,20 @@ class Decoder:
             scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
             sequence.append(token)
         self.team.run(decode_step, self.weights.tensors, self.weights.constants, scratch, selection)
+
+    def bookmark(self, state: State) -> Bookmark:
+        """Where a state stands, to come back to."""
+        scratch, o = state.memory.scratch, state.outcome
+        outcome = Outcome(*(array.copy() for array in vars(o).values()))
+        return Bookmark([len(tokens) for tokens in state.tokens], outcome, scratch.value_sum.copy())
+
+    def rewind(self, state: State, mark: Bookmark) -> None:
+        """Go back to a bookmark of the same state; its outcome lies in the bookmark until the next step.
+
+        Keys and values of later tokens stay where they are and are overwritten; the sums of values are not.
+        """
+        state.tokens = [tokens[:n] for tokens, n in zip(state.tokens, mark.lengths, strict=True)]
+        state.memory.scratch.value_sum[:] = mark.value_sum
 
     def select(self, state: State, sequences: Sequence[int]) -> None:
         """Go on with some of the sequences only."""
@@ -537,7 +566,8 @@ class TorchDecoder:
         """Logits as the kernels screen them; the screen itself is rebuilt from its definition."""
         t = self.weights.tensors
         arrays = (t.screen_basis, t.screen_center, t.screen_weight, t.head_mean)
-        screen = (self.weights.screen.wide(), *(torch.as_tensor(array, device=x.device) for array in arrays))
+        wide = self.weights.screen.wide().to(x.device)
+        screen = (wide, *(torch.as_tensor(array, device=x.device) for array in arrays))
         limits = float(select.screen_threshold[b]), float(select.head_margin[b])
         return screened_logits(screen, x, lambda near: head.rows.wide(near) @ x, *limits)
 

@@ -329,10 +329,8 @@ class Engine:
         """
         for prompt in prompts:
             check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
-        kind = None
-        if self.policy.shares.prompt:
-            kind = "flocking" if self.method == "griffin" else "magnitude"
-        return self.decoder.prefill(prompts, max_new_tokens, self.policy.dense(len(prompts)), kind)
+        dense = self.policy.dense(len(prompts))
+        return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
 
     def decode(self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[tuple[int, Step]]:
         """Decode from a state, which moves along; ends and steps as in `generate_batch`."""
@@ -341,7 +339,7 @@ class Engine:
         texts = [_TextStream(self.tokenizer, tokens) for tokens in state.tokens]
         rolling = [self._load_rule() for _ in state.tokens]
         going = list(range(len(state.tokens)))
-        needed = self._needed(state)
+        needed = self.policy.needed(state.statistics)
         for _ in range(max_new_tokens):
             chosen = []
             for row, prompt in enumerate(going):
@@ -363,12 +361,6 @@ class Engine:
                 self.decoder.select(state, kept)
                 going = [going[row] for row in kept]
                 needed = None if needed is None else needed[kept]
-
-    def _needed(self, state: State) -> np.ndarray | None:
-        """Neurons that the prompts need, [B, L, N]; None for all."""
-        if state.statistics is None:
-            return None
-        return np.stack([self.policy.needed(statistics) for statistics in state.statistics])
 
     def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
         coefficients = self.policy.coefficients

@@ -249,7 +249,9 @@ def compare(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [result for result in results if result["method"] == method]
         draws, references = [], []
         for result in own:
-            task, rng = result["task"], np.random.default_rng(result["seed"])
+            task = result["task"]
+            # Of its own for every task, the same for every method: the mean's draws are independent over tasks.
+            rng = np.random.default_rng([result["seed"], int(_digest(task)[:8], 16)])
             for place, (metric, values) in enumerate(result["items"].items()):
                 scores, reference = np.array(values), np.array(dense[task]["items"][metric])
                 sampled = rng.integers(0, len(scores), (DRAWS, len(scores)))

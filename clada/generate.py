@@ -22,6 +22,7 @@ from clada.errors import InputError
 from clada.models import load_model
 from clada.paths import replacing
 from clada.plan import Shares
+from clada.policies import LEAST_POSITIONS
 
 
 def main(args: argparse.Namespace) -> None:
@@ -30,6 +31,10 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
+    if args.plot:
+        from clada.plots import check_format, plot_load  # matplotlib takes a second to import
+
+        check_format(Path(args.plot))
     texts = _read_prompts(args)
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     model, tokenizer = load_model(args.model, device=args.device)
@@ -64,8 +69,6 @@ def main(args: argparse.Namespace) -> None:
     if args.metrics:
         write_metrics(results, Path(args.metrics))
     if args.plot:
-        from clada.plots import plot_load  # matplotlib takes a second to import
-
         plot_load(results, engine.policy.coefficients, Path(args.plot))
     if not args.json:
         _say(engine, results)
@@ -182,6 +185,13 @@ def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
         print(
             f"clada: lambda {coefficients.lambda_:+.3f}, gamma {coefficients.gamma:+.3f} from {coefficients.source}, "
             f"plan {plan}; {under_load} of {len(steps)} tokens under load",
+            file=sys.stderr,
+        )
+    longest = max(result["prompt_tokens"] + result["new_tokens"] for result in results)
+    if engine.setting is not None and engine.policy.shares.attention and longest > LEAST_POSITIONS:
+        print(
+            f"clada: from {LEAST_POSITIONS:,} tokens on, values of little weight are left out too, which the plan's "
+            "loss, measured on shorter texts, does not include",
             file=sys.stderr,
         )
     if engine.setting is not None and engine.setting.shares == Shares():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,11 +28,13 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from clada.errors import InputError
+from clada.commandline import refuse
+from clada.errors import CladaError, InputError
 from clada.inplace import sparse
 from clada.models import load_model
 from clada.plan import Plan
 
+TOGETHER = 16  # endings of one context that are scored side by side
 PROTOCOLS = {
     "answer": "the prompt dense, from its last token on sparse (GRIFFIN's)",
     "all": "every token sparse",
@@ -54,7 +57,7 @@ class CladaLM(HFLM):
         max_loss: which of the plan's budgets; None for 2 %, or the only one.
         keep: keep this share of the neurons instead.
         dtype: of the weights.
-        device: `cpu` or `cuda`.
+        device: `cpu`, or `cuda` where there is one.
         batch_size: prompts generated side by side.
         max_batch_size: ignored; the harness passes it.
 
@@ -78,7 +81,9 @@ class CladaLM(HFLM):
     ) -> None:
         if protocol not in PROTOCOLS:
             raise InputError(f"unknown protocol '{protocol}'; use {', '.join(PROTOCOLS)}")
-        model, tokenizer = load_model(pretrained, dtype, device or "cpu")
+        # The harness' command asks for `cuda:0` unless told otherwise; its `hf` takes the CPU where there is none.
+        on_cuda = (device or "").startswith("cuda") and torch.cuda.is_available()
+        model, tokenizer = load_model(pretrained, dtype, "cuda" if on_cuda else "cpu")
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.protocol, self.method = protocol, method
         self._stack = ExitStack()
@@ -99,15 +104,19 @@ class CladaLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Log-probabilities of continuations, and whether each is what greedy decoding would give."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        for i, (_, context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(i)
+        for i, (_, context, ending) in enumerate(requests):
+            room = max(1, self.max_length + 1 - len(ending))  # as `hf` cuts a context that is too long
+            groups.setdefault(tuple(context[-room:]), []).append(i)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood") as progress:
-            for whole, members in groups.items():
-                endings = [requests[i][2] for i in members]
-                longest = max(map(len, endings))
-                kept = list(whole)[-(self.max_length + 1 - longest) :]
-                for i, answer in zip(members, self._score(kept, endings), strict=True):
+            parts = [
+                (list(context), members[i : i + TOGETHER])
+                for context, members in groups.items()
+                for i in range(0, len(members), TOGETHER)
+            ]
+            for context, members in parts:
+                answers = self._score(context, [requests[i][2] for i in members])
+                for i, answer in zip(members, answers, strict=True):
                     found[i] = answer
                     if requests[i][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
@@ -158,14 +167,17 @@ class CladaLM(HFLM):
             return super()._model_generate(context, max_length, stop, **options)
         self.sparse.prompt = "sparse" if self.protocol == "all" else "dense"
         mask = options.get("attention_mask")
+        # Those that `generate` goes on from: padding has none of its own.
+        positions = None if mask is None else (mask.cumsum(-1) - 1).clamp_min(0)
         if self.protocol == "all" and self.sparse.policy.shares.prompt:
             self.sparse.prompt = "dense"
-            self.model(context, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            self.model(context, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
             self.sparse.prompt = "sparse"
         with torch.inference_mode():
             begun = self.model(
                 context[:, :-1],
                 attention_mask=None if mask is None else mask[:, :-1],
+                position_ids=None if positions is None else positions[:, :-1],
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -334,8 +346,12 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
             for field in FIELDS.get(task, ()):
                 row[field]
         return prepare(copy.deepcopy(rows), folder / task) if prepare else rows
-    except (KeyError, TypeError, AttributeError, IndexError) as problem:
-        raise InputError(f"{paths[0]} lacks a field of {task} ({problem}); it needs the published ones") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise InputError(
+            f"{paths[0]} lacks a field of {task}, or holds something else in it ({reason}); it needs the published "
+            "ones, of a split with answers"
+        ) from None
 
 
 def local_task(task: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -354,4 +370,7 @@ def local_task(task: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except CladaError as mistake:
+        sys.exit(refuse("clada.harness", str(mistake)))

@@ -179,8 +179,7 @@ class _Run:
             if self.shape[1] == 1:
                 kwargs = self._attend(kwargs)
             self.counted.tokens += ids.numel()
-        elif self.policy.shares.prompt:
-            kind = "flocking" if self.policy.method == "griffin" else "magnitude"
+        elif kind := self.policy.statistics:
             self.statistics = PromptStatistics(kind, self.policy.weight, kwargs.get("attention_mask"), self.shape)
         return args, kwargs
 
@@ -193,7 +192,7 @@ class _Run:
         self.previous = None if logits is None else logits[:, -1].detach()
         if self.statistics is not None:
             found, self.statistics = self.statistics, None
-            self.needed = np.stack([self.policy.needed(one) for one in found.found])
+            self.needed = self.policy.needed(found.found)
 
     def _select(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> Selection:
         """What tokens [B, T] need, given the loads of each."""

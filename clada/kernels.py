@@ -790,8 +790,9 @@ def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin,
         _add_rows(y, rows, begin, which[:n], x[b], 0, n)
         for i in range(y.shape[0]):
             y[i] = y[i] * _scale(rows, scales, begin + i) + bias[begin + i]
-        read = max(read, n)  # sequences share most of their inputs
-    return read * (end - begin) * rows.itemsize
+        read += n
+    # Rows stay in a near cache from one sequence to the next: at most all are read.
+    return min(read, x.shape[1]) * (end - begin) * rows.itemsize
 
 
 # What `_attend_some` does: everything, or in two goes, between which threads learn each other's sums.
@@ -1004,8 +1005,9 @@ def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-un
                 which[n] = i
                 n += 1
         _add_rows(s.after_attention[t, b], rows, 0, which[:n], mine, 0, n)
-        read = max(read, n)  # sequences share most of them
-    s.reads[t, READ_ATTENTION] += read * _row_bytes(rows)
+        read += n
+    # Rows stay in a near cache from one sequence to the next: at most all are read.
+    s.reads[t, READ_ATTENTION] += min(read, end - begin) * _row_bytes(rows)
 
 
 @njit
@@ -1241,8 +1243,8 @@ def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untype
         out[:] = 0
         _add_rows(out, down, 0, rows[:n], s.h[b], 0, n)
         s.computed[t, b] += n
-        read = max(read, n)
-    s.reads[t, READ_MLP] += read * _row_bytes(down)
+        read += n
+    s.reads[t, READ_MLP] += min(read, end - begin) * _row_bytes(down)
 
 
 @njit(fastmath=FASTMATH)
@@ -1305,29 +1307,32 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
                 z += basis[j] * (x[b, j] - w.screen_center[j])
             s.screened[b, k] = np.float32(1) if k == 0 else z
     decode_barrier(sync, threads)
-    which = s.rows[t]
+    which, scaled = s.rows[t], s.terms[t]
     read = 0
+    means = np.zeros(batch, np.float32)
     for b in range(batch):
-        n = 1
-        which[0] = 0
-        for k in range(1, terms):
-            if abs(s.screened[b, k]) * w.screen_weight[k] >= select.screen_threshold[b]:
-                which[n] = k
-                n += 1
-        scaled = s.terms[t]
-        for k in range(n):
-            scaled[which[k]] = s.screened[b, which[k]] * _scale(w.screen, w.screen_scale, which[k])
-        mean = np.float32(0)
         for j in range(x.shape[1]):
-            mean += w.head_mean[j] * x[b, j]
-        for tile in range(begin, end, 2048):  # small enough for the nearest cache
+            means[b] += w.head_mean[j] * x[b, j]
+    for tile in range(begin, end, 2048):  # small enough for the nearest cache, and read once for all sequences
+        read = 0
+        for b in range(batch):
+            n = 1
+            which[0] = 0
+            for k in range(1, terms):
+                if abs(s.screened[b, k]) * w.screen_weight[k] >= select.screen_threshold[b]:
+                    which[n] = k
+                    n += 1
+            for k in range(n):
+                scaled[which[k]] = s.screened[b, which[k]] * _scale(w.screen, w.screen_scale, which[k])
             out = s.logits[b, tile : min(tile + 2048, end)]
             for i in range(out.shape[0]):
-                out[i] = mean
+                out[i] = means[b]
             _add_rows(out, w.screen, tile, which[:n], scaled, 0, n)
+            read += n
+    for b in range(batch):
         _softmax_sums(t, b, begin, end, s)
-        read = max(read, n)  # sequences share most of them
-    s.reads[t, READ_HEAD] += read * (end - begin) * w.screen.itemsize + terms * x.shape[1] * 4 // threads
+    terms_read = min(read, terms) * (end - begin) * w.screen.itemsize
+    s.reads[t, READ_HEAD] += terms_read + terms * x.shape[1] * 4 // threads
     decode_barrier(sync, threads)
     read = 0
     for b in range(batch):
@@ -1346,7 +1351,7 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
                 which[count] = i
                 count += logits[i] >= floor
         _project_rows(logits, w.head, w.head_scale, np.float32(0), x[b : b + 1], which[:count])
-        read = max(read, count)
+        read += count  # each sequence's own
     s.reads[t, READ_HEAD] += read * _row_bytes(w.head)
     decode_barrier(sync, threads)
 

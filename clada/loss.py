@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from clada.decoder import Decoder, State
+from clada.decoder import Bookmark, Decoder, State
 from clada.policies import Policy
 
 BATCH = 8  # windows side by side: a row of weights is read once for all
@@ -77,12 +77,11 @@ class Scorer:
     ) -> None:
         self.decoder, self.prompt, self.progress = decoder, prompt, progress
         self.windows = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
-        self.starts: list[tuple[State, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.starts: list[tuple[State, Bookmark]] = []
         for batch in self.windows:
             room = len(batch[0]) - prompt
             state = decoder.prefill([w[:prompt] for w in batch], room, dense.dense(len(batch)), statistics)
-            outcome = state.outcome
-            self.starts.append((state, outcome.logits.copy(), outcome.log_total.copy(), outcome.entropy.copy()))
+            self.starts.append((state, decoder.bookmark(state)))
 
     def score(self, policy: Policy, reference: Policy | None = None) -> Loss:
         """Decode every window's own tokens as the policy says.
@@ -124,11 +123,10 @@ class Scorer:
         self, i: int, windows: np.ndarray, policy: Policy, see: Callable[[np.ndarray], Any] | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Surprisal and entropy of every scored token in bits, and neurons active in every step, [windows, steps]."""
-        state, logits, log_total, entropy = self.starts[i]
-        state.tokens = [list(window[: self.prompt]) for window in windows]
-        needed = None
-        if policy.shares.prompt and state.statistics is not None:
-            needed = np.stack([policy.needed(statistics) for statistics in state.statistics])
+        state, mark = self.starts[i]
+        self.decoder.rewind(state, mark)
+        logits, log_total, entropy = mark.outcome.logits, mark.outcome.log_total, mark.outcome.entropy
+        needed = policy.needed(state.statistics)
         rows, steps = np.arange(len(windows)), windows.shape[1] - self.prompt
         found = np.zeros((3, len(windows), steps))
         for at in range(steps):

@@ -7,7 +7,6 @@ thresholds are looked up in.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,7 +126,7 @@ class Plan:
             InputError: the plan has none.
         """
         found = [s for s in self.settings if s.method == method]
-        found = [s for s in found if s.dtype == dtype] or found
+        found = [s for s in found if s.dtype == dtype] or [s for s in found if s.dtype == found[0].dtype]
         if max_loss is None and len(found) > 1:
             max_loss = BUDGET
         for s in found:
@@ -241,10 +240,12 @@ def resolve_plan(name: str | Path | None, model: str, revision: str) -> Plan | N
     shipped = [Path(__file__).parent / "plans" / f"{model}.json"] if model in ASSETS else []
     for path in (cached_plan_path(revision), *shipped):  # one made here says more than one made elsewhere
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            # A plan that an earlier version left in the cache is no reason to refuse the shipped one.
-            if (found.get("schema"), found.get("revision")) == (SCHEMA, revision):
-                return Plan.load(path)
+            try:
+                found = Plan.load(path)
+            except InputError:
+                continue  # what an earlier version or a full disk left is no reason to refuse the shipped one
+            if found.revision == revision:
+                return found
     raise InputError(
         f"no plan for {model}; make one with 'clada calibrate --model {model} --text FILE', or use --plan none "
         "(everything computed)"

@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.backend_bases import FigureCanvasBase
 
 from clada.coefficients import Coefficients
+from clada.errors import InputError
 from clada.paths import replacing
+
+
+def check_format(path: Path) -> None:
+    """Refuse a figure's name before the work that it shows.
+
+    Raises:
+        InputError: no format that matplotlib writes.
+    """
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise InputError(f"cannot draw {path.name}: '{path.suffix}' is no format of figures; use {', '.join(known)}")
 
 
 def plot_load(results: list[dict[str, Any]], coefficients: Coefficients, path: Path) -> None:

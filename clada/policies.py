@@ -16,8 +16,7 @@ from clada.weights import Basis, Norms
 
 # Methods of our own and of others; all run in the same kernels.
 METHODS = {
-    "clada": "two tests per neuron, the prompt's statistics, attention and vocabulary screened, load rule",
-    "clada-no-statistics": "clada without the prompt's statistics",
+    "clada": "two tests per neuron, attention and vocabulary screened, load rule",
     "clada-no-load": "clada with thresholds that ignore the load",
     "clada-mlp": "clada in the MLP alone: no screen, whole attention",
     "tt": "one magnitude threshold per layer",
@@ -92,9 +91,7 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
 
 def _without(method: str, shares: Shares) -> Shares:
     """The shares of an ablation: those of `clada` without its part."""
-    if method == "clada-mlp":
-        return replace(shares, output=0.0, attention=0.0, screen=0.0, margin=None)
-    return replace(shares, prompt=0.0) if method == "clada-no-statistics" else shares
+    return replace(shares, output=0.0, attention=0.0, screen=0.0, margin=None) if method == "clada-mlp" else shares
 
 
 def resolve_shares(
@@ -116,7 +113,7 @@ def resolve_shares(
         keep: compute this share of the neurons instead.
 
     Returns:
-        the plan's setting for the method; where it has none, that of `clada` for its ablations, and for other methods
+        the plan's setting for the method; where it has none, that of `clada` for `clada-no-load`, and for other methods
         as many neurons as `clada` leaves out, whatever that costs.
 
     Raises:
@@ -129,15 +126,17 @@ def resolve_shares(
         raise InputError("keeping a share needs the plan's tables; leave --plan none out")
     if plan is None or method == "dense":
         return Shares(), None
-    if keep is not None:
-        return shares_of(method, 1 - keep, vocabulary), None
-    if any(setting.method == method for setting in plan.settings) or method == "clada":
-        setting = plan.setting(method, max_loss, dtype)
-        return setting.shares, setting
-    if method in CLADA:
-        return _without(method, plan.setting("clada", max_loss, dtype).shares), None
+    if keep is None:
+        if any(setting.method == method for setting in plan.settings) or method == "clada":
+            setting = plan.setting(method, max_loss, dtype)
+            return setting.shares, setting
+        if method == "clada-no-load":
+            return plan.setting("clada", max_loss, dtype).shares, None
     # Not of this precision: where rows are short `clada` leaves out no neurons, and the others would be dense unsaid.
-    return shares_of(method, plan.setting("clada", max_loss).shares.neurons, vocabulary), None
+    dropped = plan.setting("clada", max_loss).shares.neurons if keep is None else 1 - keep
+    if method == "top-p":
+        dropped = summed_share(plan, dropped)
+    return shares_of(method, dropped, vocabulary), None
 
 
 def check_method(method: str) -> None:
@@ -229,23 +228,33 @@ class Policy:
             head_margin=margin,
         )
 
-    def needed(self, statistics: np.ndarray) -> np.ndarray:
-        """Neurons that a prompt needs: all but the share with the lowest scores.
+    @property
+    def statistics(self) -> str | None:
+        """The kind of `clada.decoder.prompt_statistics` that the method chooses neurons by; None for none."""
+        if not self.shares.prompt:
+            return None
+        return "flocking" if self.method == "griffin" else "magnitude"
+
+    def needed(self, statistics: np.ndarray | None) -> np.ndarray | None:
+        """Neurons that prompts need: all but the share with the lowest scores.
 
         Args:
-            statistics: [L, N], of the prompt, see `prompt_statistics`.
+            statistics: [B, L, N], see `clada.decoder.prompt_statistics`, or None.
 
         Returns:
-            uint8 [L, N].
+            uint8 [B, L, N]; None for all, where the method does not ask. A prompt of one token, over which nothing was
+            collected, needs all.
         """
+        if statistics is None or not self.shares.prompt:
+            return None
         scores = statistics
         if self.method != "griffin" and self.prior is not None:
             # The geometric mean: a neuron is left out that neither the prompt nor the calibration text used much.
             scores = np.sqrt(statistics * self.prior)
-        neurons = scores.shape[1]
-        dropped = round(self.shares.prompt * neurons)
+        dropped = round(self.shares.prompt * scores.shape[2])
         needed = np.ones(scores.shape, np.uint8)
-        np.put_along_axis(needed, np.argpartition(scores, dropped - 1, axis=1)[:, :dropped], 0, axis=1)
+        np.put_along_axis(needed, np.argpartition(scores, dropped - 1, axis=2)[..., :dropped], 0, axis=2)
+        needed[~statistics.any((1, 2))] = 1
         return needed
 
 
@@ -330,8 +339,18 @@ def make_policy(
 
 def top_p_threshold(plan: Plan, shares: Shares) -> np.ndarray:
     """Per layer, the magnitude above which neurons hold a share 1 - `neurons` of the layer's summed magnitude."""
+    rows = zip(_summed_below(plan), plan.tables["magnitude"], strict=True)
+    return np.array([np.interp(shares.neurons, below, values) for below, values in rows], np.float32)
+
+
+def summed_share(plan: Plan, dropped: float) -> float:
+    """The share of the summed magnitude that a share of the neurons, the smallest ones, holds; mean over layers."""
+    return float(np.mean([np.interp(dropped, GRID, below) for below in _summed_below(plan)]))
+
+
+def _summed_below(plan: Plan) -> np.ndarray:
+    """Share of the layer's summed magnitude below each quantile of `GRID`, [L, G]."""
     values = plan.tables["magnitude"].astype(np.float64)
     mass = np.diff(GRID) * (values[:, 1:] + values[:, :-1]) / 2
     below = np.concatenate([np.zeros((len(values), 1)), np.cumsum(mass, 1)], 1)
-    below /= below[:, -1:]
-    return np.array([np.interp(shares.neurons, b, v) for b, v in zip(below, values, strict=True)], np.float32)
+    return np.asarray(below / below[:, -1:])

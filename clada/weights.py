@@ -333,7 +333,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     embedding = head
     if not parts.tied:
         embedding = Rows.empty(dtype, *parts.embedding.weight.shape)
-        embedding.put(parts.embedding.weight.detach())
+        embedding.put(parts.embedding.weight.detach().cpu())
     factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
     place(parts.embedding, PackedEmbedding(embedding, factor))
     screen, screen_arrays = screen_of(matrix, dtype, basis)
@@ -342,7 +342,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         before_layers = Rows.empty(vector_dtype, *parts.project_in.weight.shape)
         before_layers.put(_matrix(parts.project_in))
         place(parts.project_in, PackedLinear(before_layers))
-    positions = torch.empty(0, hidden) if parts.positions is None else parts.positions.float().clone()
+    positions = torch.empty(0, hidden) if parts.positions is None else parts.positions.detach().float().cpu().clone()
 
     _own(shell)
 
@@ -441,7 +441,7 @@ def _own(shell: nn.Module) -> None:
 
 def _matrix(module: Any) -> torch.Tensor:
     """A linear layer's weight as [outputs, inputs]; GPT-2's Conv1D keeps it transposed."""
-    weight = module.weight.detach()
+    weight = module.weight.detach().cpu()  # what is packed lies in memory, also of a model that does not
     return weight.t() if type(module).__name__ == "Conv1D" else weight
 
 

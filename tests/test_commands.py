@@ -110,7 +110,12 @@ def files(tmp_path):
         (["calibrate", "--text", "{files}/foreign"], "study of another model"),
         ([*GENERATE, "--seed", "-1"], "seed -1 is outside"),
         ([*GENERATE, "--temperature", "nan"], "a temperature of at least 0"),
-        ([*GENERATE, "--model", "x" * 300], "x"),
+        ([*GENERATE, "--model", "x" * 300], "clada: cannot open model x{300}"),
+        ([*GENERATE, "--plot", "a.mp3"], r"cannot draw a.mp3: '.mp3' is no format of figures; use .*png"),
+        (["bench", "--text", "{files}/short.jsonl", "--plot", "a.mp3"], "cannot draw a.mp3"),
+        (["bench", "--text", "{files}/short.jsonl", "--scored-tokens", "-5"], "'-5' is not a whole number"),
+        (["bench", "--text", "{files}/short.jsonl", "--prompt-tokens", "9000"], "9,128 tokens do not fit llama"),
+        (["bench", "--text", "{files}/short.jsonl", "--peers", "llama.cpp", "--batch-size", "2"], "one sequence"),
         (["fly"], "invalid choice: 'fly'"),
     ],
 )  # fmt: skip
@@ -310,6 +315,16 @@ def test_shipped_plans_are_of_the_embedded_models(name):
             assert setting.loss["scored_tokens"] >= 16_000
             assert 0 < setting.loss["active_fraction"] <= 1
             assert setting.shares.margin is not None
+
+
+def test_a_damaged_plan_in_the_cache_does_not_hide_the_shipped_one(tmp_path, monkeypatch):
+    expected = Plan.load(shipped("smollm2-135m"))
+    monkeypatch.setattr("clada.plan.cached_plan_path", lambda _revision: tmp_path / "plan.json")
+    for content in ("{", "[]", json.dumps({"schema": "clada/plan/2"})):
+        (tmp_path / "plan.json").write_text(content)
+        found = resolve_plan(None, "smollm2-135m", expected.revision)
+        assert found is not None
+        assert found.settings == expected.settings
 
 
 def test_prompts_of_a_jsonl_file_in_batches_with_metrics_and_plot(tmp_path, capsys):

@@ -214,7 +214,7 @@ def test_griffin_keeps_the_neurons_its_formula_ranks_highest():
     model(torch.tensor([PROMPT[:-1]]))
     for handle in handles:
         handle.remove()
-    for z, needed in zip(seen, engine._needed(state)[0], strict=True):
+    for z, needed in zip(seen, engine.policy.needed(state.statistics)[0], strict=True):
         scores = (z / z.norm(dim=1, keepdim=True)).norm(dim=0)
         assert set(np.flatnonzero(needed)) == set(scores.topk(20).indices.tolist())
 
@@ -224,12 +224,14 @@ def test_prompt_statistics_are_fused_with_the_prior():
     plan = plan_of(model, Shares(prompt=0.5))
     engine = Engine(model, None, plan=plan, coefficients="none")
     state = engine.prefill([PROMPT])
-    needed = engine._needed(state)
+    needed = engine.policy.needed(state.statistics)
     scores = np.sqrt(state.statistics[0] * plan.tables["prior"])
     for row, kept in zip(scores, needed[0], strict=True):
         assert row[kept == 1].min() >= row[kept == 0].max()
         assert kept.sum() == 40
     assert all(step.active_fraction == 0.5 for step in engine.generate(PROMPT, 3))
+    # A prompt of one token says nothing about neurons, as its last token is not part of what is collected.
+    assert all(step.active_fraction == 1 for step in engine.generate(PROMPT[:1], 3))
 
 
 def test_share_families_and_tables_name_thresholds():
@@ -251,7 +253,12 @@ def test_share_families_and_tables_name_thresholds():
     assert (at_equal_sparsity, setting) == (Shares(neurons=0.4), None)
     whole = plan_of(model, Shares(neurons=0.4, output=0.2, margin=9.0))
     ablation, _ = resolve_shares("clada-mlp", whole, 311, "float32")
-    assert ablation == Shares(neurons=0.4)
+    assert ablation == shares_of("clada-mlp", 0.4)
+    # A share of the neurons, not of the magnitude they sum up to: half of them hold a quarter of it.
+    half, _ = resolve_shares("top-p", plan, 311, "float32", keep=0.5)
+    assert half.neurons == pytest.approx(0.25, rel=1e-3)
+    equal, _ = resolve_shares("top-p", plan_of(model, Shares(neurons=0.5)), 311, "float32")
+    assert equal == half
     with pytest.raises(InputError, match=r"add it with 'clada calibrate --methods tt --max-loss 0.05'"):
         plan.setting("tt", 0.05)
     with pytest.raises(InputError, match=r"only for losses of 0.02"):
@@ -267,6 +274,11 @@ def test_a_precision_has_settings_of_its_own():
     assert plan.setting("clada", dtype="int8") is words
     assert plan.setting("clada", 0.02, "float32").shares == Shares(neurons=0.4)  # not measured: another one's
     assert resolve_shares("tt", plan, 311, "int8") == (Shares(neurons=0.4), None)  # never dense unsaid
+    assert resolve_shares("clada-mlp", plan, 311, "int8") == (shares_of("clada-mlp", 0.4), None)
+    assert resolve_shares("clada-no-load", plan, 311, "int8") == (words.shares, None)
+    careful = replace(plan, settings=tuple(replace(s, max_loss=0.01) for s in plan.settings))
+    for dtype in ("float32", "bfloat16", "int8"):  # the only budget there is, at each precision
+        assert careful.setting("clada", dtype=dtype).max_loss == 0.01
     engine = Engine(tiny_model("llama"), None, plan=plan, coefficients="none", dtype="int8")
     assert engine.setting is words
     assert next(engine.generate(PROMPT, 1)).active_fraction == 1
@@ -310,6 +322,21 @@ def test_the_engine_keeps_no_hold_on_the_model():
     gc.collect()
     assert weight() is None
     assert len(list(engine.generate(PROMPT, 3))) == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_another_device_makes_the_same_choices(family, dtype):
+    plan = plan_of(tiny_model(family), Shares(neurons=0.4, output=0.2))
+    for method in ("clada", "griffin", "teal"):
+        engines = [
+            Engine(tiny_model(family).to(device), None, method=method, plan=plan, coefficients="none", dtype=dtype,
+                   keep=0.6)
+            for device in ("cpu", "cuda")
+        ]  # fmt: skip
+        expected, found = ([step.active_fraction for step in engine.generate(PROMPT, 6)] for engine in engines)
+        assert found == pytest.approx(expected, abs=0.02)  # a magnitude at its threshold may turn over
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

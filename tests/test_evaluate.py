@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import lm_eval
 import numpy as np
@@ -193,6 +195,10 @@ def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
     path.write_text("{}\nnot json\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"a.jsonl, line 2, is not a JSON object"):
         read_documents("hellaswag", tmp_path)
+    row = {"activity_label": "x", "ctx": "A man. He", "endings": ["a", "b", "c", "d"], "label": ""}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")  # as in the test split, which has no answers
+    with pytest.raises(InputError, match=r"holds something else in it .* of a split with answers"):
+        read_documents("hellaswag", tmp_path)
 
 
 def test_hellaswag_contexts_are_cut_as_published(data):
@@ -224,6 +230,49 @@ def test_generated_answers_are_the_harness_own_and_in_place_ones(data):
                              pad_token_id=0)  # fmt: skip
     text = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
     assert sparse_answers["coqa"] == text.split("\nQ:")[0]
+
+
+@pytest.mark.parametrize(("method", "protocol"), [("clada", "answer"), ("griffin", "all")])
+def test_prompts_side_by_side_are_answered_as_alone(method, protocol):
+    """Shorter prompts are padded on the left, which must not shift their positions."""
+    lm = CladaLM("smollm2-135m", method=method, protocol=protocol, keep=0.6)
+    prompts = [
+        "Rain fell on the town. The river",
+        "The minister said on Monday that the government would not wait. She",
+    ]
+    options = {"max_length": 64, "stop": ["\n\n\n"], "do_sample": False, "max_new_tokens": 12}
+
+    def answered(texts):
+        ids, mask = lm.tok_batch_encode(texts)
+        out = lm._model_generate(ids, attention_mask=mask, **options)
+        return [lm.tokenizer.decode(row[ids.shape[1] :][:12]) for row in out]
+
+    alone = [answered([text])[0] for text in prompts]
+    together = answered(prompts)
+    lm.close()
+    assert together == alone
+
+
+def test_endings_are_scored_in_parts_and_contexts_cut_as_the_harness_does(monkeypatch):
+    model, tokenizer = load_model("smollm2-135m")
+    theirs, ours = HFLM(pretrained=model, tokenizer=tokenizer, max_length=24), CladaLM("smollm2-135m", method="dense")
+    ours._max_length = 24
+    monkeypatch.setattr("clada.harness.TOGETHER", 2)
+    context = theirs.tok_encode("The minister said on Monday that the government would not wait for " * 3)
+    endings = [theirs.tok_encode(text) for text in (" rain", " the other parties in the house", " long", " it", " us")]
+    requests = [(("", ""), context, ending) for ending in endings]
+    expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
+    found = ours._loglikelihood_tokens(requests, disable_tqdm=True)
+    for (score, greedy), (wanted, same) in zip(found, expected, strict=True):
+        assert score == pytest.approx(wanted, abs=1e-3)  # float32 sums in another order
+        assert greedy == same
+
+
+def test_mistakes_at_the_harness_own_command_are_one_line():
+    command = [sys.executable, "-m", "clada.harness", "--model", "clada", "--tasks", "piqa", "--model_args"]
+    done = subprocess.run([*command, "pretrained=smollm2-135m,method=magic"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("clada.harness: unknown method 'magic'; use clada")
 
 
 def test_overlap_and_rouge_of_known_answers(data):

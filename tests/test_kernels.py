@@ -6,7 +6,6 @@ import torch
 from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.decoder import Decoder, TorchDecoder
-from clada.kernels import Selection
 from clada.plan import Shares
 from clada.policies import make_policy
 from clada.weights import Basis, pack
@@ -232,4 +231,3 @@ def test_int8_rows_round_to_half_a_step():
     packed = weights.down[1].rows
     assert (packed.wide().t() - exact).abs().amax(1).le(packed.scale * 0.5001).all()
     assert len(packed.scale) == len(exact)
-    assert Selection._fields[0] == "gate_weight"
