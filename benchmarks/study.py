@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from cladastats.human import STEPS, effect_table, read_results, show, verdicts
 from cladastats.parts import Part, part_path, read_parts, shard_ids, shards_of, write_part
 from cladastats.similarity import similarity
 from cladastats.study import Study, write_study, write_table
+from cladastats.tables import across_measures, with_interval
 
 MODELS = {"smollm2-135m": 2048, "gemma3-270m": 512}
 PAIRS = 100
@@ -234,7 +234,7 @@ def section(study: Study, extended: Study) -> str:
                 "word; loads are those of columns 5 and 6, from no bits (0) to all that the vocabulary allows (1), and "
                 f"`at equal ratio` puts an effect of every ratio in the place of the line "
                 f"(`studies/{name}/fits/*.json` and `{extended.folder.name}`); 95 % intervals, not corrected:",
-                markdown(measures(study, extended)),
+                markdown(across_measures([study, extended])),
                 f"Claims on the longer prefixes alone, an extension that the paper does not have "
                 f"(`studies/{extended.folder.name}/fits/cka.json`, `fits/cosine.json`):",
                 markdown(claims(extended)),
@@ -254,45 +254,19 @@ def section(study: Study, extended: Study) -> str:
     )
 
 
-def measures(study: Study, extended: Study) -> pd.DataFrame:
-    """Slopes and load effects by every metric and response, with their intervals."""
-    rows = []
-    for one in (study, extended):
-        shares = f"{100 * min(one.config.ratios):g} to {100 * max(one.config.ratios):g} %"
-        for response in ("toward", "matched"):
-            for metric in METRICS:
-                fit = one.fit(metric, response)
-                columns = {column.column: column for column in fit.columns}
-                for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
-                    prefix, loads = columns[alone], columns[full]
-                    row = {"prefixes": shares, "response": response, "metric": metric, "group": group.upper()}
-                    row["prefix, per 1,000 tokens"] = interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"])
-                    for load in ("surprisal_norm", "entropy_norm"):
-                        name, same = load.removesuffix("_norm"), fit.robustness["ratio_effects"][group][load]
-                        row[name] = interval(loads.coef[load], loads.ci[load])
-                        row[f"{name} at equal ratio"] = interval(same["coef"], same["ci"])
-                    rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def placebo_table(study: Study) -> pd.DataFrame:
     """Slope and mean response of genuine and placebo hybrids of the same pairs."""
     return pd.DataFrame(
         {
             "group": group.upper(),
             "hybrid": kind,
-            "slope": interval(found["coef"], found["ci"]),
-            "mean": interval(found["mean"], found["mean_ci"]),
+            "slope": with_interval(found["coef"], found["ci"]),
+            "mean": with_interval(found["mean"], found["mean_ci"]),
             "pairs": found["n_pairs"],
         }
         for group, kinds in study.fit("cka").robustness["placebo"].items()
         for kind, found in kinds.items()
     )
-
-
-def interval(value: float, ci: Sequence[float]) -> str:
-    """An estimate with its interval."""
-    return f"{value:.3g} [{ci[0]:.3g}, {ci[1]:.3g}]"
 
 
 def check(model: str, source: str) -> None:

@@ -47,6 +47,19 @@ def claims(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def in_words(verdicts: pd.DataFrame) -> list[str]:
+    """A sentence per verdict, with the claims and metrics it was reached for.
+
+    Args:
+        verdicts: of `claims`, or some of its rows.
+    """
+    found = []
+    for verdict, rows in verdicts.groupby("verdict", sort=False):
+        names = [f"{claim} ({', '.join(own['metric'])})" for claim, own in rows.groupby("claim", sort=False)]
+        found.append(f"{str(verdict).capitalize()}: {'; '.join(names)}.")
+    return found
+
+
 def _of_fit(fit: Fit) -> list[dict[str, Any]]:
     columns = {column.column: column for column in fit.columns}
     holm = {(test["column"], test["term"]): test["p_holm"] for test in fit.robustness["confirmatory"]}

@@ -15,6 +15,7 @@ from clada.errors import InputError
 
 if TYPE_CHECKING:
     from cladastats.regress import Column, Fit
+    from cladastats.study import Study
 
 LABELS = {
     "prefix_len": "Prefix (1,000 tokens)",
@@ -205,6 +206,43 @@ def robustness_rows(fit: "Fit") -> pd.DataFrame:
         note = f"column {v['column']}; {v['standardised']:.2f} standard deviations"
         add("smallest effect seen at 80 % power", v["group"], v["term"], v["smallest_effect"], note=note)
     return pd.DataFrame(rows, columns=list(ROBUST_COLUMNS))
+
+
+def across_measures(studies: "Sequence[Study]") -> pd.DataFrame:
+    """Prefix and load effects by every metric and response that was fitted, to see whether the choice decides.
+
+    Args:
+        studies: of the same pairs, for instance with shorter and longer prefixes.
+
+    Returns:
+        a row per study, response, metric and group; estimates with their 95 % intervals as text, uncorrected: the
+        prefix alone (columns 1 and 2), the loads beside it (5 and 6), and, of fits with robustness checks, beside an
+        effect of every ratio in the place of the prefix.
+    """
+    rows = []
+    for study in studies:
+        shares = f"{100 * min(study.config.ratios):g} to {100 * max(study.config.ratios):g} %"
+        for path in sorted((study.folder / "fits").glob("*.json"), key=lambda p: ("-" in p.stem, p.stem)):
+            metric, _, response = path.stem.partition("-")
+            fit = study.fit(metric, response or "toward")
+            columns = {column.column: column for column in fit.columns}
+            for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
+                if full not in columns:
+                    continue
+                prefix, loads = columns[alone], columns[full]
+                row = {"prefixes": shares, "response": fit.response, "metric": metric, "group": group.upper()}
+                row["prefix"] = with_interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"])
+                for load in ("surprisal_norm", "entropy_norm"):
+                    name, same = load.removesuffix("_norm"), fit.robustness.get("ratio_effects", {}).get(group)
+                    row[name] = with_interval(loads.coef[load], loads.ci[load])
+                    row[f"{name} at equal ratio"] = with_interval(same[load]["coef"], same[load]["ci"]) if same else ""
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def with_interval(value: float, ci: Sequence[float]) -> str:
+    """An estimate and its interval as text."""
+    return f"{value:.3g} [{ci[0]:.3g}, {ci[1]:.3g}]"
 
 
 def render_robustness(fit: "Fit", fmt: str) -> str:
