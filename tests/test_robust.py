@@ -20,7 +20,7 @@ from test_regress import TRUE, same, simulate_panel, unbalanced_panel
 
 from clada.errors import InputError, NotIdentifiedError, StudyError
 from clada.models import load_model, load_tokenizer
-from cladastats.claims import claims
+from cladastats.claims import claims, in_words
 from cladastats.cli import main
 from cladastats.controls import controls
 from cladastats.evidence import CLAIMS, activation_maps, case_gaps, case_study, earlier_token
@@ -46,7 +46,15 @@ from cladastats.robust import (
     within_summary,
 )
 from cladastats.study import Study
-from cladastats.tables import FORMATS, ROBUST_COLUMNS, descriptive, render_robustness, robustness_rows, side_by_side
+from cladastats.tables import (
+    FORMATS,
+    ROBUST_COLUMNS,
+    across_measures,
+    descriptive,
+    render_robustness,
+    robustness_rows,
+    side_by_side,
+)
 
 FULL = ("prefix_len", "surprisal_norm", "entropy_norm")
 Y = "shift_toward"
@@ -494,6 +502,26 @@ def test_verdicts_follow_from_the_numbers():
         "supported", "contradicted", "undecided",
     ]  # fmt: skip
     assert verdict("NLS: activations are dominated") == "contradicted"
+
+
+def test_verdicts_in_words_name_every_claim_once():
+    table = pd.DataFrame({
+        "claim": ["one", "two", "one"], "metric": ["cka", "cka", "cosine"],
+        "verdict": ["undecided", "supported", "undecided"],
+    })  # fmt: skip
+    assert in_words(table) == ["Undecided: one (cka, cosine).", "Supported: two (cka)."]
+
+
+def test_every_measure_beside_each_other(checked):
+    table = across_measures([checked])
+    assert list(table["metric"]) == ["cka", "cka", "cosine", "cosine"]
+    assert list(table["group"]) == ["NLS", "RTS"] * 2
+    row, fit = table.iloc[1], checked.fit("cka")
+    low, high = fit.column(1).ci["prefix_len"]
+    assert row["prefix"] == f"{fit.column(1).coef['prefix_len']:.3g} [{low:.3g}, {high:.3g}]"
+    same = fit.robustness["ratio_effects"]["rts"]["entropy_norm"]
+    assert row["entropy at equal ratio"].startswith(f"{same['coef']:.3g} [")
+    assert row["entropy"].startswith(f"{fit.column(5).coef['entropy_norm']:.3g} [")
 
 
 def test_claims_of_the_case_study_are_counted_as_written():
