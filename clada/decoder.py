@@ -568,35 +568,34 @@ class TorchDecoder:
         arrays = (t.screen_basis, t.screen_center, t.screen_weight, t.head_mean)
         wide = self.weights.screen.wide().to(x.device)
         screen = (wide, *(torch.as_tensor(array, device=x.device) for array in arrays))
-        limits = float(select.screen_threshold[b]), float(select.head_margin[b])
-        return screened_logits(screen, x, lambda near: head.rows.wide(near) @ x, *limits)
+        limits = (
+            torch.as_tensor(limit[b : b + 1], device=x.device)
+            for limit in (select.screen_threshold, select.head_margin)
+        )
+        (logits,), (near,) = screen_words(screen, x[None], *limits)
+        found = near.nonzero().squeeze(1)
+        logits[found] = head.rows.wide(found) @ x
+        return logits
 
 
-def screened_logits(
-    screen: tuple[torch.Tensor, ...],
-    x: torch.Tensor,
-    exact: Callable[[torch.Tensor], torch.Tensor],
-    threshold: float,
-    margin: float,
-) -> torch.Tensor:
-    """Logits of one token: a cheap estimate for all words, and those that it finds near enough computed.
+def screen_words(
+    screen: tuple[torch.Tensor, ...], x: torch.Tensor, threshold: torch.Tensor, margin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A cheap estimate of the logits of all words, for T tokens, and which words it finds near enough to compute.
 
     Args:
         screen: of `clada.weights.screen_of`: rows [K, V], basis [K, E], center [E], weight [K], mean row [E].
-        x: float32 [E], the head's input.
-        exact: computes the logits of words.
-        threshold: terms of the estimate below this are left out.
-        margin: words are computed whose estimate is at most so far below that of all words together.
+        x: float32 [T, E], the head's inputs.
+        threshold: [T]; terms of the estimate below it are left out.
+        margin: [T]; words are near whose estimate is at most so far below that of all words together.
 
     Returns:
-        [V].
+        ([T, V], bool [T, V]).
     """
     rows, basis, center, weight, mean = screen
-    z = basis @ (x - center)
-    z[0] = 1
-    keep = z.abs() * weight >= threshold
-    keep[0] = True
-    logits = mean @ x + (z * keep) @ rows
-    near = (logits >= logits.logsumexp(0) - margin).nonzero().squeeze(1)
-    logits[near] = exact(near)
-    return logits
+    z = (x - center) @ basis.t()
+    z[:, 0] = 1
+    keep = z.abs() * weight >= threshold[:, None]
+    keep[:, 0] = True
+    estimate = (x @ mean)[:, None] + (z * keep) @ rows
+    return estimate, estimate >= (estimate.logsumexp(1) - margin)[:, None]

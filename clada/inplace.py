@@ -17,7 +17,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from clada.coefficients import Coefficients, resolve_coefficients
-from clada.decoder import neuron_statistics, screened_logits
+from clada.decoder import neuron_statistics, screen_words
 from clada.dejavu import guess, predictors
 from clada.errors import InputError
 from clada.families import Layer, anatomy
@@ -28,6 +28,7 @@ from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_p
 from clada.weights import norms_of, screen_of
 
 PROMPTS = ("dense", "sparse")
+SCREENED = 64  # tokens whose words are estimated together: more are no faster, and need more memory
 
 
 class Sparse:
@@ -337,11 +338,12 @@ class _Run:
         screen = tuple(part.to(x.device) for part in self.screen)
         # Of a prompt's tokens perhaps only the last ones of each sequence were asked for.
         tokens = np.arange(len(select.head_margin)).reshape(self.shape)[:, -args[0].shape[1] :].ravel()
+        limits = [self._at(limit[tokens], x).split(SCREENED) for limit in (select.screen_threshold, select.head_margin)]
         rows = []
-        for row, at in enumerate(tokens):
-            limits = float(select.screen_threshold[at]), float(select.head_margin[at])
-            rows.append(screened_logits(screen, x[row], whole[row].__getitem__, *limits))
-        return torch.stack(rows).to(output.dtype).view(output.shape)
+        for part, exact, threshold, margin in zip(x.split(SCREENED), whole.split(SCREENED), *limits, strict=True):
+            estimate, near = screen_words(screen, part, threshold, margin)
+            rows.append(torch.where(near, exact, estimate))
+        return torch.cat(rows).to(output.dtype).view(output.shape)
 
     def _needed(self, i: int, x: torch.Tensor) -> torch.Tensor | None:
         """Neurons that a prompt or a predictor chose for layer i, whose MLP is given x; None for all."""
