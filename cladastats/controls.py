@@ -68,7 +68,8 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     path = study.folder / FILE
     if independent is None and path.is_file():
         found = study.table(FILE, "controls")
-        if is_current(path, _digest(study, found["independent_revision"].iloc[0])):
+        of = found["independent_revision"].iloc[0] if "independent_revision" in found else None
+        if is_current(path, _digest(study, of)):
             return found
     revision = None if independent is None else model_revision(independent)
     if revision == config.revision:
