@@ -1,6 +1,7 @@
 """What leaving out costs on tasks: `clada evaluate` of every method, in one table (the paper's Tables 4 and 6).
 
     python benchmarks/quality.py --data DIR            # hours; goes on where it was, `--only LABEL` for a part of it
+    python benchmarks/quality.py --data DIR --same     # dense through the adapter against the harness' own `hf`
     python benchmarks/quality.py                       # the tables from what is stored
 
 `DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2
@@ -16,13 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import lm_eval
+import numpy as np
+from lm_eval.models.huggingface import HFLM
 from stored import RESULTS
 from tabulate import tabulate
+
+from clada.harness import TASKS, CladaLM, local_task, read_documents
+from clada.models import load_model
 
 CHOICE = "hellaswag,piqa,copa,arc_challenge,boolq"
 WRITTEN = "coqa,qasper_evidence,xsum,cnn_dailymail"
@@ -58,6 +67,7 @@ PARTS = (
     Part("gemma-half", "clada,griffin", "--keep 0.5", model=GEMMA),
 )
 FILE = RESULTS / "quality.json"
+SAME = RESULTS / "quality-same.jsonl"
 
 
 def evaluate(part: Part, data: str, out: str) -> list[dict[str, Any]]:
@@ -69,6 +79,37 @@ def evaluate(part: Part, data: str, out: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "clada.evaluate", "--data", data, "--out", out, "--json", *options.split()]
     print("clada evaluate", options, file=sys.stderr, flush=True)
     return list(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["rows"])
+
+
+def same_as_hf(data: str, limit: int = 200) -> None:
+    """Compare dense through the adapter with the harness' own model, item by item; a line a task in `SAME`."""
+    model, tokenizer = load_model(SMALL)
+    ours, theirs = CladaLM(SMALL, method="dense"), HFLM(pretrained=model, tokenizer=tokenizer)
+    lines = []
+    for task in CHOICE.split(","):
+        documents = read_documents(task, Path(data))
+        random.Random(0).shuffle(documents)
+        own, other = (
+            lm_eval.simple_evaluate(model=lm, tasks=[local_task(task, documents[:limit])], bootstrap_iters=0)
+            for lm in (ours, theirs)
+        )
+        pairs = list(zip(own["samples"][task], other["samples"][task], strict=True))
+        names = [metric["metric"] for metric in TASKS[task]["metric_list"]]
+        lines.append(
+            {
+                "task": task,
+                "items": len(pairs),
+                "different_scores": sum(a[name] != b[name] for a, b in pairs for name in names),
+                "largest_difference_nats": max(
+                    abs(float(x[0][0]) - float(y[0][0]))
+                    for a, b in pairs
+                    for x, y in zip(a["resps"], b["resps"], strict=True)
+                ),
+                **{name: float(np.mean([a[name] for a, _ in pairs])) for name in names},
+            }
+        )
+        print(json.dumps(lines[-1]))
+        SAME.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -97,8 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="the tasks' documents; without it nothing is scored")
     parser.add_argument("--out", default="evaluations", help="where item scores are kept")
+    parser.add_argument("--same", action="store_true", help="compare dense with the harness' own model, nothing else")
     parser.add_argument("--only", action="append", choices=[part.label for part in PARTS], help="of the parts")
     args = parser.parse_args()
+    if args.same:
+        same_as_hf(args.data)
+        return
     stored = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
     for part in PARTS:
         if args.data and (not args.only or part.label in args.only):
