@@ -51,7 +51,7 @@ from cladastats.tables import across_measures, with_interval
 
 MODELS = {"smollm2-135m": 2048, "gemma3-270m": 512}
 PAIRS = 100
-# Of each group, for placebo hybrids and sequences that end one token earlier, which take an hour for 32 of 2,048 tokens.
+# Of each group, for placebo hybrids and sequences that end one token earlier, which take an hour for 32 of 2,048.
 FEWER = {"smollm2-135m": 16, "gemma3-270m": 32}
 RATIOS = (0.25, 0.375, 0.5)
 LONG = (0.75, 0.9, 0.99)
