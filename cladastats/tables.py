@@ -189,7 +189,7 @@ def robustness_rows(fit: "Fit") -> pd.DataFrame:
         terms("without massive neurons", group, v)
     for group, kinds in found.get("placebo", {}).items():
         for kind, v in kinds.items():
-            note = f"{v['n_pairs']} pairs, mean response {v['mean']:.3f} [{v['mean_ci'][0]:.3f}, {v['mean_ci'][1]:.3f}]"
+            note = f"{v['n_pairs']} pairs, mean response {with_interval(v['mean'], v['mean_ci'])}"
             add(f"placebo: {kind}" if kind != "genuine" else "placebo's pairs, genuine", group, "prefix_len",
                 v["coef"], v["ci"], v["p"], note)  # fmt: skip
     for group, term in dict.fromkeys((r["group"], r["term"]) for r in found.get("layers", [])):
