@@ -110,7 +110,7 @@ def files(tmp_path):
         (["calibrate", "--text", "{files}/foreign"], "study of another model"),
         ([*GENERATE, "--seed", "-1"], "seed -1 is outside"),
         ([*GENERATE, "--temperature", "nan"], "a temperature of at least 0"),
-        ([*GENERATE, "--model", "x" * 300], "clada: cannot open model x{300}"),
+        ([*GENERATE, "--model", "x" * 300], "clada: cannot use x{300}: File name too long; check the path"),
         ([*GENERATE, "--plot", "a.mp3"], r"cannot draw a.mp3: '.mp3' is no format of figures; use .*png"),
         (["bench", "--text", "{files}/short.jsonl", "--plot", "a.mp3"], "cannot draw a.mp3"),
         (["bench", "--text", "{files}/short.jsonl", "--scored-tokens", "-5"], "'-5' is not a whole number"),
