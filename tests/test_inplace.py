@@ -76,7 +76,7 @@ def test_logits_in_place_are_the_engines_for_a_batch_of_unequal_prompts():
     policy = make_policy("clada", weights, plan, shares, RULE)
     decoder = Decoder(weights, 1)
     state = decoder.prefill(prompts, 12, policy.dense(3), "magnitude")
-    needed = np.stack([policy.needed(statistics) for statistics in state.statistics])
+    needed = policy.needed(state.statistics)
     longest = max(map(len, prompts))
     padded = [[0] * (longest - len(p)) + p for p in prompts]
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -153,7 +153,7 @@ def assert_decoded_alike(model, plan, shares, rule, prompt, logits, *, dense_sta
     start = policy.dense(1) if dense_start else policy.selection([(False, False)])
     kind = {"griffin": "flocking"}.get(method, "magnitude") if shares.prompt else None
     state = decoder.prefill([prompt], 30, start, kind)
-    needed = None if kind is None else np.stack([policy.needed(statistics) for statistics in state.statistics])
+    needed = policy.needed(state.statistics)
     loaded = 0
     for token, found in zip(PROMPT[len(prompt) :], logits, strict=True):
         outcome = state.outcome
