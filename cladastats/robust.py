@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -337,19 +337,9 @@ def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, A
     ratio = {name: scale[outcome] / scale[name] for name in names} | {
         f"{name}_mean": scale[outcome] / scale[name] for name in varying
     }
-    interval = result.conf_int()
-    found: dict[str, Any] = {
-        name: {
-            "coef": float(result.params[name] * size),
-            "se": float(result.bse[name] * size),
-            "ci": (interval.loc[name] * size).tolist(),
-            "p": float(result.pvalues[name]),
-        }
-        for name, size in ratio.items()
-    }
     variances = np.diag(result.cov_re)
     return {
-        "terms": found,
+        "terms": _terms(result, result.bse, ratio),
         "sd_intercept": float(math.sqrt(variances[0]) * scale[outcome]),
         "sd_slope": float(math.sqrt(variances[1]) * ratio["prefix_len"]),
         "sd_residual": float(math.sqrt(result.scale) * scale[outcome]),
@@ -392,16 +382,7 @@ def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str,
     if len(means) <= len(names) + 2:
         return {}
     result = sm.OLS(means[outcome], sm.add_constant(means[list(names)])).fit(cov_type="HC3", use_t=True)
-    interval = result.conf_int()
-    return {
-        name: {
-            "coef": float(result.params[name]),
-            "se": float(result.bse[name]),
-            "ci": interval.loc[name].tolist(),
-            "p": float(result.pvalues[name]),
-        }
-        for name in names
-    }
+    return _terms(result, result.bse, dict.fromkeys(names, 1.0))
 
 
 def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, Any]]:
@@ -470,16 +451,7 @@ def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str
         result = PanelOLS(rows[outcome], rows[names].assign(const=1.0), entity_effects=True).fit(
             cov_type="clustered", clusters=clusters, group_debias=True, debiased=True, count_effects=False
         )
-        interval = result.conf_int()
-        found[group] = {
-            name: {
-                "coef": float(result.params[name]),
-                "se": float(result.std_errors[name]),
-                "ci": interval.loc[name].tolist(),
-                "p": float(result.pvalues[name]),
-            }
-            for name in names
-        }
+        found[group] = _terms(result, result.std_errors, dict.fromkeys(names, 1.0))
     return found
 
 
@@ -563,6 +535,20 @@ def _trimmed(study: Study, fit: Fit, outcome: str) -> dict[str, Any] | None:
             **{k: v for k, v in within_summary(Within.of(data, outcome, ["prefix_len", *LOADS])).items() if k in LOADS},
         }
     return found
+
+
+def _terms(result: Any, se: pd.Series, units: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Coefficients of a fit of statsmodels or linearmodels with intervals and p, each times its unit."""
+    interval = result.conf_int()
+    return {
+        name: {
+            "coef": float(result.params[name] * unit),
+            "se": float(se[name] * unit),
+            "ci": (interval.loc[name] * unit).tolist(),
+            "p": float(result.pvalues[name]),
+        }
+        for name, unit in units.items()
+    }
 
 
 def within_summary(within: Within) -> dict[str, dict[str, Any]]:
