@@ -10,7 +10,7 @@ or 5 %) and at half of the neurons (`keep 0.5`), the share at which the paper co
 
     clada calibrate --methods dejavu --text jsonl:articles.jsonl:body --out dejavu.json
 
-Item scores stay in `--out`; `benchmarks/results/quality.json` keeps the rows.
+Item scores stay in `--out`; `benchmarks/results/quality-LABEL.json` keeps the rows of a part.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ PARTS = (
     Part("gemma-2", "clada", model=GEMMA),
     Part("gemma-half", "clada,griffin", "--keep 0.5", model=GEMMA),
 )
-FILE = RESULTS / "quality.json"
 SAME = RESULTS / "quality-same.jsonl"
 
 
@@ -144,14 +143,13 @@ def main() -> None:
     if args.same:
         same_as_hf(args.data)
         return
-    stored = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
     for part in PARTS:
+        path = RESULTS / f"quality-{part.label}.json"
         if args.data and (not args.only or part.label in args.only):
-            stored[part.label] = evaluate(part, args.data, args.out)
-            FILE.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        if part.label in stored:
+            path.write_text(json.dumps(evaluate(part, args.data, args.out), indent=1) + "\n", encoding="utf-8")
+        if path.is_file():
             settings = f"{part.model}, protocol {part.protocol} {part.options}".rstrip()
-            print(f"\n**{part.label}** ({settings})\n\n{table(stored[part.label])}")
+            print(f"\n**{part.label}** ({settings})\n\n{table(json.loads(path.read_text(encoding='utf-8')))}")
 
 
 if __name__ == "__main__":
