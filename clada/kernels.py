@@ -1334,7 +1334,7 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
     terms_read = min(read, terms) * (end - begin) * w.screen.itemsize
     s.reads[t, READ_HEAD] += terms_read + terms * x.shape[1] * 4 // threads
     decode_barrier(sync, threads)
-    read = 0
+    floors, near = np.empty(batch, np.float32), np.empty(64, np.uint8)
     for b in range(batch):
         peak = s.load[0, b, 0]
         for other in range(1, threads):
@@ -1342,17 +1342,32 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
         total = np.float32(0)
         for other in range(threads):
             total += s.load[other, b, 1] * _exp(s.load[other, b, 0] - peak)
-        floor = peak + np.log(total) - select.head_margin[b]
-        logits = s.logits[b]
-        count = 0
-        # Frequent words tend to come first, so blocks in turn give every thread its share of the likely ones.
-        for block in range(t * 64, vocabulary, threads * 64):
-            for i in range(block, min(block + 64, vocabulary)):
-                which[count] = i
-                count += logits[i] >= floor
-        _project_rows(logits, w.head, w.head_scale, np.float32(0), x[b : b + 1], which[:count])
-        read += count  # each sequence's own
-    s.reads[t, READ_HEAD] += read * _row_bytes(w.head)
+        floors[b] = peak + np.log(total) - select.head_margin[b]
+    count = 0
+    # Frequent words tend to come first, so blocks in turn give every thread its share of the likely ones.
+    for block in range(t * 64, vocabulary, threads * 64):
+        size = min(64, vocabulary - block)
+        near[:] = 0
+        for b in range(batch):
+            estimates = s.logits[b, block : block + size]
+            for i in range(size):
+                near[i] |= estimates[i] >= floors[b]
+        for i in range(size):
+            which[count] = block + i
+            count += near[i]
+    if batch == 1:
+        _project_rows(s.logits[0], w.head, w.head_scale, np.float32(0), x, which[:count])
+    else:
+        sequences = np.empty(batch, np.int64)
+        for r in range(count):
+            i, n = which[r], 0
+            for b in range(batch):
+                if s.logits[b, i] >= floors[b]:
+                    sequences[n] = b
+                    n += 1
+            ahead = which[min(r + AHEAD, count - 1)]
+            _dots(s.logits, w.head, _scale(w.head, w.head_scale, i), np.float32(0), i, ahead, x, sequences, n)
+    s.reads[t, READ_HEAD] += count * _row_bytes(w.head)
     decode_barrier(sync, threads)
 
 
