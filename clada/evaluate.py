@@ -16,9 +16,11 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ SCHEMA = "clada/evaluation/1"
 # What blind guessing gets: accuracy above it is what a method can lose.
 CHANCE = {"hellaswag": 0.25, "piqa": 0.5, "copa": 0.5, "arc_challenge": 0.25, "boolq": 0.5}
 DRAWS = 10_000
-CHUNK = 50  # items that are written together: half a minute's work at most is lost
+CHUNK = 20  # items that are written together, of all methods: a minute's work or two at most is lost
 HEADERS = (
     "method", "task", "metric", "value", "stderr", "n", "to dense", "95 %", "kept above chance", "neurons", "speed"
 )  # fmt: skip
@@ -69,22 +71,21 @@ def main(args: argparse.Namespace) -> None:
     set_threads(args.threads or available_cores())
     common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype, "seed": args.seed}
     out = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
-    results = []
+    work: dict[str, list[Scores]] = {}  # by method, tasks in the same order
     for method in methods:
         settings: dict[str, Any] = {}
         if method != "dense":  # which is the same under both protocols
             settings = {"protocol": args.protocol, "max_loss": args.max_loss, "keep": args.keep}
             settings["coefficients"] = to_json(coefficients)
             settings["plan"] = None if plan is None else _plan_digest(plan)
-        todo = []
+        work[method] = []
         for task, rows in documents.items():
             wanted = {**common, **settings, "method": method, "task": task, "documents_sha256": _digest(rows)}
             name = f"{method}-{_digest(settings)[:8]}-{task}.json" if settings else f"{method}-{task}.json"
-            todo.append(Scores(out / name, wanted, rows, args.limit))
-        if any(scores.missing for scores in todo):
-            _run(harness, args, method, plan, coefficients, todo)
-        results += [scores.result() for scores in todo]
-    rows = compare(results)
+            work[method].append(Scores(out / name, wanted, rows, args.limit))
+    if any(scores.missing for todo in work.values() for scores in todo):
+        _run(harness, args, plan, coefficients, work)
+    rows = compare([scores.result() for todo in work.values() for scores in todo])
     if args.speed:
         ratios = _speeds(args, methods, plan, coefficients, documents)
         rows = [{**row, "speed_to_dense": ratios.get(row["method"])} for row in rows]
@@ -180,37 +181,57 @@ class Scores:
         }
 
 
-def _run(harness: Any, args: argparse.Namespace, method: str, plan: Any, coefficients: Any, todo: list[Scores]) -> None:
-    """Score what is missing."""
+def _run(harness: Any, args: argparse.Namespace, plan: Any, coefficients: Any, work: dict[str, list[Scores]]) -> None:
+    """Score what is missing, item by item with every method, so that contexts which all run dense run once."""
+    lms: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for method, todo in work.items():
+            if any(scores.missing for scores in todo):
+                lms[method] = harness.CladaLM(
+                    args.model, method, plan or "none", coefficients, args.protocol, args.max_loss, args.keep,
+                    args.dtype, beside=next(iter(lms.values()), None),
+                )  # fmt: skip
+                stack.callback(lms[method].close)
+        total = sum(len(scores.missing) for todo in work.values() for scores in todo)
+        with tqdm(total=total, unit="item", file=sys.stderr) as progress:
+            for some in zip(*(work[method] for method in lms), strict=True):  # a task's
+                lacking = {method: set(scores.missing) for method, scores in zip(lms, some, strict=True)}
+
+                def who(index: int, lacking: dict[str, set[int]] = lacking) -> tuple[str, ...]:
+                    return tuple(method for method, missing in lacking.items() if index in missing)
+
+                for asked, indices in itertools.groupby(some[0].chosen, who):
+                    for method, lm in lms.items():
+                        lm.asked = method in asked
+                    chosen = list(indices)
+                    for i in range(0, len(chosen) if asked else 0, CHUNK):
+                        _run_some(
+                            harness,
+                            {method: lms[method] for method in asked},
+                            dict(zip(lms, some, strict=True)),
+                            chosen[i : i + CHUNK],
+                        )
+                        progress.update(len(asked) * len(chosen[i : i + CHUNK]))
+
+
+def _run_some(harness: Any, lms: dict[str, Any], scores: dict[str, Scores], chosen: list[int]) -> None:
+    """Score some documents of a task with some methods."""
     import lm_eval
 
-    lm = harness.CladaLM(
-        args.model, method, plan or "none", coefficients, args.protocol, args.max_loss, args.keep, args.dtype
-    )
-    try:
-        with tqdm(
-            total=sum(len(scores.missing) for scores in todo), desc=method, unit="item", file=sys.stderr
-        ) as progress:
-            for scores in todo:
-                task = scores.wanted["task"]
-                metrics = [metric["metric"] for metric in harness.TASKS[task]["metric_list"]]
-                missing = scores.missing
-                for chosen in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
-                    before = (lm.sparse.tokens, lm.sparse.neurons) if lm.sparse else (0, 0)
-                    found = lm_eval.simple_evaluate(
-                        model=lm,
-                        tasks=[harness.local_task(task, [scores.documents[index] for index in chosen])],
-                        bootstrap_iters=0,
-                    )
-                    items = {chosen[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in found["samples"][task]}
-                    tokens, computed = 0, 0.0
-                    if lm.sparse:
-                        tokens = lm.sparse.tokens - before[0]
-                        computed = (lm.sparse.neurons - before[1]) / lm.sparse.policy.weight.size
-                    scores.add(items, tokens, computed)
-                    progress.update(len(chosen))
-    finally:
-        lm.close()
+    def counted(lm: Any) -> tuple[int, float]:
+        return (lm.sparse.tokens, lm.sparse.neurons / lm.sparse.policy.weight.size) if lm.sparse else (0, 0.0)
+
+    before = {method: counted(lm) for method, lm in lms.items()}
+    found = {}
+    for method, lm in lms.items():  # the first one finds the answers of all
+        own = scores[method]
+        task = harness.local_task(own.wanted["task"], [own.documents[index] for index in chosen])
+        metrics = [metric["metric"] for metric in task["metric_list"]]
+        samples = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)["samples"][task["task"]]
+        found[method] = {chosen[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in samples}
+    for method, lm in lms.items():
+        tokens, computed = (now - then for now, then in zip(counted(lm), before[method], strict=True))
+        scores[method].add(found[method], int(tokens), computed)
 
 
 def _speeds(

@@ -45,7 +45,8 @@ PROTOCOLS = {
 class CladaLM(HFLM):
     """A model that computes only what each token needs, for the harness.
 
-    A context that several endings share runs once. Scores of method `dense` are those of the harness' `hf`.
+    A context that several endings share runs once, and once for all adapters beside each other that run it dense.
+    Scores of method `dense` are those of the harness' `hf`.
 
     Args:
         pretrained: any name that `clada.load_model` opens.
@@ -60,6 +61,10 @@ class CladaLM(HFLM):
         device: `cpu`, or `cuda` where there is one.
         batch_size: prompts generated side by side.
         max_batch_size: ignored; the harness passes it.
+        beside: another adapter, whose model is shared. Each answers as if it were alone.
+
+    Attributes:
+        asked: answer along when an adapter beside is asked, and keep the answers for the same question.
 
     Raises:
         CladaError: the model, method, plan or coefficients cannot be used.
@@ -78,14 +83,22 @@ class CladaLM(HFLM):
         device: str | None = "cpu",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,  # noqa: ARG002
+        beside: CladaLM | None = None,
     ) -> None:
         if protocol not in PROTOCOLS:
             raise InputError(f"unknown protocol '{protocol}'; use {', '.join(PROTOCOLS)}")
-        # The harness' command asks for `cuda:0` unless told otherwise; its `hf` takes the CPU where there is none.
-        on_cuda = (device or "").startswith("cuda") and torch.cuda.is_available()
-        model, tokenizer = load_model(pretrained, dtype, "cuda" if on_cuda else "cpu")
+        if beside is None:
+            # The harness' command asks for `cuda:0` unless told otherwise; its `hf` takes the CPU where there is none.
+            on_cuda = (device or "").startswith("cuda") and torch.cuda.is_available()
+            model, tokenizer = load_model(pretrained, dtype, "cuda" if on_cuda else "cpu")
+        else:
+            model, tokenizer = beside.model, beside.tokenizer
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.protocol, self.method = protocol, method
+        self.asked = False
+        self._company: list[CladaLM] = [] if beside is None else beside._company
+        self._company.append(self)
+        self._answers: dict[Any, list[tuple[float, bool]]] = {}
         self._stack = ExitStack()
         self.sparse = None
         if method != "dense":
@@ -95,6 +108,7 @@ class CladaLM(HFLM):
     def close(self) -> None:
         """Give the model back as it was."""
         self._stack.close()
+        self._company.remove(self)
 
     def _loglikelihood_tokens(
         self,
@@ -125,10 +139,31 @@ class CladaLM(HFLM):
 
     @torch.inference_mode()
     def _score(self, context: list[int], endings: Sequence[list[int]]) -> list[tuple[float, bool]]:
-        before, longest = context[:-1], max(map(len, endings))
-        rows = [[context[-1], *ending[:-1]] for ending in endings]
+        """Of the endings of one context, for this adapter and for those beside that are asked too."""
+        question = (tuple(context), tuple(map(tuple, endings)))
+        if question not in self._answers:
+            lms = [lm for lm in self._company if lm is self or lm.asked]
+            before = context[:-1]
+            dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if before else []
+            shared = self._begun(before, dense) if dense else None
+            for lm in lms:
+                if lm not in dense:
+                    cache = self._begun(before, [lm])
+                elif lm is dense[-1]:
+                    cache = shared
+                else:
+                    cache = copy.deepcopy(shared)
+                self._wake([lm])
+                lm._answers[question] = self._go_on(cache, context[-1], endings)
+        return self._answers[question]
+
+    def _go_on(self, cache: Any, last: int, endings: Sequence[list[int]]) -> list[tuple[float, bool]]:
+        """The endings side by side, after the last token of their context and what is cached before it."""
+        longest = max(map(len, endings))
+        rows = [[last, *ending[:-1]] for ending in endings]
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
-        cache = self._begun(before, len(rows))
+        if cache is not None and len(rows) > 1:
+            cache.batch_repeat_interleave(len(rows))
         logits = self.model(padded, past_key_values=cache, use_cache=cache is not None).logits
         answers = []
         for row, ending in zip(logits, endings, strict=True):
@@ -138,20 +173,25 @@ class CladaLM(HFLM):
             answers.append((float(log_p.gather(1, wanted[:, None]).sum()), greedy))
         return answers
 
-    def _begun(self, before: list[int], copies: int) -> Any:
-        """The cache of a prompt but for its last token, for so many continuations; None where nothing comes before."""
-        if self.sparse is not None:
-            self._choose(before)
+    def _wake(self, awake: Sequence[CladaLM]) -> None:
+        """Let these, of all on the model, do what they do in the next pass."""
+        for lm in self._company:
+            if lm.sparse is not None:
+                lm.sparse.paused = lm not in awake
+
+    def _begun(self, before: list[int], awake: Sequence[CladaLM]) -> Any:
+        """The cache of a prompt but for its last token; None where nothing comes before."""
+        self._wake(awake)
+        for lm in awake:
+            lm._choose(before)
         if not before:
             return None
-        cache = self.model(torch.tensor([before], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
-        if copies > 1:
-            cache.batch_repeat_interleave(copies)
-        return cache
+        return self.model(torch.tensor([before], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
 
     def _choose(self, before: list[int]) -> None:
         """What the protocol lets the next passes leave out."""
-        assert self.sparse is not None
+        if self.sparse is None:
+            return
         self.sparse.prompt = "dense"
         if self.protocol == "answer" and before:
             return
@@ -163,6 +203,7 @@ class CladaLM(HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         """Generate after a prompt, its last token as the protocol says."""
+        self._wake([self])
         if self.sparse is None or context.shape[1] < 2:
             return super()._model_generate(context, max_length, stop, **options)
         self.sparse.prompt = "sparse" if self.protocol == "all" else "dense"

@@ -37,6 +37,7 @@ class Sparse:
     Attributes:
         policy: what is left out.
         prompt: as `sparse` was asked; may be changed between passes.
+        paused: while it is true the model computes everything, and nothing is noted of what passes.
         tokens: that ran sparse so far.
         neurons: that they computed, of all layers together.
     """
@@ -44,6 +45,7 @@ class Sparse:
     def __init__(self, policy: Policy, prompt: str) -> None:
         self.policy = policy
         self.prompt = prompt
+        self.paused = False
         self.tokens = 0
         self.neurons = 0
 
@@ -167,6 +169,8 @@ class _Run:
         if self.inside:
             return None
         self.selection = None
+        if self.counted.paused:
+            return None
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:  # embeddings: nothing says which tokens these are
             return None
@@ -186,7 +190,7 @@ class _Run:
 
     def end(self, _model: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         """Keep what the next token's load is known from."""
-        if self.inside:
+        if self.inside or self.counted.paused:
             return
         self.model.config._attn_implementation = self.attention
         logits = getattr(output, "logits", None)  # None: the pass failed
