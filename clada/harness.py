@@ -142,7 +142,7 @@ class CladaLM(HFLM):
         """Of the endings of one context, for this adapter and for those beside that are asked too."""
         question = (tuple(context), tuple(map(tuple, endings)))
         if question not in self._answers:
-            lms = [lm for lm in self._company if lm is self or lm.asked]
+            lms = [lm for lm in self._company if lm is self or (lm.asked and question not in lm._answers)]
             before = context[:-1]
             dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if before else []
             shared = self._begun(before, dense) if dense else None

@@ -117,6 +117,39 @@ def test_protocols_score_what_the_model_computes_in_place(data, method, protocol
     assert len({round(score, 3) for score, _ in found}) == 2
 
 
+@pytest.mark.parametrize("protocol", ["answer", "all"])
+def test_adapters_beside_each_other_answer_as_alone(protocol):
+    methods = ("dense", "clada", "griffin")
+    context, endings = "Question: To dry wet shoes,\nAnswer:", [" fill them with newspaper.", " fill them."]
+
+    def ask(lm):
+        ids = [lm.tok_encode(text) for text in (context, *endings)]
+        requests = [(("", ending), begun, tail) for begun in (ids[0], ids[0][:1]) for ending, tail in
+                    zip(endings, ids[1:], strict=True)]  # fmt: skip
+        return lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
+    alone = {}
+    for method in methods:
+        lm = CladaLM("smollm2-135m", method=method, protocol=protocol, keep=0.5)
+        alone[method] = ask(lm), lm.sparse and (lm.sparse.tokens, lm.sparse.neurons)
+        lm.close()
+    assert len({scores[0][0] for scores, _ in alone.values()}) == 3
+    beside: list[CladaLM] = []
+    for method in methods:
+        beside.append(
+            CladaLM("smollm2-135m", method, protocol=protocol, keep=0.5, beside=beside[0] if beside else None)
+        )
+        beside[-1].asked = method != "griffin"
+    # A passive one neither answers nor counts; those asked along have run when they are asked themselves.
+    first = ask(beside[0])
+    counts = [lm.sparse and (lm.sparse.tokens, lm.sparse.neurons) for lm in beside]
+    assert counts == [None, alone["clada"][1], (0, 0)]
+    assert [first, ask(beside[1]), ask(beside[2])] == [alone[method][0] for method in methods]
+    assert [lm.sparse and (lm.sparse.tokens, lm.sparse.neurons) for lm in beside] == [alone[m][1] for m in methods]
+    for lm in beside:
+        lm.close()
+
+
 def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "results")
     command = ["evaluate", "--data", str(data), "--tasks", "piqa,boolq", "--methods", "clada", "--out", out, "--json"]
