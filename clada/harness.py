@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -137,41 +137,62 @@ class CladaLM(HFLM):
                 progress.update(len(members))
         return found
 
-    @torch.inference_mode()
     def _score(self, context: list[int], endings: Sequence[list[int]]) -> list[tuple[float, bool]]:
-        """Of the endings of one context, for this adapter and for those beside that are asked too."""
+        """Of the endings of one context."""
+        longest = max(map(len, endings))
+        rows = [[context[-1], *ending[:-1]] for ending in endings]
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
+
+        def answer(cache: Any) -> list[tuple[float, bool]]:
+            if cache is not None and len(rows) > 1:
+                cache.batch_repeat_interleave(len(rows))
+            logits = self.model(padded, past_key_values=cache, use_cache=cache is not None).logits
+            answers = []
+            for row, ending in zip(logits, endings, strict=True):
+                log_p = log_softmax(row[: len(ending)], dim=-1, dtype=self.softmax_dtype)
+                wanted = torch.tensor(ending, device=log_p.device)
+                greedy = bool((log_p.argmax(-1) == wanted).all())
+                answers.append((float(log_p.gather(1, wanted[:, None]).sum()), greedy))
+            return answers
+
         question = (tuple(context), tuple(map(tuple, endings)))
+        return list(self._answer(question, torch.tensor([context], device=self.device), None, answer))
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        """Generate after a prompt, its last token as the protocol says."""
+        mask = options.get("attention_mask")
+        others = sorted((name, repr(value)) for name, value in options.items() if name != "attention_mask")
+        question = str((context.tolist(), None if mask is None else mask.tolist(), max_length, stop, others))
+        generate = super()._model_generate
+
+        def answer(cache: Any) -> torch.Tensor:
+            return generate(context, max_length, stop, past_key_values=cache, **options)
+
+        found: torch.Tensor = self._answer(question, context, mask, answer)
+        return found
+
+    @torch.inference_mode()
+    def _answer(
+        self, question: Any, context: torch.Tensor, mask: torch.Tensor | None, answer: Callable[[Any], Any]
+    ) -> Any:
+        """What `answer` gives after a context [B, T], for this adapter, and for those beside that are asked too.
+
+        It is given the cache of all tokens but the last ones; None where nothing comes before these.
+        """
         if question not in self._answers:
             lms = [lm for lm in self._company if lm is self or (lm.asked and question not in lm._answers)]
-            before = context[:-1]
-            dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if before else []
-            shared = self._begun(before, dense) if dense else None
+            dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if context.shape[1] > 1 else []
+            shared = self._begun(context, mask, dense) if dense else None
             for lm in lms:
                 if lm not in dense:
-                    cache = self._begun(before, [lm])
+                    cache = self._begun(context, mask, [lm])
                 elif lm is dense[-1]:
                     cache = shared
                 else:
                     cache = copy.deepcopy(shared)
                 self._wake([lm])
-                lm._answers[question] = self._go_on(cache, context[-1], endings)
+                lm._answers[question] = answer(cache)
         return self._answers[question]
-
-    def _go_on(self, cache: Any, last: int, endings: Sequence[list[int]]) -> list[tuple[float, bool]]:
-        """The endings side by side, after the last token of their context and what is cached before it."""
-        longest = max(map(len, endings))
-        rows = [[last, *ending[:-1]] for ending in endings]
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
-        if cache is not None and len(rows) > 1:
-            cache.batch_repeat_interleave(len(rows))
-        logits = self.model(padded, past_key_values=cache, use_cache=cache is not None).logits
-        answers = []
-        for row, ending in zip(logits, endings, strict=True):
-            log_p = log_softmax(row[: len(ending)], dim=-1, dtype=self.softmax_dtype)
-            wanted = torch.tensor(ending, device=log_p.device)
-            greedy = bool((log_p.argmax(-1) == wanted).all())
-            answers.append((float(log_p.gather(1, wanted[:, None]).sum()), greedy))
-        return answers
 
     def _wake(self, awake: Sequence[CladaLM]) -> None:
         """Let these, of all on the model, do what they do in the next pass."""
@@ -179,50 +200,32 @@ class CladaLM(HFLM):
             if lm.sparse is not None:
                 lm.sparse.paused = lm not in awake
 
-    def _begun(self, before: list[int], awake: Sequence[CladaLM]) -> Any:
-        """The cache of a prompt but for its last token; None where nothing comes before."""
-        self._wake(awake)
-        for lm in awake:
-            lm._choose(before)
-        if not before:
-            return None
-        return self.model(torch.tensor([before], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
-
-    def _choose(self, before: list[int]) -> None:
-        """What the protocol lets the next passes leave out."""
-        if self.sparse is None:
-            return
-        self.sparse.prompt = "dense"
-        if self.protocol == "answer" and before:
-            return
-        if self.sparse.policy.shares.prompt:
-            if not before:
-                return  # nothing to choose neurons by
-            self.model(torch.tensor([[*before, before[-1]]], device=self.device), use_cache=False, logits_to_keep=1)
-        self.sparse.prompt = "sparse"
-
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        """Generate after a prompt, its last token as the protocol says."""
-        self._wake([self])
-        if self.sparse is None or context.shape[1] < 2:
-            return super()._model_generate(context, max_length, stop, **options)
-        self.sparse.prompt = "sparse" if self.protocol == "all" else "dense"
-        mask = options.get("attention_mask")
+    def _begun(self, context: torch.Tensor, mask: torch.Tensor | None, awake: Sequence[CladaLM]) -> Any:
+        """The cache of a context but for its last tokens, as the protocol of these says; None if nothing is left."""
         # Those that `generate` goes on from: padding has none of its own.
         positions = None if mask is None else (mask.cumsum(-1) - 1).clamp_min(0)
-        if self.protocol == "all" and self.sparse.policy.shares.prompt:
-            self.sparse.prompt = "dense"
-            self.model(context, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
-            self.sparse.prompt = "sparse"
-        with torch.inference_mode():
-            begun = self.model(
-                context[:, :-1],
-                attention_mask=None if mask is None else mask[:, :-1],
-                position_ids=None if positions is None else positions[:, :-1],
-                use_cache=True,
+
+        def run(length: int, *, use_cache: bool) -> Any:
+            return self.model(
+                context[:, :length],
+                attention_mask=None if mask is None else mask[:, :length],
+                position_ids=None if positions is None else positions[:, :length],
+                use_cache=use_cache,
                 logits_to_keep=1,
-            )
-        return super()._model_generate(context, max_length, stop, past_key_values=begun.past_key_values, **options)
+            ).past_key_values
+
+        self._wake(awake)
+        before = context.shape[1] - 1
+        for lm in awake:
+            if lm.sparse is None:
+                continue
+            chosen = lm.sparse.policy.shares.prompt > 0  # neurons, by a prompt that runs dense
+            lm.sparse.prompt = "dense"
+            if lm.protocol == "all" and chosen and before:
+                run(before + 1, use_cache=False)
+            if (lm.protocol == "all" or not before) and (before or not chosen):
+                lm.sparse.prompt = "sparse"
+        return run(before, use_cache=True) if before else None
 
 
 # -- tasks on local files -----------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def test_dense_is_the_harness_own_model(data):
 def test_protocols_score_what_the_model_computes_in_place(data, method, protocol):
     """Against one ending at a time through `clada.sparse`, token by token."""
     lm = CladaLM("smollm2-135m", method=method, protocol=protocol, keep=0.5)
+    lm.model.double()  # or a magnitude at its threshold turns over when sums are taken in another order
     context, endings = "Question: To dry wet shoes,\nAnswer:", [" fill them with newspaper.", " fill them with soup."]
     ids = lm.tok_encode(context)
     found = lm._loglikelihood_tokens([(("", e), ids, lm.tok_encode(e)) for e in endings], disable_tqdm=True)
@@ -105,7 +106,8 @@ def test_protocols_score_what_the_model_computes_in_place(data, method, protocol
     model, _ = load_model("smollm2-135m")
     for ending, (score, _) in zip(endings, found, strict=True):
         tail, total = lm.tok_encode(ending), 0.0
-        with torch.inference_mode(), clada.sparse(model, coefficients="none", method=method, keep=0.5) as run:
+        with torch.inference_mode(), clada.sparse(model.float(), coefficients="none", method=method, keep=0.5) as run:
+            model.double()
             if protocol == "all" and method == "griffin":
                 model(torch.tensor([ids]))
             run.prompt = "sparse" if protocol == "all" else "dense"
@@ -113,7 +115,7 @@ def test_protocols_score_what_the_model_computes_in_place(data, method, protocol
             for before, token in zip([ids[-1], *tail[:-1]], tail, strict=True):
                 out = model(torch.tensor([[before]]), past_key_values=out.past_key_values, use_cache=True)
                 total += float(torch.log_softmax(out.logits[0, -1].double(), -1)[token])
-        assert score == pytest.approx(total, abs=2e-3)  # float32; a magnitude at its threshold may turn over
+        assert score == pytest.approx(total, abs=1e-4)  # the harness takes the softmax in float32
     assert len({round(score, 3) for score, _ in found}) == 2
 
 
