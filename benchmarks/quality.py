@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --data DIR            # hours; goes on where it was, `--only LABEL` for a part of it
     python benchmarks/quality.py --data DIR --same     # dense through the adapter against the harness' own `hf`
-    python benchmarks/quality.py                       # the tables from what is stored
+    python benchmarks/quality.py                       # `figures/QUALITY.md` from what is stored
 
 `DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2
 or 5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0:
@@ -27,7 +27,7 @@ from typing import Any
 import lm_eval
 import numpy as np
 from lm_eval.models.huggingface import HFLM
-from stored import RESULTS
+from stored import FIGURES, RESULTS
 from tabulate import tabulate
 
 from clada.harness import TASKS, CladaLM, local_task, read_documents
@@ -111,29 +111,72 @@ def same_as_hf(data: str, limit: int = 200) -> None:
         SAME.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Value of dense and difference of the others, by method and task, with the share of neurons computed."""
+def _shown(row: dict[str, Any]) -> str:
+    """A score; of the others than dense, also the difference to it and its interval."""
+    shown, (low, high) = f"{100 * row['value']:.1f}", row["diff_ci"]
+    if row["method"] != "dense":
+        shown += f" ({100 * row['diff_to_dense']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
+    return shown
+
+
+def _last_columns(row: dict[str, Any]) -> list[str]:
+    kept = row["kept_above_chance"]
+    return ["" if kept is None else f"{kept:.0%}", f"{row['active_fraction']:.0%}"]
+
+
+LAST = ["kept above chance", "neurons"]
+
+
+def by_task(rows: list[dict[str, Any]]) -> str:
+    """A part's methods by tasks, the first metric of each."""
     first = {(row["method"], row["task"]): row for row in reversed(rows)}
-    tasks, lines = list(dict.fromkeys(row["task"] for row in rows)), []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = []
-        for task in tasks:
-            row = first[method, task]
-            low, high = row["diff_ci"]
-            shown = f"{100 * row['value']:.1f}"
-            if method != "dense":
-                shown += f" ({100 * row['diff_to_dense']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
-            cells.append(shown)
-        mean = first.get((method, "mean"), first[method, tasks[0]])
-        kept = "" if mean["kept_above_chance"] is None else f"{mean['kept_above_chance']:.0%}"
-        lines.append([f"`{method}`", *cells, kept, f"{mean['active_fraction']:.0%}"])
     counts = {row["task"]: row["n"] for row in rows}
-    headers = ["method", *(f"{task}, {counts[task]}" for task in tasks), "above chance", "neurons"]
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [first[method, task] for task in counts]
+        lines.append([f"`{method}`", *map(_shown, own), *_last_columns(own[-1])])
+    named = {task: first["dense", task]["metric"].replace("first of each task", "") for task in counts}
+    headers = ["method", *(f"{task} {named[task]}".strip() + f", {n:,}" for task, n in counts.items()), *LAST]
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
+def means(parts: dict[Part, list[dict[str, Any]]]) -> str:
+    """A line for every method of every part: the mean over tasks of their first metrics."""
+    lines = [
+        [part.label, part.model, part.protocol, f"`{row['method']}`", f"{row['n']:,}", _shown(row), *_last_columns(row)]
+        for part, rows in parts.items()
+        for row in rows
+        if row["task"] == "mean"
+    ]
+    headers = ["part", "model", "protocol", "method", "items", "mean (to dense [95 %])", *LAST]
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def report(parts: dict[Part, list[dict[str, Any]]]) -> str:
+    """All that was scored, as Markdown."""
+    same = [json.loads(line) for line in SAME.read_text(encoding="utf-8").splitlines()] if SAME.is_file() else []
+    text = [
+        "# Quality",
+        "Written by `python benchmarks/quality.py`, which says how, from `benchmarks/results/quality-*.json`. "
+        "Accuracies (tasks that choose), F1 and ROUGE-1 (tasks that write) in per cent; in brackets the difference to "
+        "dense on the same items and its 95 % interval from a paired bootstrap over them.",
+        "## Means over tasks",
+        means(parts),
+    ]
+    for part, rows in parts.items():
+        call = f"`clada evaluate --model {part.model} --methods {part.methods} --limit {part.limit} --protocol "
+        text += [f"## {part.label}", f"{call}{part.protocol} {part.options}".rstrip() + "`", by_task(rows)]
+    if same:
+        text += [
+            "## Dense through the adapter, and the harness' own model",
+            "`python benchmarks/quality.py --data DIR --same`: the same items by both.",
+            tabulate(same, headers="keys", tablefmt="github", floatfmt=".3g"),
+        ]
+    return "\n\n".join(text) + "\n"
+
+
 def main() -> None:
-    """Score what is asked for, print every table there is."""
+    """Score what is asked for, write the report of all that is stored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="the tasks' documents; without it nothing is scored")
     parser.add_argument("--out", default="evaluations", help="where item scores are kept")
@@ -142,14 +185,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.same:
         same_as_hf(args.data)
-        return
+    stored = {}
     for part in PARTS:
         path = RESULTS / f"quality-{part.label}.json"
-        if args.data and (not args.only or part.label in args.only):
+        if args.data and not args.same and (not args.only or part.label in args.only):
             path.write_text(json.dumps(evaluate(part, args.data, args.out), indent=1) + "\n", encoding="utf-8")
         if path.is_file():
-            settings = f"{part.model}, protocol {part.protocol} {part.options}".rstrip()
-            print(f"\n**{part.label}** ({settings})\n\n{table(json.loads(path.read_text(encoding='utf-8')))}")
+            stored[part] = json.loads(path.read_text(encoding="utf-8"))
+    (FIGURES / "QUALITY.md").write_text(report(stored), encoding="utf-8")
 
 
 if __name__ == "__main__":
