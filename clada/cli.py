@@ -187,5 +187,9 @@ COMMANDS: Commands = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `clada` command; see `clada --help`."""
     return run(
-        "clada", "Decode a language model by computing only the neurons a token needs.", COMMANDS, argv, resumes=False
+        "clada",
+        "Decode a language model by computing only the neurons a token needs.",
+        COMMANDS,
+        argv,
+        resumes=("evaluate",),
     )

@@ -6,7 +6,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -38,7 +38,9 @@ class Parser(argparse.ArgumentParser):
 Commands = dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
 
 
-def run(package: str, description: str, commands: Commands, argv: Sequence[str] | None = None, *, resumes: bool) -> int:
+def run(
+    package: str, description: str, commands: Commands, argv: Sequence[str] | None = None, *, resumes: Container[str]
+) -> int:
     """Parse a command line and run the command.
 
     Args:
@@ -46,7 +48,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
         description: for `--help`.
         commands: the subcommands; only the module of the one that runs is imported, so that help is instant.
         argv: arguments; None: those of the process.
-        resumes: whether the same command goes on from finished files after an interruption.
+        resumes: the commands that go on from finished files after an interruption.
 
     Returns:
         exit code: 0, or 2 after a mistake of the user, a full disk or an interruption, each said in one line.
@@ -57,7 +59,7 @@ def run(package: str, description: str, commands: Commands, argv: Sequence[str] 
         sub = subparsers.add_parser(name, help=summary, description=summary)
         add_arguments(sub)
     args = parser.parse_args(argv)
-    again = "the same command goes on from the finished files" if resumes else "nothing was written"
+    again = "the same command goes on from the finished files" if args.command in resumes else "nothing was written"
     try:
         import_module(f"{package}.{args.command}").main(args)
         sys.stdout.flush()

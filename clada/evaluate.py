@@ -16,6 +16,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -39,7 +40,7 @@ from clada.policies import METHODS, with_dense
 from clada.texts import cut
 from clada.threads import available_cores, set_threads
 
-SCHEMA = "clada/evaluation/1"
+SCHEMA = "clada/evaluation/2"  # another number where the same documents would be scored otherwise
 # What blind guessing gets: accuracy above it is what a method can lose.
 CHANCE = {"hellaswag": 0.25, "piqa": 0.5, "copa": 0.5, "arc_challenge": 0.25, "boolq": 0.5}
 DRAWS = 10_000
@@ -69,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
     plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision)
     coefficients = resolve_coefficients(args.coefficients, args.model)
     set_threads(args.threads or available_cores())
-    common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype, "seed": args.seed}
+    common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype}
+    common["harness"] = importlib.metadata.version("lm_eval")
     out = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
     work: dict[str, list[Scores]] = {}  # by method, tasks in the same order
     for method in methods:
@@ -80,9 +82,10 @@ def main(args: argparse.Namespace) -> None:
             settings["plan"] = None if plan is None else _plan_digest(plan)
         work[method] = []
         for task, rows in documents.items():
-            wanted = {**common, **settings, "method": method, "task": task, "documents_sha256": _digest(rows)}
-            name = f"{method}-{_digest(settings)[:8]}-{task}.json" if settings else f"{method}-{task}.json"
-            work[method].append(Scores(out / name, wanted, rows, args.limit))
+            wanted = {**common, **settings, "method": method, "task": task}
+            wanted["documents_sha256"] = _digest([rows, harness.description(task)])
+            path = out / f"{method}-{task}-{_digest(wanted)[:8]}.json"
+            work[method].append(Scores(path, wanted, rows, args.limit, args.seed))
     if any(scores.missing for todo in work.values() for scores in todo):
         _run(harness, args, plan, coefficients, work)
     rows = compare([scores.result() for todo in work.values() for scores in todo])
@@ -113,7 +116,7 @@ def _digest(value: Any) -> str:
 def _plan_digest(plan: Plan) -> str:
     """Of all that a method takes from a plan."""
     tables = {name: hashlib.sha256(table.tobytes()).hexdigest() for name, table in plan.tables.items()}
-    return _digest([repr(plan.settings), plan.revision, tables])
+    return _digest([repr(plan.settings), repr(plan.quantiles), plan.revision, tables])
 
 
 class Scores:
@@ -124,13 +127,16 @@ class Scores:
         wanted: what the scores depend on; a file of anything else is begun anew.
         documents: of the task.
         limit: how many of them count, at random; None for all.
+        seed: which ones.
     """
 
-    def __init__(self, path: Path, wanted: dict[str, Any], documents: list[dict[str, Any]], limit: int | None) -> None:
-        self.path, self.wanted, self.documents = path, wanted, documents
+    def __init__(
+        self, path: Path, wanted: dict[str, Any], documents: list[dict[str, Any]], limit: int | None, seed: int
+    ) -> None:
+        self.path, self.wanted, self.documents, self.seed = path, wanted, documents, seed
         # At random, as files keep an order in which like items come together; a smaller limit's are among a larger's.
         order = list(range(len(documents)))
-        random.Random(wanted["seed"]).shuffle(order)
+        random.Random(seed).shuffle(order)
         self.chosen = order[:limit]
         self.items: dict[int, dict[str, float]] = {}
         self.tokens, self.computed = 0, 0.0
@@ -175,6 +181,7 @@ class Scores:
         names = self.items[indices[0]]
         return {
             **self.wanted,
+            "seed": self.seed,
             "indices": indices,
             "items": {name: [self.items[index][name] for index in indices] for name in names},
             "active_fraction": self.computed / self.tokens if self.tokens else 1.0,
@@ -183,6 +190,9 @@ class Scores:
 
 def _run(harness: Any, args: argparse.Namespace, plan: Any, coefficients: Any, work: dict[str, list[Scores]]) -> None:
     """Score what is missing, item by item with every method, so that contexts which all run dense run once."""
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_defaults=False)  # or every call reads the descriptions of all the harness' tasks
     lms: dict[str, Any] = {}
     with ExitStack() as stack:
         for method, todo in work.items():
@@ -207,6 +217,7 @@ def _run(harness: Any, args: argparse.Namespace, plan: Any, coefficients: Any, w
                     for i in range(0, len(chosen) if asked else 0, CHUNK):
                         _run_some(
                             harness,
+                            tasks,
                             {method: lms[method] for method in asked},
                             dict(zip(lms, some, strict=True)),
                             chosen[i : i + CHUNK],
@@ -214,7 +225,7 @@ def _run(harness: Any, args: argparse.Namespace, plan: Any, coefficients: Any, w
                         progress.update(len(asked) * len(chosen[i : i + CHUNK]))
 
 
-def _run_some(harness: Any, lms: dict[str, Any], scores: dict[str, Scores], chosen: list[int]) -> None:
+def _run_some(harness: Any, tasks: Any, lms: dict[str, Any], scores: dict[str, Scores], chosen: list[int]) -> None:
     """Score some documents of a task with some methods."""
     import lm_eval
 
@@ -227,7 +238,8 @@ def _run_some(harness: Any, lms: dict[str, Any], scores: dict[str, Scores], chos
         own = scores[method]
         task = harness.local_task(own.wanted["task"], [own.documents[index] for index in chosen])
         metrics = [metric["metric"] for metric in task["metric_list"]]
-        samples = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)["samples"][task["task"]]
+        done = lm_eval.simple_evaluate(model=lm, tasks=[task], task_manager=tasks, bootstrap_iters=0)
+        samples = done["samples"][task["task"]]
         found[method] = {chosen[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in samples}
     for method, lm in lms.items():
         tokens, computed = (now - then for now, then in zip(counted(lm), before[method], strict=True))
@@ -262,7 +274,8 @@ def compare(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         records: method, task, metric, value, stderr, n, diff_to_dense, diff_ci (95 %, paired bootstrap),
         kept_above_chance (share of dense's value above blind guessing), active_fraction, seed. Task `mean` is of the
-        first metric of every task, its interval from resampling the items of each.
+        first metric of every task, its interval from resampling the items of each; above chance only of tasks where
+        dense is.
     """
     dense = {result["task"]: result for result in results if result["method"] == "dense"}
     rows = []
@@ -295,7 +308,8 @@ def compare(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     draws.append(difference)
                     references.append((value, wanted, chance))
         if len(own) > 1:
-            value, wanted, chance = (float(v) for v in np.mean(references, 0))
+            value, wanted, _ = (float(v) for v in np.mean(references, 0))
+            able = [reference for reference in references if reference[1] > reference[2]]
             rows.append(
                 {
                     "method": method,
@@ -305,7 +319,7 @@ def compare(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "stderr": None,
                     "n": sum(len(result["indices"]) for result in own),
                     **_difference(value - wanted, np.mean(draws, 0)),
-                    "kept_above_chance": _kept(value, wanted, chance),
+                    "kept_above_chance": _kept(*np.mean(able, 0)) if able else None,
                     "active_fraction": float(np.mean([result["active_fraction"] for result in own])),
                     "seed": own[0]["seed"],
                 }

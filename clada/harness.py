@@ -9,6 +9,7 @@ same fields from local files.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.hellaswag import utils as hellaswag
 from lm_eval.tasks.qasper.metrics import f1_abstractive, normalize_answer
 from lm_eval.tasks.super_glue.copa import utils as copa
+from lm_eval.utils import simple_parse_args_string
 from rouge_score.rouge_scorer import RougeScorer
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
@@ -64,7 +66,7 @@ class CladaLM(HFLM):
         beside: another adapter, whose model is shared. Each answers as if it were alone.
 
     Attributes:
-        asked: answer along when an adapter beside is asked, and keep the answers for the same question.
+        asked: among those that will be asked the same questions: each answers along when one of them is asked first.
 
     Raises:
         CladaError: the model, method, plan or coefficients cannot be used.
@@ -87,6 +89,9 @@ class CladaLM(HFLM):
     ) -> None:
         if protocol not in PROTOCOLS:
             raise InputError(f"unknown protocol '{protocol}'; use {', '.join(PROTOCOLS)}")
+        for name, share in (("keep", keep), ("max_loss", max_loss)):
+            if not isinstance(share, float | int | None):
+                raise InputError(f"{name} {share!r} is not a number")
         if beside is None:
             # The harness' command asks for `cuda:0` unless told otherwise; its `hf` takes the CPU where there is none.
             on_cuda = (device or "").startswith("cuda") and torch.cuda.is_available()
@@ -104,6 +109,26 @@ class CladaLM(HFLM):
         if method != "dense":
             inside = sparse(model, plan, coefficients, method=method, max_loss=max_loss, keep=keep)
             self.sparse = self._stack.enter_context(inside)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> CladaLM:
+        """Of `--model_args`: the harness reads the word none as None, which means something else here."""
+        options = {**simple_parse_args_string(arg_string), **(additional_config or {})}
+        return cls.create_from_arg_obj(options)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> CladaLM:
+        """The same, of options by name."""
+        options = {**arg_dict, **{key: value for key, value in (additional_config or {}).items() if value is not None}}
+        for name in ("plan", "coefficients"):
+            if name in options and options[name] is None:
+                options[name] = "none"
+        known = inspect.signature(cls).parameters
+        if unknown := [name for name in options if name not in known]:
+            raise InputError(f"unknown model argument {unknown[0]}; there are {', '.join(known)}")
+        if "pretrained" not in options:
+            raise InputError("no model; give --model_args pretrained=NAME")
+        return cls(**options)
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -143,10 +168,16 @@ class CladaLM(HFLM):
         rows = [[context[-1], *ending[:-1]] for ending in endings]
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
 
-        def answer(cache: Any) -> list[tuple[float, bool]]:
+        real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
+
+        def answer(lm: CladaLM, cache: Any) -> list[tuple[float, bool]]:
+            if lm.sparse is not None:
+                lm.sparse.real = real
             if cache is not None and len(rows) > 1:
                 cache.batch_repeat_interleave(len(rows))
             logits = self.model(padded, past_key_values=cache, use_cache=cache is not None).logits
+            if lm.sparse is not None:
+                lm.sparse.real = None
             answers = []
             for row, ending in zip(logits, endings, strict=True):
                 log_p = log_softmax(row[: len(ending)], dim=-1, dtype=self.softmax_dtype)
@@ -163,36 +194,51 @@ class CladaLM(HFLM):
         mask = options.get("attention_mask")
         others = sorted((name, repr(value)) for name, value in options.items() if name != "attention_mask")
         question = str((context.tolist(), None if mask is None else mask.tolist(), max_length, stop, others))
-        generate = super()._model_generate
 
-        def answer(cache: Any) -> torch.Tensor:
-            return generate(context, max_length, stop, past_key_values=cache, **options)
+        def answer(lm: CladaLM, cache: Any) -> torch.Tensor:
+            found: torch.Tensor = HFLM._model_generate(lm, context, max_length, stop, past_key_values=cache, **options)
+            return found
 
         found: torch.Tensor = self._answer(question, context, mask, answer)
         return found
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, every token of them sparse."""
+        if self.sparse is not None and self.sparse.policy.shares.prompt:
+            raise InputError(
+                f"method {self.method} chooses neurons by a prompt, which whole texts lack; use another method or task"
+            )
+        return list(super().loglikelihood_rolling(requests, disable_tqdm))
+
     @torch.inference_mode()
     def _answer(
-        self, question: Any, context: torch.Tensor, mask: torch.Tensor | None, answer: Callable[[Any], Any]
+        self, question: Any, context: torch.Tensor, mask: torch.Tensor | None, answer: Callable[[CladaLM, Any], Any]
     ) -> Any:
         """What `answer` gives after a context [B, T], for this adapter, and for those beside that are asked too.
 
         It is given the cache of all tokens but the last ones; None where nothing comes before these.
         """
-        if question not in self._answers:
-            lms = [lm for lm in self._company if lm is self or (lm.asked and question not in lm._answers)]
-            dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if context.shape[1] > 1 else []
-            shared = self._begun(context, mask, dense) if dense else None
-            for lm in lms:
-                if lm not in dense:
-                    cache = self._begun(context, mask, [lm])
-                elif lm is dense[-1]:
-                    cache = shared
-                else:
-                    cache = copy.deepcopy(shared)
-                self._wake([lm])
-                lm._answers[question] = answer(cache)
-        return self._answers[question]
+        if not self.asked:  # alone; a question may be asked again to be answered otherwise, by chance
+            lms = [self]
+        elif question in self._answers:
+            return self._answers[question]
+        else:
+            lms = [lm for lm in self._company if lm.asked and question not in lm._answers]
+        dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if context.shape[1] > 1 else []
+        shared = self._begun(context, mask, dense) if dense else None
+        answers = {}
+        for lm in lms:
+            if lm not in dense:
+                cache = self._begun(context, mask, [lm])
+            elif lm is dense[-1]:
+                cache = shared
+            else:
+                cache = copy.deepcopy(shared)
+            self._wake([lm])
+            answers[lm] = answer(lm, cache)
+            if lm.asked:
+                lm._answers[question] = answers[lm]
+        return answers[self]
 
     def _wake(self, awake: Sequence[CladaLM]) -> None:
         """Let these, of all on the model, do what they do in the next pass."""
@@ -221,6 +267,7 @@ class CladaLM(HFLM):
                 continue
             chosen = lm.sparse.policy.shares.prompt > 0  # neurons, by a prompt that runs dense
             lm.sparse.prompt = "dense"
+            lm.sparse.prompt_is_cut = lm.protocol == "answer"
             if lm.protocol == "all" and chosen and before:
                 run(before + 1, use_cache=False)
             if (lm.protocol == "all" or not before) and (before or not chosen):
@@ -258,14 +305,17 @@ def _coqa(rows: Documents, _folder: Path) -> Documents:
         for more in (row.get("additional_answers") or {}).values():
             golds.setdefault(turns(more)[-1].lower(), turns(more)[-1])
         text = f"{row['story']}\n\n{''.join(asked)}Q: {questions[-1]}\n\nA:"
-        found.append({"text": text, "golds": list(golds.values())})
+        answers = list(golds.values())
+        # As CoQA has it: what counts are the other people's answers, each left out in turn.
+        rounds = [answers[:i] + answers[i + 1 :] for i in range(len(answers))] if len(answers) > 1 else [answers]
+        found.append({"text": text, "golds": rounds})
     return found
 
 
 def _qasper(rows: Documents, _folder: Path) -> Documents:
     """A question about a paper with the paragraphs that hold its answer; a span of them is wanted."""
     return [
-        {"text": "\n".join(row["evidence"]) + f"\n\nQ: {row['question']}\n\nA:", "golds": row["extractive_spans"]}
+        {"text": "\n".join(row["evidence"]) + f"\n\nQ: {row['question']}\n\nA:", "golds": [row["extractive_spans"]]}
         for row in rows
     ]
 
@@ -292,11 +342,10 @@ def _summaries(rows: Documents, folder: Path, article: str, summary: str, size: 
 
 
 def _overlap(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Exact match and F1 of words, as SQuAD has them; of several right answers, each against the others (CoQA's)."""
-    said, golds = results[0].strip().split("\n")[0], doc["golds"]
-    rounds = [golds[:i] + golds[i + 1 :] for i in range(len(golds))] if len(golds) > 1 else [golds]
-    exact = [max(float(normalize_answer(gold) == normalize_answer(said)) for gold in some) for some in rounds]
-    shared = [max(float(f1_abstractive([said], [gold])) for gold in some) for some in rounds]
+    """Exact match and F1 of words, as SQuAD has them, with the best of the right answers; mean over sets of these."""
+    said, rounds = results[0].strip().split("\n")[0], doc["golds"]
+    exact = [max(float(normalize_answer(gold) == normalize_answer(said)) for gold in golds) for golds in rounds]
+    shared = [max(float(f1_abstractive([said], [gold])) for gold in golds) for golds in rounds]
     return {"f1": sum(shared) / len(shared), "em": sum(exact) / len(exact)}
 
 
@@ -344,16 +393,31 @@ TASKS: dict[str, dict[str, Any]] = {
     "xsum": _written(_xsum, _rouge, ["\n", "###"], 64, *ROUGE),
     "cnn_dailymail": _written(_cnn, _rouge, ["###", "Article:"], 128, *ROUGE),
 }  # fmt: skip
-"""Prompts, answers and metrics of each task: the harness' own where it has the task."""
+"""Prompts, answers and metrics of each task: the harness' own, but for CoQA's answers, of which the harness too counts
+the first line and which end after 32 tokens here, and for summaries, whose prompts are GRIFFIN's."""
 
 
 # What the tasks that take documents as they are need of them; the others read it when they prepare theirs.
 FIELDS = {
-    "piqa": ("goal", "sol1", "sol2", "label"),
-    "copa": ("premise", "choice1", "choice2", "question", "label"),
+    "piqa": ("goal", "sol1", "sol2"),
+    "copa": ("premise", "choice1", "choice2"),
     "arc_challenge": ("question", "choices", "answerKey"),
-    "boolq": ("passage", "question", "label"),
+    "boolq": ("passage", "question"),
 }
+
+
+def _check(task: str, row: dict[str, Any]) -> None:
+    """Raise what says why a document cannot be asked."""
+    for field in FIELDS.get(task, ()):
+        row[field]
+    if task in ("piqa", "copa", "boolq") and row["label"] not in (0, 1):
+        raise ValueError(f"label {row['label']}")
+    if task == "copa" and row["question"] not in ("cause", "effect"):
+        raise ValueError(f"question {row['question']}")
+    if task == "arc_challenge":
+        row["choices"]["label"].index(row["answerKey"])
+    if task == "qasper_evidence" and not row["extractive_spans"]:
+        raise ValueError("no extractive_spans")
 
 
 def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
@@ -374,10 +438,11 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8").rstrip("\n")
         except UnicodeDecodeError:
             raise InputError(f"{path} is not UTF-8; convert it") from None
-        for number, line in enumerate(lines, start=1):
+        # Not `splitlines`, which cuts at separators that JSON may hold.
+        for number, line in enumerate(text.split("\n") if text else [], start=1):
             try:
                 rows.append(json.loads(line))
             except ValueError:
@@ -387,8 +452,7 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{paths[0]} is empty; it needs a document a line")
     try:
         for row in rows:
-            for field in FIELDS.get(task, ()):
-                row[field]
+            _check(task, row)
         return prepare(copy.deepcopy(rows), folder / task) if prepare else rows
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
@@ -396,6 +460,11 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
             f"{paths[0]} lacks a field of {task}, or holds something else in it ({reason}); it needs the published "
             "ones, of a split with answers"
         ) from None
+
+
+def description(task: str) -> str:
+    """What a task asks and counts, in words that change when it does."""
+    return repr(sorted((key, getattr(value, "__qualname__", value)) for key, value in TASKS[task].items()))
 
 
 def local_task(task: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -416,5 +485,5 @@ if __name__ == "__main__":
 
     try:
         cli_evaluate()
-    except CladaError as mistake:
-        sys.exit(refuse("clada.harness", str(mistake)))
+    except (CladaError, ValueError) as mistake:  # the harness' own for tasks that are none
+        sys.exit(refuse("clada.harness", str(mistake).split("\n")[0]))

@@ -38,6 +38,9 @@ class Sparse:
         policy: what is left out.
         prompt: as `sparse` was asked; may be changed between passes.
         paused: while it is true the model computes everything, and nothing is noted of what passes.
+        prompt_is_cut: the prompts that run dense lack their last token, which comes by itself. The engine runs it with
+            the prompt; either way neurons are chosen by those before it.
+        real: bool [B, T], which tokens of the next passes are somebody's and count; None: what attention masks say.
         tokens: that ran sparse so far.
         neurons: that they computed, of all layers together.
     """
@@ -45,7 +48,8 @@ class Sparse:
     def __init__(self, policy: Policy, prompt: str) -> None:
         self.policy = policy
         self.prompt = prompt
-        self.paused = False
+        self.paused = self.prompt_is_cut = False
+        self.real: torch.Tensor | None = None
         self.tokens = 0
         self.neurons = 0
 
@@ -130,18 +134,22 @@ class PromptStatistics:
         down_norm: [L, N].
         mask: attention mask [B, T] or None; padding counts for nothing.
         shape: sequences and tokens.
+        cut: the last tokens are not among them.
     """
 
-    def __init__(self, kind: str, down_norm: np.ndarray, mask: torch.Tensor | None, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, kind: str, down_norm: np.ndarray, mask: torch.Tensor | None, shape: tuple[int, int], *, cut: bool
+    ) -> None:
         self.kind, self.down_norm, self.shape = kind, down_norm, shape
+        self.length = shape[1] if cut else shape[1] - 1
         self.real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
         self.found = np.zeros((shape[0], *down_norm.shape), np.float32)
 
     def add(self, layer: int, h: torch.Tensor) -> None:
         """Of one layer, activations [B * T, N] in any shape."""
-        rows = h.reshape(*self.shape, h.shape[-1])[:, :-1].float()
+        rows = h.reshape(*self.shape, h.shape[-1])[:, : self.length].float()
         for b, z in enumerate(rows):
-            z = z[self.real[b, :-1].to(z.device)]
+            z = z[self.real[b, : self.length].to(z.device)]
             if len(z):
                 self.found[b, layer] = neuron_statistics(z, self.kind, self.down_norm[layer])
 
@@ -159,6 +167,7 @@ class _Run:
         self.previous: torch.Tensor | None = None  # logits [B, V] that the next tokens are drawn from
         self.statistics: PromptStatistics | None = None
         self.needed: np.ndarray | None = None
+        self.real: torch.Tensor | None = None  # [B * T], tokens that count
         self.kept: torch.Tensor | None = None  # of the layer that runs, [B * T, N]
         self.inside = False  # a pass of our own
 
@@ -183,9 +192,13 @@ class _Run:
             self.selection = self._select(ids, args, kwargs)
             if self.shape[1] == 1:
                 kwargs = self._attend(kwargs)
-            self.counted.tokens += ids.numel()
+            mask = kwargs.get("attention_mask") if self.counted.real is None else self.counted.real
+            self.real = None if mask is None else mask[:, -self.shape[1] :].flatten().bool()
+            self.counted.tokens += ids.numel() if self.real is None else int(self.real.sum())
         elif kind := self.policy.statistics:
-            self.statistics = PromptStatistics(kind, self.policy.weight, kwargs.get("attention_mask"), self.shape)
+            cut = self.counted.prompt_is_cut
+            mask = kwargs.get("attention_mask")
+            self.statistics = PromptStatistics(kind, self.policy.weight, mask, self.shape, cut=cut)
         return args, kwargs
 
     def end(self, _model: Any, _args: Any, _kwargs: Any, output: Any) -> None:
@@ -315,7 +328,7 @@ class _Run:
                 keep &= self.kept
             self.kept = None
             if not self.inside:
-                self.counted.neurons += int(keep.sum())
+                self.counted.neurons += int((keep if self.real is None else keep[self.real]).sum())
             return (h * keep.view(h.shape),)
 
         inputs(layer.output, "output_weight", "output_threshold")

@@ -208,4 +208,4 @@ COMMANDS: Commands = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `cladastats` command; see `cladastats --help`."""
     description = "Do MLP activations follow the prefix, and does cognitive load disturb that?"
-    return run("cladastats", description, COMMANDS, argv, resumes=True)
+    return run("cladastats", description, COMMANDS, argv, resumes=COMMANDS)

@@ -51,12 +51,16 @@ DOCUMENTS = {
          "additional_answers": {"0": [{"input_text": "Tom"}, {"input_text": "Red"}],
                                 "1": [{"input_text": "Tom does"}, {"input_text": "It is red"}]}},
     ],
+    "qasper_evidence": [
+        {"question": "Which corpora are used?", "extractive_spans": ["PTB", "WikiText"],
+         "evidence": ["We train on PTB.", "We test on WikiText."]},
+    ],
     "xsum": [
         {"document": "The bridge over the river was closed on Monday after a storm. It will open again in May.",
          "summary": "A bridge damaged by a storm stays closed until May."},
     ],
 }  # fmt: skip
-CHOSEN = [task for task, rows in DOCUMENTS.items() if task not in ("coqa", "xsum")]
+CHOSEN = [task for task, rows in DOCUMENTS.items() if task not in ("coqa", "qasper_evidence", "xsum")]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,7 @@ def test_protocols_score_what_the_model_computes_in_place(data, method, protocol
             model.double()
             if protocol == "all" and method == "griffin":
                 model(torch.tensor([ids]))
+            run.prompt_is_cut = protocol == "answer"
             run.prompt = "sparse" if protocol == "all" else "dense"
             out = model(torch.tensor([ids[:-1]]), use_cache=True)
             for before, token in zip([ids[-1], *tail[:-1]], tail, strict=True):
@@ -117,6 +122,24 @@ def test_protocols_score_what_the_model_computes_in_place(data, method, protocol
                 total += float(torch.log_softmax(out.logits[0, -1].double(), -1)[token])
         assert score == pytest.approx(total, abs=1e-4)  # the harness takes the softmax in float32
     assert len({round(score, 3) for score, _ in found}) == 2
+    # Endings padded to the longest one count as what they are; dense runs count for nothing.
+    counted = sum(len(lm.tok_encode(ending)) for ending in endings) + (len(ids) - 1 if protocol == "all" else 0)
+    assert lm.sparse.tokens == counted
+    if method == "griffin":
+        assert lm.sparse.neurons == counted * lm.sparse.policy.weight.size / 2
+
+
+def test_neurons_are_chosen_by_the_same_tokens_under_both_protocols():
+    chosen = []
+    for protocol in ("answer", "all"):
+        lm = CladaLM("smollm2-135m", method="griffin", protocol=protocol, keep=0.5)
+        ids = lm.tok_encode("The minister said on Monday that")
+        (run,) = (h.__self__ for h in lm.model._forward_hooks.values())
+        lm._loglikelihood_tokens([(("", ""), ids, ids[:1])], disable_tqdm=True)
+        chosen.append(run.needed)
+        lm.close()
+    assert np.array_equal(*chosen)
+    assert chosen[0].mean() == 0.5
 
 
 @pytest.mark.parametrize("protocol", ["answer", "all"])
@@ -166,7 +189,7 @@ def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, mon
     for row in first["rows"]:
         assert set(row) >= {"value", "stderr", "n", "diff_to_dense", "diff_ci", "seed"}
         assert (row["active_fraction"] == 1) == (row["method"] == "dense")
-    (path,) = (tmp_path / "results" / "smollm2-135m-float32").glob("clada-*-piqa.json")
+    (path,) = (tmp_path / "results" / "smollm2-135m-float32").glob("clada-piqa-*.json")
     stored = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("clada.harness.CladaLM", lambda *_a, **_k: pytest.fail("the model was opened again"))
@@ -180,6 +203,8 @@ def test_the_command_resumes_and_refuses_in_one_line(data, tmp_path, capsys, mon
     assert main([*command, "--limit", "1"]) == 0
     fewer = json.loads(capsys.readouterr().out)["rows"]
     assert [row["n"] for row in fewer if row["metric"] == "acc"] == [1, 1, 1, 1]
+    assert main([*command, "--limit", "1", "--seed", "3"]) == 0  # draws others, and loses none
+    assert json.loads(path.read_text()) == json.loads(stored)
     path.unlink()
     assert main([*command, "--limit", "1"]) == 0
     assert len(json.loads(path.read_text())["items"]) == 1
@@ -219,11 +244,16 @@ def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
         read_documents("hellaswag", tmp_path)
     (tmp_path / "piqa").mkdir()
     for content, message in (
-        ('{"goal": "x"}\n', "lacks a field of piqa"), ("3\n", "lacks a field of piqa"), ("", "is empty")
+        ('{"goal": "x"}\n', "lacks a field of piqa"), ("3\n", "lacks a field of piqa"), ("", "is empty"),
+        (json.dumps(DOCUMENTS["piqa"][0] | {"label": -1}), r"holds something else in it \(label -1\)"),
     ):  # fmt: skip
         (tmp_path / "piqa" / "a.jsonl").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             read_documents("piqa", tmp_path)
+    (tmp_path / "piqa" / "a.jsonl").write_text(
+        json.dumps(DOCUMENTS["piqa"][0] | {"goal": "a\u2028b"}, ensure_ascii=False), encoding="utf-8"
+    )
+    assert read_documents("piqa", tmp_path)[0]["goal"] == "a\u2028b"
     path.write_bytes(b'{"ctx": "\xff"}')
     with pytest.raises(InputError, match="is not UTF-8"):
         read_documents("hellaswag", tmp_path)
@@ -310,14 +340,39 @@ def test_mistakes_at_the_harness_own_command_are_one_line():
     assert done.stderr.strip().splitlines()[-1].startswith("clada.harness: unknown method 'magic'; use clada")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("method=clada", "no model"), ("pretrained=smollm2-135m,metod=tt", "unknown model argument metod; there are"),
+     ("pretrained=smollm2-135m,keep=half", "keep 'half' is not a number")],
+)  # fmt: skip
+def test_model_arguments_that_are_none_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        CladaLM.create_from_arg_string(options)
+
+
+def test_none_in_model_arguments_leaves_nothing_out():
+    lm = CladaLM.create_from_arg_string("pretrained=smollm2-135m,plan=none,coefficients=none")
+    assert lm.sparse.policy.prior is None  # the shipped plan has one
+    lm.close()
+
+
+def test_whole_texts_have_no_prompt_to_choose_neurons_by():
+    lm = CladaLM("smollm2-135m", method="griffin", keep=0.5)
+    with pytest.raises(InputError, match="griffin chooses neurons by a prompt"):
+        lm.loglikelihood_rolling([])
+    lm.close()
+
+
 def test_overlap_and_rouge_of_known_answers(data):
     (doc,) = read_documents("coqa", data)
     assert doc["text"].endswith("Q: Who has a kite?\n\nA: Tom\n\nQ: What colour is it?\n\nA:")
-    assert doc["golds"] == ["red", "It is red"]  # answers that differ in case alone are one
+    assert doc["golds"] == [["It is red"], ["red"]]  # answers that differ in case alone are one
     process = TASKS["coqa"]["process_results"]
     # Against each right answer in turn, the others being the references: "red" is 1 and 2 * 1/3 / (1 + 1/3) = 0.5.
     assert process(doc, [" red\nmore"]) == {"f1": pytest.approx(0.75), "em": 0.5}
-    assert process({"golds": ["the Red kite"]}, ["red kite."]) == {"f1": 1.0, "em": 1.0}
+    assert process({"golds": [["the Red kite"]]}, ["red kite."]) == {"f1": 1.0, "em": 1.0}
+    (doc,) = read_documents("qasper_evidence", data)
+    assert process(doc, ["WikiText"]) == {"f1": 1.0, "em": 1.0}  # any span is right
     (doc,) = read_documents("xsum", data)
     assert doc["text"].startswith("###\nArticle: The bridge")
     found = TASKS["xsum"]["process_results"](doc, [doc["golds"][0]])
@@ -346,10 +401,15 @@ def test_differences_are_paired_and_averaged_over_tasks():
         expected = (other[task].mean() - chance) / (dense[task].mean() - chance)
         assert row["kept_above_chance"] == pytest.approx(expected)
         assert found["dense", task]["diff_ci"] == [0.0, 0.0]
+    # A task in which dense guesses says nothing of what is kept above guessing.
+    rows = compare([result("dense", t, s.tolist()) for t, s in (dense | {"copa": np.zeros(4)}).items()]
+                   + [result("clada", t, s.tolist()) for t, s in (other | {"copa": np.ones(4)}).items()])  # fmt: skip
+    (with_copa,) = (row for row in rows if (row["method"], row["task"]) == ("clada", "mean"))
+    assert with_copa["kept_above_chance"] == pytest.approx(found["clada", "mean"]["kept_above_chance"])
     mean = found["clada", "mean"]
     assert mean["value"] == pytest.approx(np.mean([other[t].mean() for t in other]))
     assert mean["n"] == 800
     width = math.dist(mean["diff_ci"], found["clada", "piqa"]["diff_ci"])
     assert width < found["clada", "piqa"]["diff_ci"][1] - found["clada", "piqa"]["diff_ci"][0]
     for fmt in ("markdown", "latex", "csv"):
-        assert as_table(rows, fmt).count("clada") == 3
+        assert as_table(rows, fmt).count("clada") == 4
