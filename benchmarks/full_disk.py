@@ -3,9 +3,10 @@
     mkdir /mnt/small && mount -t tmpfs -o size=128m tmpfs /mnt/small       # any small file system will do
     python benchmarks/full_disk.py /mnt/small
 
-For every stage the disk is filled up to a few bytes, up to a part of what the stage writes, and up to nearly all of it.
-The command must end with exit code 2 and one line, leave what was there as it was, and, once there is room, finish with
-the files of a study that always had it. A line per trial goes to `benchmarks/results/full-disk.jsonl`.
+For every stage the disk is filled up to a few bytes, and up to 30 and 70 % of what the stage writes. The command must
+end with exit code 2 and one line, or finish where that was enough, leave what was there as it was, and, once there is
+room, finish with the files of a study that always had it. A line per trial goes to
+`benchmarks/results/full-disk.jsonl`.
 """
 
 from __future__ import annotations

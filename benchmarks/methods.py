@@ -2,9 +2,10 @@
 
     python benchmarks/methods.py --text jsonl:articles.jsonl:body          # SmolLM2-135M, bfloat16
 
-Each method leaves out what calibration found within the budget (the shipped plan); the loss in the table is measured
-here, on the text given: 4,096 tokens (`benchmarks/results/methods-*.json`). Speeds are of runs of their own, nine
-interleaved rounds at prompt 512 and 128 new tokens (`methods-speed-*.json`), as single rounds differ by a tenth.
+Each method leaves out what calibration found within the budget (the shipped plan; `clada-mlp` as many neurons as
+`clada`); the loss in the table is measured here, on the text given: 4,096 tokens (`benchmarks/results/methods-*.json`).
+Speeds are of runs of their own, nine interleaved rounds at prompt 512 and 128 new tokens (`methods-speed-*.json`), as
+single rounds differ by a tenth.
 Results that are there are kept; delete them to measure again.
 """
 

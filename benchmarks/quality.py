@@ -6,8 +6,8 @@
 
 `DIR` holds `TASK/*.jsonl`, as `clada evaluate` reads it. Methods are compared within a loss of perplexity (plans of 2
 or 5 %) and at half of the neurons (`keep 0.5`), the share at which the paper compares. Items are drawn with seed 0:
-1,000 for dense and CLADA's 2 % plan, 200 for the others. Parts may run side by side, where one with as many items has
-scored dense before. DejaVu's predictors are trained beforehand:
+1,000 for SmolLM2's 2 % plan on tasks that choose, 100 for tasks that write, 200 otherwise. Parts may run side by side,
+where one with as many items has scored dense before. DejaVu's predictors are trained beforehand:
 
     clada calibrate --methods dejavu --text jsonl:articles.jsonl:body --out dejavu.json
 

@@ -96,6 +96,11 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else cached_plan_path(model_revision(args.model))
     plan = _begun(out, args.model, text_sha256)
     if plan is None:
+        if not args.out and "clada" not in methods:
+            raise InputError(
+                f"a plan with {', '.join(methods)} alone would take the place of the one that clada decodes by; "
+                f"use --methods {','.join(['clada', *methods])}, or --out FILE"
+            )
         plan = tabulate(model, args.model, windows[:TABLE_WINDOWS], {"text_sha256": text_sha256})
     # int8 is searched for itself where its rows are too short to be left out.
     short = model.config.hidden_size < LEAST_ROW_BYTES
@@ -106,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
     searched = [method for method in methods if method in METHODS]
     for method, dtype in [(m, d) for m in searched for d in ((DTYPE, "int8") if short and m in CLADA else (DTYPE,))]:
         plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
-        plan.save(out)  # after every search, so that an interrupted command loses one at most
+        plan.save(out)  # after every search: what is found is kept, and `--methods` of the others adds them
         for setting in plan.settings:
             if (setting.method, setting.dtype) == (method, dtype):
                 print(

@@ -59,7 +59,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
         "--text",
         required=True,
         metavar="FILE|STUDY",
-        help="calibration text: a UTF-8 file, or a study folder (its natural sequences)",
+        help="calibration text: a UTF-8 file, jsonl:FILE:FIELD, or a study folder (its natural sequences)",
     )
     parser.add_argument(
         "--max-loss",

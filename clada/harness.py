@@ -394,7 +394,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "cnn_dailymail": _written(_cnn, _rouge, ["###", "Article:"], 128, *ROUGE),
 }  # fmt: skip
 """Prompts, answers and metrics of each task: the harness' own, but for CoQA's answers, of which the harness too counts
-the first line and which end after 32 tokens here, and for summaries, whose prompts are GRIFFIN's."""
+the first line and which end after 32 tokens here, for summaries, whose prompts are GRIFFIN's,
+and for QASPER, whose evidence is given."""
 
 
 # What the tasks that take documents as they are need of them; the others read it when they prepare theirs.

@@ -134,9 +134,10 @@ class Plan:
                 return s
         budgets = ", ".join(f"{s.max_loss:g}" for s in found)
         have = f"only for losses of {budgets}" if found else "not at all"
+        methods = method if method == "clada" else f"clada,{method}"  # a plan made anew takes the place of another
         raise InputError(
             f"the plan of {self.model} was measured with method {method} {have}; add it with "
-            f"'clada calibrate --methods {method} --max-loss {BUDGET if max_loss is None else max_loss:g}'"
+            f"'clada calibrate --methods {methods} --max-loss {BUDGET if max_loss is None else max_loss:g}'"
         )
 
     def threshold(self, table: str, share: float) -> np.ndarray:

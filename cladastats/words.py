@@ -231,7 +231,7 @@ def effort_rule(
         print(
             f"cladastats: the plan of {model} was not measured with the magnitude test alone (method tt): neurons "
             f"count as needed above the threshold that leaves out {shares.neurons:.0%} of them, whatever that costs; "
-            f"'clada calibrate --methods tt' measures it",
+            f"'clada calibrate --methods clada,tt' measures it",
             file=sys.stderr,
         )
     return found.threshold("magnitude", shares.neurons), coefficients.with_quantiles(found.quantiles)

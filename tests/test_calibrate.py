@@ -1,5 +1,6 @@
 """Calibration: what it scores is what the engine computes, and the budget is kept."""
 
+import argparse
 import json
 import math
 import shutil
@@ -35,6 +36,18 @@ def small_search(monkeypatch):
     for name, value in {"WINDOW": 40, "PROMPT": 16, "SAMPLED": 160}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "model_revision", lambda _name: "sha256:tiny")
+
+
+def test_a_plan_without_clada_never_takes_the_place_of_one_with_it(small_search, monkeypatch, tmp_path):
+    """Unsaid, `clada generate` would refuse to run afterwards."""
+    monkeypatch.setenv("CLADA_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "load_model", lambda _name: (tiny_model("llama"), None))
+    monkeypatch.setattr(module, "read_windows", lambda *_args: (windows_of(2), "0" * 64))
+    args = argparse.Namespace(
+        model="tiny", text="", methods=["tt"], max_loss=None, threads=1, coefficients="none", out=None
+    )
+    with pytest.raises(InputError, match="use --methods clada,tt, or --out FILE"):
+        module.main(args)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])

@@ -259,7 +259,7 @@ def test_share_families_and_tables_name_thresholds():
     assert half.neurons == pytest.approx(0.25, rel=1e-3)
     equal, _ = resolve_shares("top-p", plan_of(model, Shares(neurons=0.5)), 311, "float32")
     assert equal == half
-    with pytest.raises(InputError, match=r"add it with 'clada calibrate --methods tt --max-loss 0.05'"):
+    with pytest.raises(InputError, match=r"add it with 'clada calibrate --methods clada,tt --max-loss 0.05'"):
         plan.setting("tt", 0.05)
     with pytest.raises(InputError, match=r"only for losses of 0.02"):
         plan.setting("clada", 0.05)

@@ -1,0 +1,63 @@
+"""Speed and loss at every precision and budget, beside transformers and llama.cpp: the README's first table.
+
+    python benchmarks/speed.py --text jsonl:articles.jsonl:body            # SmolLM2-135M
+
+Speeds are medians of nine interleaved rounds at prompt 512 and 128 new tokens (`benchmarks/results/speed-*.json`); the
+peers run with the 2 % plan. Losses are of 16,384 tokens (`loss-*.json`), in runs of their own. Results that are there
+are kept; delete them to measure again.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stored import bench
+from tabulate import tabulate
+
+PEERS = {"float32": "transformers,llama.cpp", "bfloat16": "transformers,llama.cpp", "int8": "llama.cpp"}
+BUDGETS = (0.01, 0.02, 0.05)
+
+
+def main() -> None:
+    """Measure what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
+    text = parser.parse_args().text
+    engines, plans = [], []
+    for dtype, peers in PEERS.items():
+        for budget in BUDGETS:
+            name = f"{dtype}-{round(100 * budget)}"
+            options = f"--methods clada --dtype {dtype} --max-loss {budget}"
+            beside = f" --peers {peers}" if budget == 0.02 else ""
+            timed = bench(f"speed-{name}", text, f"{options} --repeats 9 --scored-tokens 0{beside}")
+            scored = bench(f"loss-{name}", text, f"{options} --repeats 1 --scored-tokens 16384")
+            dense, clada = timed["rows"]
+            loss = scored["rows"][1]
+            low, high = (f"{100 * end:+.2f}" for end in loss["ppl_rise_ci"])
+            plans.append(
+                [
+                    dtype,
+                    f"{budget:.0%}",
+                    f"{clada['tokens_per_s']:.0f}",
+                    f"{clada['ratio_to_dense']:.2f}",
+                    f"{dense['bytes_per_token'] / clada['bytes_per_token']:.2f}",
+                    f"{clada['bytes_per_token'] / 1e6:.0f} of {dense['bytes_per_token'] / 1e6:.0f} MB",
+                    f"{100 * loss['ppl_rise']:+.2f} % ({low} to {high})",
+                    f"{loss['active_fraction']:.0%}",
+                ]
+            )
+            if not timed["peers"]:
+                continue
+            speeds = {f"{peer['name']} {peer['dtype']}": peer["tokens_per_s"] for peer in timed["peers"]}
+            rows = {**speeds, "`clada`, dense": dense["tokens_per_s"], "`clada`, 2 %": clada["tokens_per_s"]}
+            engines += [[dtype, engine, f"{speed:.0f}"] for engine, speed in rows.items()]
+            machine = f"{timed['machine']}, {timed['bandwidth_gb_s']:.0f} GB/s"
+            versions = ", ".join(sorted({f"{peer['name']} {peer['version']}" for peer in timed["peers"]}))
+            print(f"{dtype}: {machine}; {versions}")
+    print("\n" + tabulate(engines, ["run", "engine", "tokens/s"], tablefmt="github", disable_numparse=True))
+    headers = ["", "plan", "tokens/s", "over dense", "bytes allow", "reads", "rise of perplexity [95 %]", "neurons"]
+    print("\n" + tabulate(plans, headers, tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
