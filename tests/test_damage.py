@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from clada.errors import InputError, StudyError
-from clada.evaluate import Scores
+from clada.evaluate import SCHEMA, Scores
 from clada.jsonfile import check_checksum, with_checksum
 from clada.models import load_tokenizer
 from clada.texts import read_windows
@@ -96,13 +96,13 @@ def test_a_study_with_a_value_of_another_kind_is_refused(small_copy, change, cap
     "change", [{"items": {"0": {"acc": 1.0}, "1": {"f1": 1.0}}}, {"sparse_tokens": 10**400}, {"computed_tokens": "x"}]
 )
 def test_scores_that_do_not_fit_together_are_made_again(tmp_path, change):
-    wanted = {"schema": "clada/evaluation/1", "seed": 0, "method": "dense"}
+    wanted = {"schema": SCHEMA, "method": "dense"}
     kept = {"sparse_tokens": 0, "computed_tokens": 0.0, "items": {"0": {"acc": 1.0}, "1": {"acc": 0.0}}}
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({**wanted, **kept}))
-    assert Scores(path, wanted, [{}, {}], None).missing == []
+    assert Scores(path, wanted, [{}, {}], None, 0).missing == []
     path.write_text(json.dumps({**wanted, **kept, **change}))
-    assert sorted(Scores(path, wanted, [{}, {}], None).missing) == [0, 1]
+    assert sorted(Scores(path, wanted, [{}, {}], None, 0).missing) == [0, 1]
 
 
 def test_checksums_of_json_see_every_change():
