@@ -36,7 +36,7 @@ def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: 
     bos = bos_tokens(tokenizer)
     windows: list[list[int]] = []
     try:
-        for ids in _tokens(name, tokenizer, revision, len(bos)):
+        for ids in _tokens(name, tokenizer, revision, len(bos), length):
             windows += cut(ids, bos, length)
             if len(windows) >= needed:
                 break
@@ -60,7 +60,7 @@ def cut(ids: list[int], bos: list[int], length: int) -> list[list[int]]:
     return [bos + ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
 
 
-def _tokens(name: str, tokenizer: Any, revision: str, bos: int) -> Iterator[list[int]]:
+def _tokens(name: str, tokenizer: Any, revision: str, bos: int, length: int) -> Iterator[list[int]]:
     """Token ids without BOS, text by text; short texts of a JSONL file are joined, so that windows fill."""
     path = Path(name)
     if path.is_dir():
@@ -75,7 +75,11 @@ def _tokens(name: str, tokenizer: Any, revision: str, bos: int) -> Iterator[list
         lines = Path(file).read_text(encoding="utf-8").splitlines()
         texts = [json.loads(line)[key] for line in lines if line.strip()]
         # Tokens of some texts together: a tokenizer takes seconds for millions of characters, and few may be needed.
+        ids: list[int] = []
         for i in range(0, len(texts), 50):
-            yield tokenizer("\n\n".join(texts[i : i + 50]), add_special_tokens=False, verbose=False)["input_ids"]
+            ids += tokenizer("\n\n".join(texts[i : i + 50]), add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) >= length - bos:
+                yield ids
+                ids = []
         return
     yield tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"]

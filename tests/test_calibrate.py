@@ -180,3 +180,15 @@ def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot read text from") as refusal:
         read_windows(str(tmp_path), load_tokenizer("smollm2-135m"), "r", 8, 1)
     assert "\n" not in str(refusal.value)
+
+
+def test_windows_longer_than_the_texts_read_at_once_are_filled(tmp_path):
+    path = tmp_path / "articles.jsonl"
+    path.write_text("".join(json.dumps({"body": f"Article {i} says nothing."}) + "\n" for i in range(120)))
+    tokenizer = load_tokenizer("smollm2-135m")
+    whole = tokenizer("\n\n".join(f"Article {i} says nothing." for i in range(100)))["input_ids"]
+    (window,), _ = read_windows(f"jsonl:{path}:body", tokenizer, "r", 600, 1)
+    assert window[:350] == whole[:350]  # fifty texts hold about 400 tokens
+    assert len(window) == 600
+    with pytest.raises(InputError, match="gives 1 windows of 600 tokens, 2 needed"):
+        read_windows(f"jsonl:{path}:body", tokenizer, "r", 600, 2)
