@@ -22,13 +22,20 @@ ROOM = 128
 DTYPES = ("bfloat16", "int8")
 
 
+def _whole(model: str, lengths: tuple[int, ...]) -> bool:
+    """Whether every result of a model is stored."""
+    names = [f"context-{model}-{dtype}-{length}.json" for dtype in DTYPES for length in lengths]
+    return all((RESULTS / name).is_file() for name in names)
+
+
 def main() -> None:
     """Measure what is missing, print the table, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
     text = parser.parse_args().text
     rows = []
-    measured = [model for model in LENGTHS if text is not None or any(RESULTS.glob(f"context-{model}-*.json"))]
+    # A model whose measurement was interrupted waits for the text.
+    measured = [m for m, lengths in LENGTHS.items() if text is not None or _whole(m, lengths)]
     figure, axes = plt.subplots(1, len(measured), figsize=(3.5 * len(measured), 2.8), squeeze=False)
     for axis, model in zip(axes[0], measured, strict=True):
         lengths = LENGTHS[model]

@@ -113,8 +113,7 @@ class CladaLM(HFLM):
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> CladaLM:
         """Of `--model_args`: the harness reads the word none as None, which means something else here."""
-        options = {**simple_parse_args_string(arg_string), **(additional_config or {})}
-        return cls.create_from_arg_obj(options)
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> CladaLM:
