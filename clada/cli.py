@@ -42,7 +42,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
             help=f"{load} above this quantile of the calibration text is high load; default: as the coefficients say",
         )
     _dtype(parser)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    _device(parser)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among so many tokens; 0: all")
@@ -117,6 +117,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="sparse from the prompt's last token on (default), or at every token",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    _device(parser)
     _coefficients(parser)
     _plan(parser)
     parser.add_argument("--max-loss", type=float, metavar="X", help="which of the plan's budgets; default 0.02")
@@ -130,6 +131,10 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("markdown", "latex", "csv", "json"), default="markdown", help="of the table"
     )
     output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ from clada.bench import enter, race
 from clada.coefficients import resolve_coefficients, to_json
 from clada.errors import InputError
 from clada.jsonfile import read_json, write_json
-from clada.models import bos_tokens, load_model, model_revision
+from clada.models import bos_tokens, check_device, load_model, model_revision
 from clada.plan import Plan, resolve_plan
 from clada.policies import METHODS, with_dense
 from clada.texts import cut
@@ -60,6 +60,9 @@ def main(args: argparse.Namespace) -> None:
     methods = with_dense(args.methods)
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative; give 0 or more")
+    if args.speed and args.device != "cpu":
+        raise InputError("--speed times the kernels, which run on the CPU; leave it or --device out")
+    check_device(args.device)
     harness = _harness()
     folder = Path(args.data)
     tasks = args.tasks or [task for task in harness.TASKS if (folder / task).is_dir()]
@@ -199,7 +202,7 @@ def _run(harness: Any, args: argparse.Namespace, plan: Any, coefficients: Any, w
             if any(scores.missing for scores in todo):
                 lms[method] = harness.CladaLM(
                     args.model, method, plan or "none", coefficients, args.protocol, args.max_loss, args.keep,
-                    args.dtype, beside=next(iter(lms.values()), None),
+                    args.dtype, args.device, beside=next(iter(lms.values()), None),
                 )  # fmt: skip
                 stack.callback(lms[method].close)
         total = sum(len(scores.missing) for todo in work.values() for scores in todo)

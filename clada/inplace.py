@@ -109,7 +109,8 @@ def sparse(
     if basis is not None:
         matrix = parts.head.weight.detach().float().cpu()
         screen, arrays = screen_of(matrix, "float32", basis)
-        run.screen = (screen.wide(), *(torch.from_numpy(array) for array in arrays))
+        tensors = (screen.wide(), *(torch.from_numpy(array) for array in arrays))
+        run.screen = tuple(tensor.to(parts.head.weight.device) for tensor in tensors)
     attention, handles = model.config._attn_implementation, []
     try:
         handles += [
@@ -352,13 +353,12 @@ class _Run:
             return None
         x = args[0].reshape(-1, args[0].shape[-1]).float()
         whole = output.reshape(-1, output.shape[-1]).float()
-        screen = tuple(part.to(x.device) for part in self.screen)
         # Of a prompt's tokens perhaps only the last ones of each sequence were asked for.
         tokens = np.arange(len(select.head_margin)).reshape(self.shape)[:, -args[0].shape[1] :].ravel()
         limits = [self._at(limit[tokens], x).split(SCREENED) for limit in (select.screen_threshold, select.head_margin)]
         rows = []
         for part, exact, threshold, margin in zip(x.split(SCREENED), whole.split(SCREENED), *limits, strict=True):
-            estimate, near = screen_words(screen, part, threshold, margin)
+            estimate, near = screen_words(self.screen, part, threshold, margin)
             rows.append(torch.where(near, exact, estimate))
         return torch.cat(rows).to(output.dtype).view(output.shape)
 

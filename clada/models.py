@@ -28,6 +28,18 @@ HUB_TIMEOUT_S = 4.0  # an unknown name is answered within seconds even where the
 MODEL_FILES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}  # config, tokenizer and weights
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that models cannot be on here.
+
+    Raises:
+        ModelError: it is neither "cpu" nor "cuda", or torch has no CUDA device.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ModelError(f"unknown device {device!r}: choose cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("this machine has no CUDA device that torch can use: choose device cpu")
+
+
 def load_model(
     name: str, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
@@ -48,10 +60,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if device not in ("cpu", "cuda"):
-        raise ModelError(f"unknown device {device!r}: choose cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("this machine has no CUDA device that torch can use: choose device cpu")
+    check_device(device)
     config = load_config(name)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:

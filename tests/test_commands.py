@@ -463,6 +463,13 @@ def test_cuda_is_refused_where_there_is_none(capsys):
     assert "no CUDA device" in refused(capsys, clada, *GENERATE, "--device", "cuda")
 
 
+def test_evaluation_is_refused_on_a_device_that_is_not_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ("evaluate", "--data", tmp_path, "--device", "cuda")
+    assert "no CUDA device" in refused(capsys, clada, *command)
+    assert "--speed times the kernels, which run on the CPU" in refused(capsys, clada, *command, "--speed")
+
+
 def test_a_method_that_may_leave_out_nothing_says_so(capsys):
     """The shipped plan found no share of the neurons that GRIFFIN may fix within 2 %; dense is never run in silence."""
     assert clada(["generate", "--prompt", "The minister said", "--max-new-tokens", "2", "--method", "griffin"]) == 0

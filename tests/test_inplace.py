@@ -67,6 +67,26 @@ def test_generate_in_place_is_the_engine(family, method):
     assert run.active_fraction > 0.05
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", SHARES)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+def test_another_device_makes_the_same_choices(family, method):
+    found = []
+    for device in ("cpu", "cuda"):
+        model = tiny_model(family, seed=2).to(device)
+        plan = plan_of(model, SHARES[method], methods=(method,))
+        ids = torch.tensor([PROMPT, tokens(30, seed=5)], device=device)
+        with torch.no_grad(), clada.sparse(model, plan, RULE, method=method) as run:
+            past = model(ids, use_cache=True).past_key_values
+            rows = [model(ids[:, t : t + n], past_key_values=past).logits.cpu() for t, n in ((3, 1), (4, 1), (5, 6))]
+        found.append((run.tokens, run.neurons, torch.cat(rows, 1)))
+    (counted, neurons, logits), (others, own, rows) = found
+    assert counted == others
+    # A magnitude within rounding of its threshold may fall on either side.
+    assert own == pytest.approx(neurons, rel=0.01)
+    assert torch.quantile((rows - logits).abs(), 0.9) < 1e-4  # float32 sums in another order
+
+
 def test_logits_in_place_are_the_engines_for_a_batch_of_unequal_prompts():
     model = tiny_model("gemma3_text", seed=4)
     shares = SHARES["clada"]
