@@ -22,6 +22,9 @@ from clada.threads import return_memory
 from clada.weights import Weights, aligned
 
 
+PIECE = 1024  # tokens of a prompt that run at once: enough for the full speed of matrix products
+
+
 class Team:
     """Threads that run one function side by side.
 
@@ -123,6 +126,15 @@ def new_cache(weights: Weights) -> DynamicCache:
     return kind(config=weights.model.config)
 
 
+def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
+    """Fill a cache with tokens [1, T], a piece after the other.
+
+    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
+    """
+    for piece in ids.split(PIECE, dim=1):
+        weights.stack(piece, past_key_values=cache, use_cache=True)
+
+
 def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.ndarray:
     """What a layer's neurons did over some tokens; see `prompt_statistics`.
 
@@ -153,11 +165,17 @@ def prompt_statistics(weights: Weights, kind: str | None) -> Iterator[np.ndarray
         yield None
         return
     found = np.zeros(weights.down_norm.shape, np.float32)
+    seen = [0] * len(found)  # tokens, of each layer
 
     def hook_of(layer: int) -> Any:
         def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             z = inputs[0].reshape(-1, inputs[0].shape[-1])
-            found[layer] = neuron_statistics(z, kind, weights.down_norm[layer])
+            part = neuron_statistics(z, kind, weights.down_norm[layer])
+            if seen[layer]:  # both kinds are roots of sums or means of squares
+                before, now = (1, 1) if kind == "flocking" else np.array([seen[layer], len(z)]) / (seen[layer] + len(z))
+                part = np.sqrt(before * found[layer] ** 2 + now * part**2)
+            found[layer] = part
+            seen[layer] += len(z)
 
         return hook
 
@@ -209,7 +227,7 @@ class Decoder:
             with prompt_statistics(self.weights, statistics) as found:
                 if len(prompt) > 1:
                     cache = new_cache(self.weights)
-                    self.weights.stack(torch.tensor([prompt[:-1]]), past_key_values=cache, use_cache=True)
+                    run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
                     self._take(cache, memory.scratch, b, len(prompt) - 1)
                     del cache
             collected.append(found)
@@ -442,8 +460,7 @@ class TorchDecoder:
             caches.append(new_cache(self.weights))
             with prompt_statistics(self.weights, statistics) as found:
                 if len(prompt) > 1:
-                    ids = torch.tensor([prompt[:-1]], device=self._device)
-                    self.weights.stack(ids, past_key_values=caches[-1], use_cache=True)
+                    run_prompt(self.weights, torch.tensor([prompt[:-1]], device=self._device), caches[-1])
             collected.append(found)
         kept = None if statistics is None else np.stack([found for found in collected if found is not None])
         nothing = np.zeros(len(prompts))
