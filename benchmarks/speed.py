@@ -23,16 +23,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
     text = parser.parse_args().text
+    found = {}
+    for kind, more in (("speed", "--repeats 9 --scored-tokens 0"), ("loss", "--repeats 1 --scored-tokens 16384")):
+        for dtype, peers in PEERS.items():
+            for budget in BUDGETS:
+                options = f"--methods clada --dtype {dtype} --max-loss {budget} {more}"
+                beside = f" --peers {peers}" if kind == "speed" and budget == 0.02 else ""
+                name = f"{kind}-{dtype}-{round(100 * budget)}"
+                found[kind, dtype, budget] = bench(name, text, options + beside)
     engines, plans = [], []
-    for dtype, peers in PEERS.items():
+    for dtype in PEERS:
         for budget in BUDGETS:
-            name = f"{dtype}-{round(100 * budget)}"
-            options = f"--methods clada --dtype {dtype} --max-loss {budget}"
-            beside = f" --peers {peers}" if budget == 0.02 else ""
-            timed = bench(f"speed-{name}", text, f"{options} --repeats 9 --scored-tokens 0{beside}")
-            scored = bench(f"loss-{name}", text, f"{options} --repeats 1 --scored-tokens 16384")
+            timed = found["speed", dtype, budget]
             dense, clada = timed["rows"]
-            loss = scored["rows"][1]
+            loss = found["loss", dtype, budget]["rows"][1]
             low, high = (f"{100 * end:+.2f}" for end in loss["ppl_rise_ci"])
             plans.append(
                 [

@@ -21,7 +21,6 @@ from clada.kernels import ATTENTION_INPUT, BLOCK, BY_INPUT, LANES, MLP_INPUT, Sc
 from clada.threads import return_memory
 from clada.weights import Weights, aligned
 
-
 PIECE = 1024  # tokens of a prompt that run at once: enough for the full speed of matrix products
 
 
