@@ -3,8 +3,8 @@
     python benchmarks/speed.py --text jsonl:articles.jsonl:body            # SmolLM2-135M
 
 Speeds are medians of nine interleaved rounds at prompt 512 and 128 new tokens (`benchmarks/results/speed-*.json`); the
-peers run with the 2 % plan. Losses are of 16,384 tokens (`loss-*.json`), in runs of their own, whose speeds do not count. Results that are there
-are kept; delete them to measure again.
+peers run with the 2 % plan. Losses are of 16,384 tokens (`loss-*.json`), in runs of their own, whose speeds do not
+count. Results that are there are kept; delete them to measure again.
 """
 
 from __future__ import annotations
