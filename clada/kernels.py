@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,6 +154,11 @@ class Scratch(NamedTuple):
     alive: np.ndarray  # [B, N]
     rows: np.ndarray  # [T, N], neurons to read
     block: np.ndarray  # [T, 2, BLOCK]
+    every: np.ndarray  # [B], all sequences
+    sequences: np.ndarray  # [T, B], those that need a row
+    near: np.ndarray  # [T, 64] uint8, words that any of them needs
+    means: np.ndarray  # [T, B], what the screen gives to every word
+    floors: np.ndarray  # [T, B], logits of the screen from which on a word is computed
     narrow: np.ndarray  # [B, E], token embeddings, later the head's input, where E is not H
     screened: np.ndarray  # [B, K]
     terms: np.ndarray  # [T, K], the same with the screen's scales
@@ -409,19 +414,44 @@ def _add_some(_context: Any, _out: Any, rows: Any, _begin: Any, indices: Any, _f
     return types.void(_out, rows, types.int64, i, f, ahead), codegen
 
 
-def _sum_lanes(builder: Any, total: Any, lanes: int) -> Any:
-    """Instructions for the sum of a vector's elements."""
+def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """Instructions that join a vector's elements, halves at a time."""
+    lanes = vector.type.count
     while lanes > 1:
         lanes //= 2
-        undefined = ir.Constant(total.type, ir.Undefined)
+        undefined = ir.Constant(vector.type, ir.Undefined)
         low, high = (
             builder.shuffle_vector(
-                total, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
+                vector, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
             )
             for at in (0, lanes)
         )
-        total = builder.fadd(low, high)
-    return builder.extract_element(total, _I32(0))
+        vector = join(low, high)
+    return builder.extract_element(vector, _I32(0))
+
+
+@intrinsic
+def _highest(_context: Any, values: Any) -> Any:
+    """The highest of some float32, -inf of none; LLVM, which minds NaN, makes no vectors of the loop."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        least = float("-inf")
+        wide = cgutils.alloca_once_value(builder, ir.Constant(_shaped(_F32, LANES), [least] * LANES))
+        single = cgutils.alloca_once_value(builder, ir.Constant(_F32, least))
+
+        def higher(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def compare(j: Any, lanes: int, _part: int) -> None:
+            highest = single if lanes == 1 else wide
+            v = _load_wide(builder, array.data, j, types.float32, lanes)
+            builder.store(higher(v, builder.load(highest)), highest)
+
+        _in_lanes(builder, builder.extract_value(array.shape, 0), types.float32, [], compare)
+        return higher(builder.load(single), _fold_lanes(builder, builder.load(wide), higher))
+
+    return types.float32(values), codegen
 
 
 @intrinsic
@@ -459,10 +489,10 @@ def _dots_of_row(_context: Any, rows: Any, _i: Any, x: Any, sequences: Any, _ahe
         _in_lanes(builder, n, rows_type.dtype, [ahead], accumulate, chains)
         sums = []
         for k in range(count):
-            total = builder.load(single[k])
-            for totals in wide:
-                total = builder.fadd(total, _sum_lanes(builder, builder.load(totals[k]), LANES))
-            sums.append(total)
+            total = builder.load(wide[0][k])
+            for totals in wide[1:]:
+                total = builder.fadd(total, builder.load(totals[k]))
+            sums.append(builder.fadd(builder.load(single[k]), _fold_lanes(builder, total, builder.fadd)))
         return cgutils.pack_array(builder, sums)
 
     return types.UniTuple(types.float32, count)(rows, types.int64, x, sequences, types.int64), codegen
@@ -696,6 +726,12 @@ def _norm(out, x, weights, rms, eps):  # type: ignore[no-untyped-def]
         out[j] = (x[j] - mean) * scale * weight[j] + bias[j]
 
 
+@njit
+def _copy(out, x):  # type: ignore[no-untyped-def]
+    for j in range(x.shape[0]):
+        out[j] = x[j]
+
+
 @njit(fastmath=FASTMATH)
 def _rotate(x, rotary):  # type: ignore[no-untyped-def]
     """Rotary position embedding of one head, in place: pairs are (j, j + width / 2)."""
@@ -763,15 +799,16 @@ def _row_bytes(rows):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
-def _project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-def]
-    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
+def _project(out, rows, scales, bias, x, begin, end, every):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for `every` sequence. Returns bytes read."""
     batch = x.shape[0]
-    if batch == 1:
-        _project_rows(out[0], rows, scales, bias, x, np.arange(begin, end))
-    else:
-        every = np.arange(batch)
-        for i in range(begin, end):
-            _dots(out, rows, _scale(rows, scales, i), _bias(bias, i), i, min(i + AHEAD, end - 1), x, every, batch)
+    for i in range(begin, end):
+        scale, ahead = _scale(rows, scales, i), min(i + AHEAD, end - 1)
+        if batch == 1:
+            (d,) = _dots_of_row(rows, i, x, (0,), ahead)
+            out[0, i] = d * scale + _bias(bias, i)
+        else:
+            _dots(out, rows, scale, _bias(bias, i), i, ahead, x, every, batch)
     return (end - begin) * _row_bytes(rows)
 
 
@@ -877,9 +914,7 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
             if c.softcap > 0:
                 for i in range(n):
                     weights[i] = c.softcap * _tanh(weights[i] / c.softcap)
-            peak = np.float32(-np.inf)
-            for i in range(n):
-                peak = max(peak, weights[i])
+            peak = _highest(weights)
             total = np.float32(0)
             for i in range(n):
                 weights[i] = _exp(weights[i] - peak)
@@ -1043,7 +1078,7 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     x, batch, neurons = s.normed[t], s.token.shape[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]
-    which = np.empty(batch, np.int64)
+    which = s.sequences[t]
     count = _listed(t, layer, begin, end, s, select)
 
     gated = c.gated
@@ -1275,16 +1310,14 @@ def _into_normed(t, layer, before, w, c, s):  # type: ignore[no-untyped-def]
         if c.has_norm[before]:
             _norm(s.normed[t, b], s.residual[t, b], w.norms[layer, before], c.rms, c.eps)
         else:
-            s.normed[t, b, :] = s.residual[t, b]
+            _copy(s.normed[t, b], s.residual[t, b])
 
 
 @njit(fastmath=FASTMATH)
 def _softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
     """Of this thread's logits: the highest, and the sums that surprisal and entropy are made of."""
     logits = s.logits[b, begin:end]
-    peak = np.float32(-np.inf)
-    for i in range(logits.shape[0]):
-        peak = max(peak, logits[i])
+    peak = _highest(logits)
     total = np.float32(0)
     weighted = np.float32(0)
     for i in range(logits.shape[0]):
@@ -1309,8 +1342,9 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
     decode_barrier(sync, threads)
     which, scaled = s.rows[t], s.terms[t]
     read = 0
-    means = np.zeros(batch, np.float32)
+    means, floors, near, sequences = s.means[t], s.floors[t], s.near[t], s.sequences[t]
     for b in range(batch):
+        means[b] = 0
         for j in range(x.shape[1]):
             means[b] += w.head_mean[j] * x[b, j]
     for tile in range(begin, end, 2048):  # small enough for the nearest cache, and read once for all sequences
@@ -1334,7 +1368,6 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
     terms_read = min(read, terms) * (end - begin) * w.screen.itemsize
     s.reads[t, READ_HEAD] += terms_read + terms * x.shape[1] * 4 // threads
     decode_barrier(sync, threads)
-    floors, near = np.empty(batch, np.float32), np.empty(64, np.uint8)
     for b in range(batch):
         peak = s.load[0, b, 0]
         for other in range(1, threads):
@@ -1358,7 +1391,6 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
     if batch == 1:
         _project_rows(s.logits[0], w.head, w.head_scale, np.float32(0), x, which[:count])
     else:
-        sequences = np.empty(batch, np.int64)
         for r in range(count):
             i, n = which[r], 0
             for b in range(batch):
@@ -1379,7 +1411,7 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         if c.has_final_norm:
             _norm(s.normed[t, b], s.residual[t, b], w.final_norm, c.rms, c.eps)
         else:
-            s.normed[t, b, :] = s.residual[t, b]
+            _copy(s.normed[t, b], s.residual[t, b])
     x = s.normed[t]
     inputs = w.before_head.shape[0]
     if inputs > 0:
@@ -1393,7 +1425,7 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
         _screen(t, threads, sync, x, begin, end, w, s, select)
     else:
-        s.reads[t, READ_HEAD] += _project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end)
+        s.reads[t, READ_HEAD] += _project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end, s.every)
     for b in range(batch):
         logits = s.logits[b, begin:end]
         if c.final_softcap > 0:
@@ -1450,7 +1482,9 @@ def _embed(t, w, c, s):  # type: ignore[no-untyped-def]
                 x[j] += w.positions[s.position[b], j]
 
 
-@njit(nogil=True, cache=True, fastmath=FASTMATH)
+# What this calls is compiled with the same flags. Without reference counts: those of the arrays in these tuples cost a
+# microsecond a call, a tenth of a token in int8. Division as numpy's: a check for zero would keep loops from vectors.
+@njit(nogil=True, cache=True, fastmath=FASTMATH, _nrt=False, error_model="numpy")
 def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     """Run thread `t` of `threads` through one token of every sequence; all of them must be called at once.
 
@@ -1481,7 +1515,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             )  # fmt: skip
         else:
             s.reads[t, READ_ATTENTION] += _project(
-                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end, s.every
             )
         decode_barrier(sync, threads)
         _attend(t, threads, sync, layer, w, c, s, select)
