@@ -154,7 +154,7 @@ class Scratch(NamedTuple):
     alive: np.ndarray  # [B, N]
     rows: np.ndarray  # [T, N], neurons to read
     block: np.ndarray  # [T, 2, BLOCK]
-    every: np.ndarray  # [B], all sequences
+    every: np.ndarray  # [B], indices of all sequences
     sequences: np.ndarray  # [T, B], those that need a row
     near: np.ndarray  # [T, 64] uint8, words that any of them needs
     means: np.ndarray  # [T, B], what the screen gives to every word
@@ -800,7 +800,7 @@ def _row_bytes(rows):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FASTMATH)
 def _project(out, rows, scales, bias, x, begin, end, every):  # type: ignore[no-untyped-def]
-    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for `every` sequence. Returns bytes read."""
+    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
     batch = x.shape[0]
     for i in range(begin, end):
         scale, ahead = _scale(rows, scales, i), min(i + AHEAD, end - 1)

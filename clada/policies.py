@@ -42,12 +42,12 @@ def layout_of(method: str) -> str:
         raise InputError(f"method {method} has no kernels; score it with 'clada evaluate' or run it by clada.sparse")
     if method in INPUT_METHODS:
         return "input"
-    return "neuron" if method in ("dense", "griffin") else "matrix"
+    return "neuron" if method == "griffin" else "matrix"
 
 
 # Values of fewer positions are read sooner than chosen among: measured at 640 and 4,096, benchmarks/selection-log.md.
 LEAST_POSITIONS = 1024
-# Memory fetches whole stretches: leaving out single rows shorter than this costs more time than it saves.
+# Memory fetches whole stretches: leaving out single rows shorter than this saves little of their time.
 LEAST_ROW_BYTES = 1024
 
 
@@ -58,26 +58,24 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
         method: of `EVALUATED`.
         dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
         vocabulary: how many words the head has.
-        short_rows: rows are below `LEAST_ROW_BYTES`: `clada` leaves out words alone, more of them as `dropped` grows.
+        short_rows: rows are below `LEAST_ROW_BYTES`: `clada` spends more of the loss on words, and has no gate test,
+            which leaves too few rows out to save their time.
 
     Raises:
         InputError: unknown method.
     """
     check_method(method)
-    if method in CLADA and short_rows:
-        margin = math.log(vocabulary) + math.log(25) - 5 * dropped
-        return _without(method, Shares(attention=0.5, screen=0.6, margin=margin))
     if method in CLADA:
-        # The proportions trade bytes for loss at about the same rate; see benchmarks/selection-log.md. The screen and
+        # The proportions trade time for loss at about the same rate; see benchmarks/selection-log.md. The screen and
         # the mean in the place of values cost next to nothing: words are left out that it finds at most a twenty-fifth
         # as likely as a word is on average, values that get less than half the average weight.
         shares = Shares(
             neurons=dropped,
-            gate=0.4 * dropped,
+            gate=0.0 if short_rows else 0.4 * dropped,
             output=0.5 * dropped,
             attention=0.5,
             screen=0.6,
-            margin=math.log(vocabulary) + math.log(25),
+            margin=math.log(vocabulary) + math.log(25) - (2.5 * dropped if short_rows else 0),
         )
         return _without(method, shares)
     if method == "griffin":
@@ -132,7 +130,7 @@ def resolve_shares(
             return setting.shares, setting
         if method == "clada-no-load":
             return plan.setting("clada", max_loss, dtype).shares, None
-    # Not of this precision: where rows are short `clada` leaves out no neurons, and the others would be dense unsaid.
+    # Not of this precision: where rows are short `clada` spends part of its loss on words, which the others cannot.
     dropped = plan.setting("clada", max_loss).shares.neurons if keep is None else 1 - keep
     if method == "top-p":
         dropped = summed_share(plan, dropped)
