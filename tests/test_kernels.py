@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.decoder import Decoder, TorchDecoder
+from clada.kernels import LANES, _highest
 from clada.plan import Shares
 from clada.policies import make_policy
 from clada.weights import Basis, pack
@@ -231,3 +233,17 @@ def test_int8_rows_round_to_half_a_step():
     packed = weights.down[1].rows
     assert (packed.wide().t() - exact).abs().amax(1).le(packed.scale * 0.5001).all()
     assert len(packed.scale) == len(exact)
+
+
+def test_the_highest_number_is_found_wherever_it_is():
+    @njit
+    def highest(values):
+        return _highest(values)
+
+    assert highest(np.empty(0, np.float32)) == -np.inf
+    for n in (1, LANES - 1, LANES, 5 * LANES + 3):
+        values = -np.arange(1, n + 1, dtype=np.float32)
+        for place in range(n):
+            assert highest(np.roll(values, place)) == -1
+    values[0] = np.nan
+    assert highest(values) == -2  # as of Python's max(highest so far, nan): whoever adds it up notices
