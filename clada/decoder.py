@@ -347,7 +347,7 @@ class Decoder:
             block=f(threads, 2, BLOCK),
             every=np.arange(batch),
             sequences=np.zeros((threads, batch), np.int64),
-            near=np.zeros((threads, 64), np.uint8),
+            near=aligned((threads, 64), np.dtype(np.uint8)),  # a cache line each
             means=f(threads, batch),
             floors=f(threads, batch),
             narrow=f(batch, w.head.shape[1]),
