@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def measure(args: argparse.Namespace, path: Path, found: list[dict[str, Any]]) -
             if without is None:
                 without = held.score(policy(dropped, Variant("none")))
 
+            @cache
             def excess(share: float, variant: Variant = variant, wanted: float = wanted) -> float:
                 difference = some.score(policy(share, variant)).active - wanted
                 return 0.0 if abs(difference) < CLOSE else difference

@@ -296,6 +296,9 @@ def test_a_precision_has_settings_of_its_own():
         assert careful.setting("clada", dtype=dtype).max_loss == 0.01
     engine = Engine(tiny_model("llama"), None, plan=plan, coefficients="none", dtype="int8")
     assert engine.setting is short
+    selection = engine.policy.selection([(False, False)])
+    assert not selection.gate_threshold.any()  # no gate test
+    assert selection.threshold.all()
     assert 0 < next(engine.generate(PROMPT, 1)).active_fraction < 1
 
 
