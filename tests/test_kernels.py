@@ -7,10 +7,10 @@ from numba import njit
 from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.decoder import Decoder, TorchDecoder
-from clada.kernels import LANES, _highest
+from clada.kernels import LANES, _add_rows, _highest, _project_rows
 from clada.plan import Shares
 from clada.policies import make_policy
-from clada.weights import Basis, pack
+from clada.weights import Basis, Rows, pack
 
 PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer than the sliding window of 16
 
@@ -247,3 +247,37 @@ def test_the_highest_number_is_found_wherever_it_is():
             assert highest(np.roll(values, place)) == -1
     values[0] = np.nan
     assert highest(values) == -2  # as of Python's max(highest so far, nan): whoever adds it up notices
+
+
+@njit
+def project(out, rows, scales, bias, x, which):
+    _project_rows(out, rows, scales, bias, x, which)
+
+
+@njit
+def add(out, rows, begin, which, factors):
+    _add_rows(out, rows, begin, which, factors, 0, which.shape[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("width", [1, 15, 16, 47, 64, 100, 576])
+def test_rows_listed_are_multiplied_and_added_wherever_they_lie(dtype, width):
+    rng = np.random.default_rng(width)
+    rows = Rows.empty(dtype, 40, width)
+    rows.put(torch.from_numpy(rng.standard_normal((40, width)).astype(np.float32)))
+    columns = Rows(rows.values, None if rows.scale is None else torch.ones(width), transposed=True)
+    wide, narrow = rows.wide().numpy(), columns.wide().numpy()
+    x, bias, factors = (rng.standard_normal(n).astype(np.float32) for n in (width, 40, 40))
+    lists = [[], [7], [3, 4, 5], list(range(40)), list(range(8, 13)), [0, 2, 3, 9, 11, 12, 13, 30, 39]]
+    for which in (np.array(chosen, np.int64) for chosen in lists):
+        out = np.full(40, np.nan, np.float32)
+        project(out, rows.array, rows.scales, bias, x[None], which)
+        # float32: sums of up to 576 terms in another order.
+        np.testing.assert_allclose(out[which], wide[which] @ x + bias[which], rtol=1e-4, atol=1e-4)
+        assert np.isnan(np.delete(out, which)).all()
+        for begin in (0, width // 3):
+            total = np.ones(width - begin, np.float32)
+            add(total, rows.array, begin, which, factors)
+            expected = 1 + factors[which] @ narrow[which, begin:]
+            # The same, of up to 40 terms as large as 127 in int8.
+            np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-2 if dtype == "int8" else 1e-4)
