@@ -3,8 +3,7 @@
     python benchmarks/fixed_share.py            # SmolLM2-135M, TinyLlama's and OPT-350M's shape, bfloat16
 
 The two shapes have random weights: speed does not depend on them. Runs are interleaved. "Allowed" is dense time times
-the share of bytes that are still read. Weights lie in memory as they do for the method `dense`, and where neurons are
-left out as for `griffin`.
+the share of bytes that are still read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 import clada
 from clada.decoder import Decoder
 from clada.plan import Shares
-from clada.policies import layout_of, make_policy
+from clada.policies import make_policy
 from clada.threads import available_cores, set_threads
 from clada.weights import pack
 
@@ -62,13 +61,11 @@ def measure(name: str, model: Any, dtype: str, threads: int) -> list[dict[str, A
     """Median milliseconds per token and bytes read at every share."""
     rng = np.random.default_rng(0)
     prompt = rng.integers(3, 1000, PROMPT).tolist()
-    runs = []
-    for method in ("dense", "griffin"):
-        weights = pack(model, dtype, layout=layout_of(method))
-        decoder, dense = Decoder(weights, threads), make_policy("dense", weights, None, Shares()).dense(1)
-        state = decoder.prefill([prompt], NEW, dense)
-        runs.append((decoder, state, decoder.bookmark(state), dense))
+    weights = pack(model, dtype)
     del model
+    decoder, dense = Decoder(weights, threads), make_policy("dense", weights, None, Shares()).dense(1)
+    state = decoder.prefill([prompt], NEW, dense)
+    mark = decoder.bookmark(state)
     layers, neurons = weights.down_norm.shape
     times: dict[float, list[float]] = {share: [] for share in SHARES}
     read: dict[float, float] = {}
@@ -78,10 +75,8 @@ def measure(name: str, model: Any, dtype: str, threads: int) -> list[dict[str, A
             needed = np.ones((1, layers, neurons), np.uint8)
             for layer in range(layers):
                 needed[0, layer, rng.choice(neurons, round(share * neurons), replace=False)] = 0
-            decoder, state, mark, selection = runs[share > 0]
             decoder.rewind(state, mark)
-            if share:
-                selection = selection._replace(needed=needed)
+            selection = dense._replace(needed=needed) if share else dense
             for _ in range(NEW):
                 begin = time.perf_counter()
                 decoder.step(state, [5], selection)

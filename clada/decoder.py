@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
 from clada.families import replaced_forwards
-from clada.kernels import ATTENTION_INPUT, BLOCK, BY_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
+from clada.kernels import ATTENTION_INPUT, BY_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
 from clada.threads import return_memory
 from clada.weights import Weights, aligned
 
@@ -344,7 +344,6 @@ class Decoder:
             up=f(batch, neurons),
             alive=np.zeros((batch, neurons), np.int64),
             rows=np.zeros((threads, max(neurons, width, hidden, share, vocabulary // threads + 64)), np.int64),
-            block=f(threads, 2, BLOCK),
             every=np.arange(batch),
             sequences=np.zeros((threads, batch), np.int64),
             near=aligned((threads, 64), np.dtype(np.uint8)),  # a cache line each

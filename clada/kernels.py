@@ -41,15 +41,14 @@ READ_ATTENTION, READ_MLP, READ_HEAD, READ_CACHE = range(4)
 ATTENTION_INPUT, MLP_INPUT = range(2)
 
 # Where the weights that may be left out lie, see `clada.weights.pack`.
-BY_MATRIX, BY_INPUT, BY_NEURON = range(3)
+BY_MATRIX, BY_INPUT = range(2)
 
 
 class Tensors(NamedTuple):
     """Weights of a model; L layers, H hidden, N neurons, Q and K the widths of all query and all key heads.
 
     Scales hold one float32 per output (of the screen: per term) for int8 and are empty otherwise. Absent parts are
-    empty. By input, qkv, gate and up are transposed ([L, H, Q + 2 K], [L, H, N]); by neuron, gate, up and down are
-    views of rows that lie beside each other.
+    empty. By input, qkv, gate and up are transposed ([L, H, Q + 2 K], [L, H, N]).
     """
 
     embedding: np.ndarray  # [V, E]; the head again where they are one
@@ -153,7 +152,6 @@ class Scratch(NamedTuple):
     up: np.ndarray  # [B, N]
     alive: np.ndarray  # [B, N]
     rows: np.ndarray  # [T, N], neurons to read
-    block: np.ndarray  # [T, 2, BLOCK]
     every: np.ndarray  # [B], indices of all sequences
     sequences: np.ndarray  # [T, B], those that need a row
     near: np.ndarray  # [T, 64] uint8, words that any of them needs
@@ -303,7 +301,6 @@ LANES = 16  # floats at a time in the loops written out below: two AVX2 register
 LINE = 64  # bytes of a cache line
 AHEAD = 12  # rows between the one that is used and the one that is asked for
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-BLOCK = 16  # neurons whose rows are read part by part
 _BYTE = ir.IntType(8).as_pointer()
 _CONTRACT = ("contract", "nsz")
 
@@ -379,11 +376,6 @@ def _vectors_of_line(stored: Any) -> int:
     return LINE // _item_bytes(stored) // LANES
 
 
-def _lines_of(rows: int) -> int:
-    """Cache lines of a row that are read before those of the next: processors fetch two at a time."""
-    return 1 if rows == 1 else 2
-
-
 @intrinsic
 def _add_some(_context: Any, _out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, ahead: Any) -> Any:
     """out[j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
@@ -418,8 +410,7 @@ def _add_some(_context: Any, _out: Any, rows: Any, _begin: Any, indices: Any, _f
             for total, place in zip(totals, places, strict=True):
                 builder.store(total, place, align=4)
 
-        line = _vectors_of_line(stored)
-        _in_lanes(builder, builder.extract_value(out.shape, 0), (_lines_of(count) * line, line), accumulate)
+        _in_lanes(builder, builder.extract_value(out.shape, 0), (_vectors_of_line(stored),), accumulate)
         return context.get_dummy_value()
 
     i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count)
@@ -513,7 +504,8 @@ def _dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, 
 
         n = builder.extract_value(context.make_array(rows_type)(context, builder, args[0]).shape, 1)
         line = _vectors_of_line(stored)
-        _in_lanes(builder, n, (max(_lines_of(count) * line, chains), line), accumulate)
+        # Of several rows two lines of each in turn: processors fetch lines in pairs.
+        _in_lanes(builder, n, (max(line if count == 1 else 2 * line, chains), line), accumulate)
         dots = []
         for k in range(sums):
             total = builder.load(wide[0][k])
@@ -699,11 +691,10 @@ def _four(which, r):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _scattered(which, first, last):  # type: ignore[no-untyped-def]
-    """How many of the listed rows to read four at a time, so that none of those between them is.
+    """How many of the listed rows to read four side by side: none if they are all of some rows, else as many as can.
 
-    One after the other, rows look like a stream to the processor, which then fetches what comes next, needed or not:
-    three fifths of the rows take as long as all. Four at a time, two lines of each in turn, they take two thirds. All
-    rows are read a tenth faster one after the other.
+    One after the other, rows with gaps look like a stream to the processor, which fetches the gaps too; side by side
+    they do not. Without gaps a stream is faster. benchmarks/selection-log.md has the times.
     """
     count = last - first
     if count > 4 and which[last - 1] - which[first] == count - 1:
@@ -1252,50 +1243,6 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
 
 
 @njit(fastmath=FASTMATH)
-def _mlp_by_neuron(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """The same where the rows of a neuron lie beside each other: read in one piece or, if not needed, not at all.
-
-    Memory fetches whole stretches, so that rows left out one by one save less time than bytes.
-    """
-    batch, neurons = s.token.shape[0], w.down.shape[1]
-    gate, up, down = w.gate[layer], w.up[layer], w.down[layer]
-    begin, end = neurons * t // threads, neurons * (t + 1) // threads
-    rows, x = s.rows[t], s.normed[t]
-    count = _listed(t, layer, begin, end, s, select)
-    s.reads[t, READ_MLP] += count * (_row_bytes(up) + _row_bytes(down) + c.gated * _row_bytes(gate))
-    for b in range(batch):
-        s.after_mlp[t, b, :] = 0
-    gates, ups = s.block[t, 0], s.block[t, 1]
-    for start in range(0, count, BLOCK):
-        stop = min(start + BLOCK, count)
-        for b in range(batch):
-            h = s.h[b]
-            for r in range(start, stop):
-                i, ahead = rows[r], rows[min(r + AHEAD, count - 1)]
-                if batch > 1 and s.alive[b, i] == 0:
-                    gates[r - start] = 0
-                    continue
-                (d,) = _dots_of_rows(gate, (i,), x, (b,), (ahead,))  # of up where there is no gate
-                gates[r - start] = d * _scale(gate, w.gate_scale[layer], i) + w.gate_bias[layer, i]
-                if c.gated:
-                    (d,) = _dots_of_rows(up, (i,), x, (b,), (ahead,))
-                    ups[r - start] = d * _scale(up, w.up_scale[layer], i) + w.up_bias[layer, i]
-            _activate(gates, c.activation)
-            if c.gated:
-                for r in range(BLOCK):
-                    gates[r] *= ups[r]
-            for r in range(start, stop):
-                h[rows[r]] = gates[r - start]
-            if batch > 1:
-                for r in range(start, stop):
-                    h[rows[r]] *= np.float32(s.alive[b, rows[r]])
-                    s.computed[t, b] += s.alive[b, rows[r]]
-            _add_rows(s.after_mlp[t, b], down, 0, rows[:count], h, start, stop)
-    if batch == 1:
-        s.computed[t, 0] += count
-
-
-@njit(fastmath=FASTMATH)
 def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     """The same on input-major tensors: inputs of the three projections are left out, not neurons."""
     x, batch, neurons = s.normed[t], s.token.shape[0], w.down.shape[1]
@@ -1580,9 +1527,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             AFTER_ATTENTION, ATTENTION_RESIDUAL, w, c, s,
         )  # fmt: skip
         _into_normed(t, layer, BEFORE_MLP, w, c, s)
-        if c.layout == BY_NEURON:
-            _mlp_by_neuron(t, threads, layer, w, c, s, select)
-        elif c.layout == BY_INPUT:
+        if c.layout == BY_INPUT:
             _mlp_by_input(t, threads, layer, w, c, s, select)
         elif s.token.shape[0] == 1:
             _mlp_of_one(t, threads, layer, w, c, s, select)

@@ -40,9 +40,7 @@ def layout_of(method: str) -> str:
     """
     if method not in METHODS:
         raise InputError(f"method {method} has no kernels; score it with 'clada evaluate' or run it by clada.sparse")
-    if method in INPUT_METHODS:
-        return "input"
-    return "neuron" if method == "griffin" else "matrix"
+    return "input" if method in INPUT_METHODS else "matrix"
 
 
 # Values of fewer positions are read sooner than chosen among: measured at 640 and 4,096, benchmarks/selection-log.md.

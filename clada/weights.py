@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from clada.families import Anatomy, anatomy, rotary_rows
-from clada.kernels import ACTIVATIONS, BY_INPUT, BY_MATRIX, BY_NEURON, Constants, Tensors
+from clada.kernels import ACTIVATIONS, BY_INPUT, BY_MATRIX, Constants, Tensors
 
 STORED = {"float32": np.float32, "bfloat16": np.int16, "int8": np.int8}  # what arrays hold; bfloat16 is none of numpy's
 DTYPES = tuple(STORED)
-LAYOUTS = {"matrix": BY_MATRIX, "input": BY_INPUT, "neuron": BY_NEURON}
+LAYOUTS = {"matrix": BY_MATRIX, "input": BY_INPUT}
 NO_WINDOW = 2**62
 PAGE = 4096
 WIDEN_AT_ONCE = 2**24  # elements; a whole output head as float32 can be larger than the model
@@ -263,9 +263,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         model: a transformers model in float32, of a supported family; it is not changed.
         dtype: `float32`, `bfloat16` or `int8` (one scale per output, its largest weight is 127).
         basis: adds a screen to the output head; None leaves it out.
-        layout: of `LAYOUTS`, where the weights that a token may leave out lie in memory: `matrix` by the rows of each
-            projection; `input` by its columns, so that inputs can be left out instead of neurons; `neuron` the rows
-            of a neuron beside each other, to be read or left out in one piece.
+        layout: of `LAYOUTS`, how the projections lie in memory: `matrix` by rows, `input` by columns, so that inputs
+            can be left out instead of neurons.
 
     Raises:
         ModelError: the engine cannot decode this model.
@@ -284,11 +283,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
 
     qkv = room(width + 2 * kv_width)
     output = Rows.empty(dtype, n, width, hidden, transposed=True)
-    if layout == "neuron":
-        gate, up, down = _by_neuron(dtype, n, neurons, hidden, gated)
-    else:
-        up, down = room(neurons), Rows.empty(dtype, n, neurons, hidden, transposed=True)
-        gate = room(neurons) if gated else up
+    up, down = room(neurons), Rows.empty(dtype, n, neurons, hidden, transposed=True)
+    gate = room(neurons) if gated else up
     qkv_bias, output_bias = torch.zeros(n, width + 2 * kv_width), torch.zeros(n, hidden)
     up_bias, down_bias = torch.zeros(n, neurons), torch.zeros(n, hidden)
     gate_bias = torch.zeros(n, neurons) if gated else up_bias
@@ -406,18 +402,6 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         screen=screen,
         activation=parts.activation,
     )
-
-
-def _by_neuron(dtype: str, n: int, neurons: int, hidden: int, gated: bool) -> tuple[Rows, Rows, Rows]:
-    """Room for gate, up and down rows beside each other; of a model without a gate, up is also the first."""
-    parts = 2 + gated
-    whole = _room(dtype, n, neurons, parts, hidden)
-    widths = [neurons] * (parts - 1) + [hidden]
-    rows = [
-        Rows(whole[:, :, i], torch.empty(n, width) if dtype == "int8" else None, transposed=i == parts - 1)
-        for i, width in enumerate(widths)
-    ]
-    return rows[0], rows[-2], rows[-1]
 
 
 def screen_of(head: torch.Tensor, dtype: str, basis: Basis | None) -> tuple[Rows, tuple[np.ndarray, ...]]:

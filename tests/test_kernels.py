@@ -132,18 +132,17 @@ def test_values_of_small_attention_weights_are_their_mean_as_in_torch(family, pr
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_whole_neurons_left_out_equal_torch(family, dtype):
-    weights = pack(tiny_model(family, seed=8), dtype, layout="neuron")
+    weights = pack(tiny_model(family, seed=8), dtype)
     assert compare(weights, everything, TOLERANCE[dtype]) == 1
     masked = lambda w, batch: everything(w, batch)._replace(needed=drop_some(w, batch).needed)  # noqa: E731
     assert 0.8 < compare(weights, masked, TOLERANCE[dtype]) < 0.95
     assert 0.8 < compare(weights, masked, TOLERANCE[dtype], prompts=PROMPTS[:1]) < 0.95
 
 
-@pytest.mark.parametrize("layout", ["matrix", "neuron"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_layouts_hold_the_same_weights(dtype, layout):
+def test_layouts_hold_the_same_weights(dtype):
     model = tiny_model("llama", seed=9)
-    weights, other = pack(model, dtype, layout=layout), pack(model, dtype, layout="input")
+    weights, other = pack(model, dtype), pack(model, dtype, layout="input")
     for ours, theirs in zip((weights.gate, weights.up, weights.down), (other.gate, other.up, other.down), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             wide = b.rows.wide() if a.transposed == b.transposed else b.rows.wide().t()
@@ -184,11 +183,10 @@ def test_threads_and_batch_do_not_change_what_a_sequence_gets():
         np.testing.assert_allclose(own, other, atol=1e-5 * np.abs(own).max())
 
 
-@pytest.mark.parametrize("layout", ["matrix", "neuron"])
-def test_rows_that_are_not_needed_are_not_read(layout):
+def test_rows_that_are_not_needed_are_not_read():
     """Poison what the tests leave out: nothing changes."""
     model = tiny_model("llama", seed=6)
-    weights = pack(model, "float32", basis_for(32), layout=layout)
+    weights = pack(model, "float32", basis_for(32))
     selection = everything(weights, 1)
     needed = np.zeros((1, *weights.down_norm.shape), np.uint8)
     needed[:, :, ::3] = 1
