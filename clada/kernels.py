@@ -690,13 +690,14 @@ def _four(which, r):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _scattered(which, first, last):  # type: ignore[no-untyped-def]
-    """How many of the listed rows to read four side by side: none if they are all of some rows, else as many as can.
+def _side_by_side(which, first, last):  # type: ignore[no-untyped-def]
+    """How many of the listed rows to read four side by side: none if no row is missing between them, else all fours.
 
     One after the other, rows with gaps look like a stream to the processor, which fetches the gaps too; side by side
     they do not. Without gaps a stream is faster. benchmarks/selection-log.md has the times.
     """
     count = last - first
+    # Four are no stream: a batch has them listed four by four, near already.
     if count > 4 and which[last - 1] - which[first] == count - 1:
         return 0
     return count - count % 4
@@ -706,7 +707,7 @@ def _scattered(which, first, last):  # type: ignore[no-untyped-def]
 def _project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
     """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of one sequence."""
     n = which.shape[0]
-    fours = _scattered(which, 0, n)
+    fours = _side_by_side(which, 0, n)
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         d0, d1, d2, d3 = _dots_of_rows(rows, (i0, i1, i2, i3), x, (0,), _four(which, r + AHEAD))
@@ -740,7 +741,7 @@ def _dots(out, rows, scale, bias, i, ahead, x, which, n):  # type: ignore[no-unt
 @njit(fastmath=FASTMATH)
 def _add_rows(out, rows, begin, which, factors, first, last):  # type: ignore[no-untyped-def]
     """Add rows which[first:last], from column `begin` on, to out; row i times factors[i]."""
-    fours = first + _scattered(which, first, last)
+    fours = first + _side_by_side(which, first, last)
     for r in range(first, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         four = (factors[i0], factors[i1], factors[i2], factors[i3])
