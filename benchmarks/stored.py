@@ -12,20 +12,22 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES = Path(__file__).parent.parent / "figures"
 
 
-def bench(name: str, text: str | None, options: str) -> dict[str, Any]:
+def bench(name: str, text: str | None, options: str, folder: Path = RESULTS) -> dict[str, Any]:
     """The result of that name, measured now with `clada bench OPTIONS` where it is not there.
 
     Args:
         name: of the file, without its ending.
         text: what to decode, as `clada bench` takes it; None: stop where something is missing.
         options: the command's others.
+        folder: of the file.
     """
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     if not path.is_file():
         if text is None:
             raise SystemExit(f"no {path}; give --text to measure it")
         command = [sys.executable, "-m", "clada.bench", "--text", text, "--coefficients", "none", "--json"]
         done = subprocess.run([*command, *options.split()], stdout=subprocess.PIPE, check=True)
+        folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(done.stdout)
     return dict(json.loads(path.read_text(encoding="utf-8")))
 

@@ -342,11 +342,10 @@ class Decoder:
             after_mlp=f(threads, batch, hidden),
             h=f(batch, neurons),
             up=f(batch, neurons),
-            alive=np.zeros((batch, neurons), np.int64),
+            alive=np.zeros((batch, neurons), np.uint8),
             rows=np.zeros((threads, max(neurons, width, hidden, share, vocabulary // threads + 64)), np.int64),
-            every=np.arange(batch),
             sequences=np.zeros((threads, batch), np.int64),
-            near=aligned((threads, 64), np.dtype(np.uint8)),  # a cache line each
+            near=aligned((threads, max(neurons, 64)), np.dtype(np.uint8)),
             means=f(threads, batch),
             floors=f(threads, batch),
             narrow=f(batch, w.head.shape[1]),

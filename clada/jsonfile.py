@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.errors import CladaError, InputError
-from clada.paths import replacing
+from clada.paths import local_copy, replacing
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -42,9 +42,11 @@ def read_json(path: Path, schema: str, error: type[CladaError] = InputError) -> 
 
     Raises:
         error: no such file, not JSON, or of another schema.
+        InputError: the connection to a URL breaks.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with local_copy(path) as file:
+            value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror or 'no such file'}") from None
     except ValueError:  # not UTF-8 and not JSON alike

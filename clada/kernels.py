@@ -150,11 +150,10 @@ class Scratch(NamedTuple):
     after_mlp: np.ndarray  # [T, B, H]
     h: np.ndarray  # [B, N], activations
     up: np.ndarray  # [B, N]
-    alive: np.ndarray  # [B, N]
+    alive: np.ndarray  # [B, N] uint8, neurons that a sequence needs
     rows: np.ndarray  # [T, N], neurons to read
-    every: np.ndarray  # [B], indices of all sequences
     sequences: np.ndarray  # [T, B], those that need a row
-    near: np.ndarray  # [T, 64] uint8, words that any of them needs
+    near: np.ndarray  # [T, max(N, 64)] uint8, neurons or words that any of them needs
     means: np.ndarray  # [T, B], what the screen gives to every word
     floors: np.ndarray  # [T, B], logits of the screen from which on a word is computed
     narrow: np.ndarray  # [B, E], token embeddings, later the head's input, where E is not H
@@ -377,44 +376,63 @@ def _vectors_of_line(stored: Any) -> int:
 
 
 @intrinsic
-def _add_some(_context: Any, _out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, ahead: Any) -> Any:
-    """out[j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
+def _add_some(
+    _context: Any, out: Any, sequences: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, _ahead: Any
+) -> Any:
+    """out[b, j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
 
+    For some sequences b, with factors of the first one first; or of a single one, whose `out` has one dimension.
     Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Some rows share
     one pass over `out`, which would else be loaded and stored for each.
     """
-    count = indices.count
+    count, batch = indices.count, sequences.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out = context.make_array(signature.args[0])(context, builder, args[0])
-        stored = signature.args[1].dtype
+        out_type, _, rows_type, _, _, _, _ = signature.args
+        array = context.make_array(out_type)(context, builder, args[0])
+        outs = (
+            [array.data]
+            if out_type.ndim == 1
+            else [
+                _row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), _INDEX(0))
+                for b in range(batch)
+            ]
+        )
+        stored = rows_type.dtype
         starts, ahead = (
             [
-                _row_start(context, builder, signature.args[1], args[1], builder.extract_value(args[i], k), args[2])
+                _row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
                 for k in range(count)
             ]
-            for i in (3, 5)
+            for i in (4, 6)
         )
-        factors = [builder.extract_value(args[4], k) for k in range(count)]
+        factors = [builder.extract_value(args[5], k) for k in range(count * batch)]
 
         def accumulate(j: Any, vectors: int, lanes: int) -> None:
             parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
-            places = [builder.bitcast(builder.gep(out.data, [at]), _shaped(_F32, lanes).as_pointer()) for at in parts]
-            totals = [builder.load(place, align=4) for place in places]
-            for start, later, factor in zip(starts, ahead, factors, strict=True):
+            places = [
+                [builder.bitcast(builder.gep(start, [at]), _shaped(_F32, lanes).as_pointer()) for at in parts]
+                for start in outs
+            ]
+            totals = [[builder.load(place, align=4) for place in some] for some in places]
+            for k, (start, later) in enumerate(zip(starts, ahead, strict=True)):
                 _ask_lines(builder, later, j, stored, vectors * lanes)
                 for part, at in enumerate(parts):
                     v = _load_wide(builder, start, at, stored, lanes)
-                    product = builder.fmul(v, _spread(builder, factor, lanes), flags=_CONTRACT)
-                    totals[part] = builder.fadd(totals[part], product, flags=_CONTRACT)
-            for total, place in zip(totals, places, strict=True):
-                builder.store(total, place, align=4)
+                    for b in range(batch):
+                        product = builder.fmul(v, _spread(builder, factors[b * count + k], lanes), flags=_CONTRACT)
+                        totals[b][part] = builder.fadd(totals[b][part], product, flags=_CONTRACT)
+            for own, some in zip(totals, places, strict=True):
+                for total, place in zip(own, some, strict=True):
+                    builder.store(total, place, align=4)
 
-        _in_lanes(builder, builder.extract_value(out.shape, 0), (_vectors_of_line(stored),), accumulate)
+        _in_lanes(
+            builder, builder.extract_value(array.shape, out_type.ndim - 1), (_vectors_of_line(stored),), accumulate
+        )
         return context.get_dummy_value()
 
-    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count)
-    return types.void(_out, rows, types.int64, i, f, i), codegen
+    i, f, b = (types.UniTuple(types.int64, count), types.UniTuple(types.float32, count * batch), sequences)
+    return types.void(out, b, rows, types.int64, i, f, i), codegen
 
 
 def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -690,15 +708,14 @@ def _four(which, r):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _side_by_side(which, first, last):  # type: ignore[no-untyped-def]
+def _side_by_side(which):  # type: ignore[no-untyped-def]
     """How many of the listed rows to read four side by side: none if no row is missing between them, else all fours.
 
     One after the other, rows with gaps look like a stream to the processor, which fetches the gaps too; side by side
     they do not. Without gaps a stream is faster. benchmarks/selection-log.md has the times.
     """
-    count = last - first
-    # Four are no stream: a batch has them listed four by four, near already.
-    if count > 4 and which[last - 1] - which[first] == count - 1:
+    count = which.shape[0]
+    if count > 0 and which[count - 1] - which[0] == count - 1:
         return 0
     return count - count % 4
 
@@ -707,7 +724,7 @@ def _side_by_side(which, first, last):  # type: ignore[no-untyped-def]
 def _project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
     """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of one sequence."""
     n = which.shape[0]
-    fours = _side_by_side(which, 0, n)
+    fours = _side_by_side(which)
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         d0, d1, d2, d3 = _dots_of_rows(rows, (i0, i1, i2, i3), x, (0,), _four(which, r + AHEAD))
@@ -739,16 +756,51 @@ def _dots(out, rows, scale, bias, i, ahead, x, which, n):  # type: ignore[no-unt
 
 
 @njit(fastmath=FASTMATH)
-def _add_rows(out, rows, begin, which, factors, first, last):  # type: ignore[no-untyped-def]
-    """Add rows which[first:last], from column `begin` on, to out; row i times factors[i]."""
-    fours = first + _side_by_side(which, first, last)
-    for r in range(first, fours, 4):
+def _four_times_all(out, rows, scales, bias, x, four, ahead):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for four rows i and all sequences b.
+
+    Two sequences at a time, so that a row is widened for both: a product takes half the time of one row's with one.
+    """
+    batch = x.shape[0]
+    i0, i1, i2, i3 = four
+    a0, a1, a2, a3 = (
+        _scale(rows, scales, i0),
+        _scale(rows, scales, i1),
+        _scale(rows, scales, i2),
+        _scale(rows, scales, i3),
+    )
+    c0, c1, c2, c3 = _bias(bias, i0), _bias(bias, i1), _bias(bias, i2), _bias(bias, i3)
+    for b in range(0, batch - 1, 2):
+        d0, e0, d1, e1, d2, e2, d3, e3 = _dots_of_rows(rows, four, x, (b, b + 1), ahead)
+        out[b, i0], out[b, i1], out[b, i2], out[b, i3] = d0 * a0 + c0, d1 * a1 + c1, d2 * a2 + c2, d3 * a3 + c3
+        b += 1
+        out[b, i0], out[b, i1], out[b, i2], out[b, i3] = e0 * a0 + c0, e1 * a1 + c1, e2 * a2 + c2, e3 * a3 + c3
+    if batch % 2:
+        b = batch - 1
+        d0, d1, d2, d3 = _dots_of_rows(rows, four, x, (b,), ahead)
+        out[b, i0], out[b, i1], out[b, i2], out[b, i3] = d0 * a0 + c0, d1 * a1 + c1, d2 * a2 + c2, d3 * a3 + c3
+
+
+@njit(fastmath=FASTMATH)
+def _one_times_all(out, rows, scales, bias, x, i):  # type: ignore[no-untyped-def]
+    """The same for a single row."""
+    for b in range(x.shape[0]):
+        (d,) = _dots_of_rows(rows, (i,), x, (b,), (i,))
+        out[b, i] = d * _scale(rows, scales, i) + _bias(bias, i)
+
+
+@njit(fastmath=FASTMATH)
+def _add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
+    """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
+    n = which.shape[0]
+    fours = _side_by_side(which)
+    for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         four = (factors[i0], factors[i1], factors[i2], factors[i3])
-        _add_some(out, rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
-    for r in range(fours, last):
+        _add_some(out, (0,), rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
+    for r in range(fours, n):
         i = which[r]
-        _add_some(out, rows, begin, (i,), (factors[i],), (which[min(r + AHEAD, last - 1)],))
+        _add_some(out, (0,), rows, begin, (i,), (factors[i],), (which[min(r + AHEAD, n - 1)],))
 
 
 @njit(fastmath=FASTMATH)
@@ -842,16 +894,21 @@ def _row_bytes(rows):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
-def _project(out, rows, scales, bias, x, begin, end, every):  # type: ignore[no-untyped-def]
+def _project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
-    batch = x.shape[0]
-    for i in range(begin, end):
-        scale, ahead = _scale(rows, scales, i), min(i + AHEAD, end - 1)
-        if batch == 1:  # without the list of sequences a row takes three fifths of the time
-            (d,) = _dots_of_rows(rows, (i,), x, (0,), (ahead,))
-            out[0, i] = d * scale + _bias(bias, i)
-        else:
-            _dots(out, rows, scale, _bias(bias, i), i, ahead, x, every, batch)
+    last = end - 1
+    if x.shape[0] == 1:
+        for i in range(begin, end):
+            (d,) = _dots_of_rows(rows, (i,), x, (0,), (min(i + AHEAD, last),))
+            out[0, i] = d * _scale(rows, scales, i) + _bias(bias, i)
+    else:
+        fours = end - (end - begin) % 4
+        for i in range(begin, fours, 4):
+            k = i + AHEAD
+            ahead = (min(k, last), min(k + 1, last), min(k + 2, last), min(k + 3, last))
+            _four_times_all(out, rows, scales, bias, x, (i, i + 1, i + 2, i + 3), ahead)
+        for i in range(fours, end):
+            _one_times_all(out, rows, scales, bias, x, i)
     return (end - begin) * _row_bytes(rows)
 
 
@@ -867,7 +924,7 @@ def _project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin,
                 n += 1
         y = out[b, begin:end]
         y[:] = 0
-        _add_rows(y, rows, begin, which[:n], x[b], 0, n)
+        _add_rows(y, rows, begin, which[:n], x[b])
         for i in range(y.shape[0]):
             y[i] = y[i] * _scale(rows, scales, begin + i) + bias[begin + i]
         read += n
@@ -1081,7 +1138,7 @@ def _attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-un
         for i in range(begin, end):  # no branch that a processor could guess wrong
             which[n] = i
             n += abs(mine[i]) * weight[i] >= threshold
-        _add_rows(s.after_attention[t, b], rows, 0, which[:n], mine, 0, n)
+        _add_rows(s.after_attention[t, b], rows, 0, which[:n], mine)
         read += n
     # Rows stay in a near cache from one sequence to the next: at most all are read.
     s.reads[t, READ_ATTENTION] += min(read, end - begin) * _row_bytes(rows)
@@ -1115,89 +1172,93 @@ def _listed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
+def _project_listed(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all sequences."""
+    fours = which.shape[0] - which.shape[0] % 4
+    for r in range(0, fours, 4):
+        four = (which[r], which[r + 1], which[r + 2], which[r + 3])
+        _four_times_all(out, rows, scales, bias, x, four, _four(which, r + AHEAD))
+    for r in range(fours, which.shape[0]):
+        _one_times_all(out, rows, scales, bias, x, which[r])
+
+
+@njit(fastmath=FASTMATH)
+def _add_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
+    """Add the listed rows to out[b] of all sequences b, row i times factors[b, i]."""
+    batch, fours = out.shape[0], which.shape[0] - which.shape[0] % 4
+    for r in range(0, fours, 4):
+        i0, i1, i2, i3 = four = (which[r], which[r + 1], which[r + 2], which[r + 3])
+        ahead = _four(which, r + AHEAD)
+        for b in range(0, batch - 1, 2):
+            f, g = factors[b], factors[b + 1]
+            eight = (f[i0], f[i1], f[i2], f[i3], g[i0], g[i1], g[i2], g[i3])
+            _add_some(out, (b, b + 1), rows, 0, four, eight, ahead)
+        if batch % 2:
+            f = factors[batch - 1]
+            _add_some(out, (batch - 1,), rows, 0, four, (f[i0], f[i1], f[i2], f[i3]), ahead)
+    for r in range(fours, which.shape[0]):
+        i = which[r]
+        for b in range(batch):
+            _add_some(out, (b,), rows, 0, (i,), (factors[b, i],), (i,))
+
+
+@njit(fastmath=FASTMATH)
+def _still_needed(t, begin, end, weight, thresholds, s):  # type: ignore[no-untyped-def]
+    """Set h to zero where it is below a sequence's threshold, and list the neurons that any needs. Returns how many."""
+    rows, near = s.rows[t], s.near[t, : end - begin]
+    near[:] = 0
+    for b in range(s.h.shape[0]):
+        alive, h, limit = s.alive[b, begin:end], s.h[b, begin:end], thresholds[b]
+        for i in range(near.shape[0]):
+            alive[i] &= np.uint8(abs(h[i]) * weight[begin + i] >= limit)
+            h[i] = h[i] if alive[i] else np.float32(0)
+            near[i] |= alive[i]
+    count = 0
+    for i in range(near.shape[0]):
+        rows[count] = begin + i
+        count += near[i]
+    return count
+
+
+@njit(fastmath=FASTMATH)
 def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """This thread's neurons, into its partial sums; each row is read once for all sequences that need it."""
+    """This thread's neurons, into its partial sums; each row that any sequence needs is read once.
+
+    It is multiplied with all of them, as that takes less time than telling those that need it from the others.
+    """
     x, batch, neurons = s.normed[t], s.token.shape[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
-    rows = s.rows[t]
-    which = s.sequences[t]
+    rows, up = s.rows[t], w.up[layer]
     count = _listed(t, layer, begin, end, s, select)
-
-    gated = c.gated
-    if gated:
-        gate, scales, bias, weight = w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], select.gate_weight[layer]
-        s.reads[t, READ_MLP] += count * _row_bytes(gate)
-        for b in range(batch):
-            s.h[b, begin:end] = 0
-        for r in range(count):
-            i = rows[r]
-            n = 0
-            for b in range(batch):
-                if s.alive[b, i]:
-                    which[n] = b
-                    n += 1
-            _dots(s.h, gate, _scale(gate, scales, i), bias[i], i, rows[min(r + AHEAD, count - 1)], x, which, n)
-        for b in range(batch):
-            _activate(s.h[b, begin:end], c.activation)
-        kept = 0
-        for r in range(count):
-            i = rows[r]
-            any_needed = 0
-            for b in range(batch):
-                s.alive[b, i] &= abs(s.h[b, i]) * weight[i] >= select.gate_threshold[b, layer]
-                any_needed |= s.alive[b, i]
-            if any_needed:
-                rows[kept] = i
-                kept += 1
-        count = kept
-
-    up, scales, bias, weight = w.up[layer], w.up_scale[layer], w.up_bias[layer], select.weight[layer]
-    s.reads[t, READ_MLP] += count * _row_bytes(up)
-    if not gated:
-        for b in range(batch):
-            s.h[b, begin:end] = 0
-    result = s.up if gated else s.h
-    for r in range(count):
-        i = rows[r]
-        n = 0
-        for b in range(batch):
-            if s.alive[b, i]:
-                which[n] = b
-                n += 1
-        _dots(result, up, _scale(up, scales, i), bias[i], i, rows[min(r + AHEAD, count - 1)], x, which, n)
-    if gated:
-        for b in range(batch):
-            for r in range(count):
-                i = rows[r]
-                s.h[b, i] *= s.up[b, i]
-    if not gated:
-        for b in range(batch):
-            _activate(s.h[b, begin:end], c.activation)
-    kept = 0
-    for r in range(count):
-        i = rows[r]
-        any_needed = 0
-        for b in range(batch):
-            s.alive[b, i] &= abs(s.h[b, i]) * weight[i] >= select.threshold[b, layer]
-            s.computed[t, b] += s.alive[b, i]
-            any_needed |= s.alive[b, i]
-            if not s.alive[b, i]:
-                s.h[b, i] = 0
-        if any_needed:
-            rows[kept] = i
-            kept += 1
-    count = kept
-
     for b in range(batch):
-        out = s.after_mlp[t, b]
-        out[:] = 0
+        s.h[b, begin:end] = 0
+    if c.gated:
+        gate = w.gate[layer]
+        s.reads[t, READ_MLP] += count * _row_bytes(gate)
+        _project_listed(s.h, gate, w.gate_scale[layer], w.gate_bias[layer], x, rows[:count])
+        for b in range(batch):
+            _activate(s.h[b, begin:end], c.activation)
+        count = _still_needed(t, begin, end, select.gate_weight[layer], select.gate_threshold[:, layer], s)
+        _project_listed(s.up, up, w.up_scale[layer], w.up_bias[layer], x, rows[:count])
+        for b in range(batch):
+            h, factor = s.h[b, begin:end], s.up[b, begin:end]
+            for i in range(h.shape[0]):
+                h[i] *= factor[i]
+    else:
+        _project_listed(s.h, up, w.up_scale[layer], w.up_bias[layer], x, rows[:count])
+        for b in range(batch):
+            _activate(s.h[b, begin:end], c.activation)
+    s.reads[t, READ_MLP] += count * _row_bytes(up)
+    count = _still_needed(t, begin, end, select.weight[layer], select.threshold[:, layer], s)
     down = w.down[layer]
     s.reads[t, READ_MLP] += count * _row_bytes(down)
-    r = 0
-    while r < count:  # some rows for every sequence, while they are in the nearest cache
-        for b in range(batch):
-            _add_rows(s.after_mlp[t, b], down, 0, rows[:count], s.h[b], r, min(r + 4, count))
-        r += 4
+    for b in range(batch):
+        s.after_mlp[t, b, :] = 0
+        alive, computed = s.alive[b, begin:end], 0
+        for i in range(alive.shape[0]):
+            computed += alive[i]
+        s.computed[t, b] += computed
+    _add_listed(s.after_mlp[t], down, rows[:count], s.h)
 
 
 @njit(fastmath=FASTMATH)
@@ -1240,7 +1301,7 @@ def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-
     s.computed[t, 0] += kept
     s.reads[t, READ_MLP] += kept * _row_bytes(down)
     out[:] = 0
-    _add_rows(out, down, 0, rows[:kept], h, 0, kept)
+    _add_rows(out, down, 0, rows[:kept], h)
 
 
 @njit(fastmath=FASTMATH)
@@ -1274,7 +1335,7 @@ def _mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untype
                 n += 1
         out = s.after_mlp[t, b]
         out[:] = 0
-        _add_rows(out, down, 0, rows[:n], s.h[b], 0, n)
+        _add_rows(out, down, 0, rows[:n], s.h[b])
         s.computed[t, b] += n
         read += n
     s.reads[t, READ_MLP] += min(read, end - begin) * _row_bytes(down)
@@ -1340,7 +1401,7 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
     decode_barrier(sync, threads)
     which, scaled = s.rows[t], s.terms[t]
     read = 0
-    means, floors, near, sequences = s.means[t], s.floors[t], s.near[t], s.sequences[t]
+    means, floors, near, sequences = s.means[t], s.floors[t], s.near[t, :64], s.sequences[t]
     for b in range(batch):
         means[b] = 0
         for j in range(x.shape[1]):
@@ -1359,7 +1420,7 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
             out = s.logits[b, tile : min(tile + 2048, end)]
             for i in range(out.shape[0]):
                 out[i] = means[b]
-            _add_rows(out, w.screen, tile, which[:n], scaled, 0, n)
+            _add_rows(out, w.screen, tile, which[:n], scaled)
             read += n
     for b in range(batch):
         _softmax_sums(t, b, begin, end, s)
@@ -1423,7 +1484,7 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
         _screen(t, threads, sync, x, begin, end, w, s, select)
     else:
-        s.reads[t, READ_HEAD] += _project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end, s.every)
+        s.reads[t, READ_HEAD] += _project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end)
     for b in range(batch):
         logits = s.logits[b, begin:end]
         if c.final_softcap > 0:
@@ -1514,7 +1575,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             )  # fmt: skip
         else:
             s.reads[t, READ_ATTENTION] += _project(
-                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end, s.every
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end
             )
         decode_barrier(sync, threads)
         _attend(t, threads, sync, layer, w, c, s, select)

@@ -109,3 +109,16 @@ def test_a_file_url_is_a_path_and_an_unknown_protocol_one_line(tmp_path, capsys)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert main(["extract", "--study", "memory://bucket/none"]) == 2
     assert "memory://bucket/none is not a study (no study.json)" in capsys.readouterr().err
+
+
+def test_a_connection_that_breaks_is_one_line(small_study, monkeypatch, capsys):
+    UPath(URL).mkdir(parents=True)
+    (UPath(URL) / "study.json").write_bytes((small_study.folder / "study.json").read_bytes())
+
+    def broken(self, *arguments, **options):
+        raise RuntimeError("connection reset\nby peer")
+
+    monkeypatch.setattr(type(UPath(URL).fs), "_open", broken)
+    assert main(["verify", "--study", URL]) == 2
+    expected = f"cannot read {URL}/study.json: connection reset; run the same command again"
+    assert [expected in line for line in capsys.readouterr().err.splitlines()] == [True]
