@@ -431,8 +431,8 @@ def _add_some(
         )
         return context.get_dummy_value()
 
-    i, f, b = (types.UniTuple(types.int64, count), types.UniTuple(types.float32, count * batch), sequences)
-    return types.void(out, b, rows, types.int64, i, f, i), codegen
+    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count * batch)
+    return types.void(out, sequences, rows, types.int64, i, f, i), codegen
 
 
 def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -763,18 +763,14 @@ def _four_times_all(out, rows, scales, bias, x, four, ahead):  # type: ignore[no
     """
     batch = x.shape[0]
     i0, i1, i2, i3 = four
-    a0, a1, a2, a3 = (
-        _scale(rows, scales, i0),
-        _scale(rows, scales, i1),
-        _scale(rows, scales, i2),
-        _scale(rows, scales, i3),
-    )
+    a0, a1 = _scale(rows, scales, i0), _scale(rows, scales, i1)
+    a2, a3 = _scale(rows, scales, i2), _scale(rows, scales, i3)
     c0, c1, c2, c3 = _bias(bias, i0), _bias(bias, i1), _bias(bias, i2), _bias(bias, i3)
     for b in range(0, batch - 1, 2):
         d0, e0, d1, e1, d2, e2, d3, e3 = _dots_of_rows(rows, four, x, (b, b + 1), ahead)
         out[b, i0], out[b, i1], out[b, i2], out[b, i3] = d0 * a0 + c0, d1 * a1 + c1, d2 * a2 + c2, d3 * a3 + c3
-        b += 1
-        out[b, i0], out[b, i1], out[b, i2], out[b, i3] = e0 * a0 + c0, e1 * a1 + c1, e2 * a2 + c2, e3 * a3 + c3
+        out[b + 1, i0], out[b + 1, i1] = e0 * a0 + c0, e1 * a1 + c1
+        out[b + 1, i2], out[b + 1, i3] = e2 * a2 + c2, e3 * a3 + c3
     if batch % 2:
         b = batch - 1
         d0, d1, d2, d3 = _dots_of_rows(rows, four, x, (b,), ahead)

@@ -111,6 +111,14 @@ def test_selections_equal_torch(family):
     assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=PROMPTS[:1]) < 0.95
 
 
+def test_selections_of_many_sequences_equal_torch():
+    """Words that four and more of them need are multiplied with four at a time."""
+    weights = pack(tiny_model("llama", seed=3), "float32", basis_for(32))
+    prompts = [prompt[i:] for i in (0, 3) for prompt in PROMPTS]
+    assert 0.1 < compare(weights, drop_some, 5e-2, prompts=prompts) < 0.9
+    assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=prompts) < 0.95
+
+
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_values_of_small_attention_weights_are_their_mean_as_in_torch(family, prompts):
