@@ -262,7 +262,7 @@ def project(out, rows, scales, bias, x, which):
 
 @njit
 def add(out, rows, begin, which, factors):
-    _add_rows(out, rows, begin, which, factors, 0, which.shape[0])
+    _add_rows(out, rows, begin, which, factors)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
