@@ -701,10 +701,16 @@ def _ask_for_first(rows, begin):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
+def _four_from(i, last):  # type: ignore[no-untyped-def]
+    """Four numbers from i on, the last one again where there are fewer."""
+    return min(i, last), min(i + 1, last), min(i + 2, last), min(i + 3, last)
+
+
+@njit(inline="always")
 def _four(which, r):  # type: ignore[no-untyped-def]
     """Four entries from the r-th on, the last one again where there are fewer."""
-    last = which.shape[0] - 1
-    return which[min(r, last)], which[min(r + 1, last)], which[min(r + 2, last)], which[min(r + 3, last)]
+    r0, r1, r2, r3 = _four_from(r, which.shape[0] - 1)
+    return which[r0], which[r1], which[r2], which[r3]
 
 
 @njit(inline="always")
@@ -775,14 +781,6 @@ def _four_times_all(out, rows, scales, bias, x, four, ahead):  # type: ignore[no
         b = batch - 1
         d0, d1, d2, d3 = _dots_of_rows(rows, four, x, (b,), ahead)
         out[b, i0], out[b, i1], out[b, i2], out[b, i3] = d0 * a0 + c0, d1 * a1 + c1, d2 * a2 + c2, d3 * a3 + c3
-
-
-@njit(fastmath=FASTMATH)
-def _one_times_all(out, rows, scales, bias, x, i):  # type: ignore[no-untyped-def]
-    """The same for a single row."""
-    for b in range(x.shape[0]):
-        (d,) = _dots_of_rows(rows, (i,), x, (b,), (i,))
-        out[b, i] = d * _scale(rows, scales, i) + _bias(bias, i)
 
 
 @njit(fastmath=FASTMATH)
@@ -898,13 +896,8 @@ def _project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped
             (d,) = _dots_of_rows(rows, (i,), x, (0,), (min(i + AHEAD, last),))
             out[0, i] = d * _scale(rows, scales, i) + _bias(bias, i)
     else:
-        fours = end - (end - begin) % 4
-        for i in range(begin, fours, 4):
-            k = i + AHEAD
-            ahead = (min(k, last), min(k + 1, last), min(k + 2, last), min(k + 3, last))
-            _four_times_all(out, rows, scales, bias, x, (i, i + 1, i + 2, i + 3), ahead)
-        for i in range(fours, end):
-            _one_times_all(out, rows, scales, bias, x, i)
+        for i in range(begin, end, 4):  # a row that comes twice gets the same products again
+            _four_times_all(out, rows, scales, bias, x, _four_from(i, last), _four_from(i + AHEAD, last))
     return (end - begin) * _row_bytes(rows)
 
 
@@ -1170,12 +1163,8 @@ def _listed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _project_listed(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all sequences."""
-    fours = which.shape[0] - which.shape[0] % 4
-    for r in range(0, fours, 4):
-        four = (which[r], which[r + 1], which[r + 2], which[r + 3])
-        _four_times_all(out, rows, scales, bias, x, four, _four(which, r + AHEAD))
-    for r in range(fours, which.shape[0]):
-        _one_times_all(out, rows, scales, bias, x, which[r])
+    for r in range(0, which.shape[0], 4):  # a row that comes twice gets the same products again
+        _four_times_all(out, rows, scales, bias, x, _four(which, r), _four(which, r + AHEAD))
 
 
 @njit(fastmath=FASTMATH)
