@@ -69,7 +69,7 @@ SAMPLED = 512  # tokens for quantiles: 800,000 magnitudes a layer on the smalles
 SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 # Of the summed magnitude: the smallest tenth of it is most neurons.
 FINER_SHARES = {"top-p": (0.01, 0.02, 0.03, 0.04, 0.05, 0.07)}
-SCREEN_PART = 3  # one in so many directions of the head's input is kept for the screen: memory, not bytes read
+SCREEN_PART = 2 / 3  # of the directions of the head's input are kept for the screen: memory, not bytes read
 DTYPE = "bfloat16"  # what decodes fastest here; thresholds and losses hardly depend on it
 LOAD_QUANTILES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
@@ -234,7 +234,7 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
     width = x.shape[1]
     # Principal directions of the head's input: few of them make most of what differs between words.
     directions = torch.linalg.eigh((x - center).t().double() @ (x - center).double())[1].flip(1).t()
-    tables["basis"] = directions[: width // SCREEN_PART].float().numpy()
+    tables["basis"] = directions[: int(width * SCREEN_PART)].float().numpy()
     tables["center"] = center.numpy()
     head = parts.head.weight.detach()
     terms = torch.from_numpy(tables["basis"])

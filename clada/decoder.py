@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,18 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import eager_mask
 
 from clada.families import replaced_forwards
-from clada.kernels import ATTENTION_INPUT, BY_INPUT, LANES, MLP_INPUT, Scratch, Selection, decode_step
+from clada.kernels import (
+    ATTENTION_INPUT,
+    BY_INPUT,
+    BY_MATRIX,
+    LANES,
+    MLP_INPUT,
+    SCREEN_TILE,
+    Scratch,
+    Selection,
+    Tensors,
+    decode_step,
+)
 from clada.threads import return_memory
 from clada.weights import Weights, aligned
 
@@ -195,6 +206,21 @@ class _Memory:
     rotary_begin: int
 
 
+class _Gathered(NamedTuple):
+    """Of `Decoder`: neurons that some prompts need, their rows side by side; n of them in every layer."""
+
+    made_for: Selection
+    tensors: Tensors
+    gate_weight: np.ndarray  # [L, n]
+    weight: np.ndarray  # [L, n]
+    needed: np.ndarray  # [B, L, n], or [0, L, n] if all of them are
+
+    def serves(self, selection: Selection) -> bool:
+        """Whether these are the selection's neurons: by identity, as arrays of selections never change."""
+        names = ("needed", "gate_weight", "weight")
+        return all(getattr(self.made_for, name) is getattr(selection, name) for name in names)
+
+
 class Decoder:
     """Runs a packed model on the CPU: prompts dense, then tokens as a `Selection` says.
 
@@ -206,6 +232,7 @@ class Decoder:
     def __init__(self, weights: Weights, threads: int) -> None:
         self.weights = weights
         self.team = Team(threads)
+        self._gathered: _Gathered | None = None
 
     @torch.inference_mode()
     def prefill(
@@ -252,7 +279,23 @@ class Decoder:
             scratch.token[b], scratch.position[b] = token, len(sequence)
             scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
             sequence.append(token)
-        self.team.run(decode_step, self.weights.tensors, self.weights.constants, scratch, selection)
+        tensors = self.weights.tensors
+        if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
+            tensors, selection = self._gather(selection)
+        self.team.run(decode_step, tensors, self.weights.constants, scratch, selection)
+
+    def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
+        """Weights of the neurons that the sequences need, and what to select among them.
+
+        What is fixed for many tokens is copied once: rows with gaps are read slower than as many without (the log in
+        benchmarks/selection-log.md has the times).
+        """
+        last = self._gathered
+        if last is None or not last.serves(selection):
+            self._gathered = None  # or both were in memory at once
+            self._gathered = last = _gathered(self.weights, selection)
+        chosen = selection._replace(gate_weight=last.gate_weight, weight=last.weight, needed=last.needed)
+        return last.tensors, chosen
 
     def bookmark(self, state: State) -> Bookmark:
         """Where a state stands, to come back to."""
@@ -350,7 +393,8 @@ class Decoder:
             floors=f(threads, batch),
             narrow=f(batch, w.head.shape[1]),
             screened=f(batch, len(w.screen)),
-            terms=f(threads, len(w.screen)),
+            terms=f(threads, len(w.screen) + 3),
+            estimates=f(threads, SCREEN_TILE),
             load=f(threads, batch, 3),
             peaks=np.zeros((threads, batch), np.int64),
             computed=np.zeros((threads, batch), np.int64),
@@ -362,6 +406,36 @@ class Decoder:
             active=np.zeros(batch, np.int64),
             bytes_read=np.zeros(4, np.int64),
         )
+
+
+def _gathered(weights: Weights, selection: Selection) -> _Gathered:
+    """Copy the rows of the neurons that any sequence needs."""
+    w, any_needed = weights.tensors, selection.needed.any(0)
+    # Those first, in their order; layers that need fewer than others have some besides that no sequence needs.
+    order = np.argsort(~any_needed, axis=1, kind="stable")[:, : any_needed.sum(1).max()]
+    if order.shape == any_needed.shape:
+        return _Gathered(selection, w, selection.gate_weight, selection.weight, selection.needed)
+
+    def taken(array: np.ndarray) -> np.ndarray:
+        if array.shape[1] == 0:  # scales that there are none of
+            return array
+        rows = aligned((*order.shape, *array.shape[2:]), array.dtype)
+        for row, layer, which in zip(rows, array, order, strict=True):
+            np.take(layer, which, axis=0, out=row)
+        return rows
+
+    up = {name: taken(getattr(w, name)) for name in ("up", "up_scale", "up_bias")}
+    gate = {name.replace("up", "gate"): rows for name, rows in up.items()}
+    if weights.constants.gated:
+        gate = {name: taken(getattr(w, name)) for name in gate}
+    needed = np.take_along_axis(selection.needed, np.broadcast_to(order, (len(selection.needed), *order.shape)), 2)
+    return _Gathered(
+        selection,
+        w._replace(**up, **gate, down=taken(w.down)),
+        taken(selection.gate_weight),
+        taken(selection.weight),
+        needed[:0] if needed.all() else needed,
+    )
 
 
 def _outcome(s: Scratch) -> Outcome:
@@ -583,10 +657,7 @@ class TorchDecoder:
 
     def _screened(self, head: Any, x: torch.Tensor, b: int, select: Selection) -> torch.Tensor:
         """Logits as the kernels screen them; the screen itself is rebuilt from its definition."""
-        t = self.weights.tensors
-        arrays = (t.screen_basis, t.screen_center, t.screen_weight, t.head_mean)
-        wide = self.weights.screen.wide().to(x.device)
-        screen = (wide, *(torch.as_tensor(array, device=x.device) for array in arrays))
+        screen = [tensor.to(x.device) for tensor in self.weights.screen.wide()]
         limits = (
             torch.as_tensor(limit[b : b + 1], device=x.device)
             for limit in (select.screen_threshold, select.head_margin)
@@ -598,12 +669,12 @@ class TorchDecoder:
 
 
 def screen_words(
-    screen: tuple[torch.Tensor, ...], x: torch.Tensor, threshold: torch.Tensor, margin: torch.Tensor
+    screen: Sequence[torch.Tensor], x: torch.Tensor, threshold: torch.Tensor, margin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A cheap estimate of the logits of all words, for T tokens, and which words it finds near enough to compute.
 
     Args:
-        screen: of `clada.weights.screen_of`: rows [K, V], basis [K, E], center [E], weight [K], mean row [E].
+        screen: of `clada.weights.Screen.wide`.
         x: float32 [T, E], the head's inputs.
         threshold: [T]; terms of the estimate below it are left out.
         margin: [T]; words are near whose estimate is at most so far below that of all words together.
@@ -611,9 +682,8 @@ def screen_words(
     Returns:
         ([T, V], bool [T, V]).
     """
-    rows, basis, center, weight, mean = screen
-    z = (x - center) @ basis.t()
-    z[:, 0] = 1
+    rows, basis, offset, weight, mean = screen
+    z = x @ basis.t() + offset
     keep = z.abs() * weight >= threshold[:, None]
     keep[:, 0] = True
     estimate = (x @ mean)[:, None] + (z * keep) @ rows

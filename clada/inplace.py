@@ -25,7 +25,7 @@ from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Selection
 from clada.load import surprisal_and_entropy_bits
 from clada.plan import Plan, plan_of
 from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, resolve_shares
-from clada.weights import norms_of, screen_of
+from clada.weights import Screen, norms_of
 
 PROMPTS = ("dense", "sparse")
 SCREENED = 64  # tokens whose words are estimated together: more are no faster, and need more memory
@@ -107,10 +107,8 @@ def sparse(
         run.predictors = [table.to(model.device) for table in predictors(found)]
     basis = basis_of(found, shares)
     if basis is not None:
-        matrix = parts.head.weight.detach().float().cpu()
-        screen, arrays = screen_of(matrix, "float32", basis)
-        tensors = (screen.wide(), *(torch.from_numpy(array) for array in arrays))
-        run.screen = tuple(tensor.to(parts.head.weight.device) for tensor in tensors)
+        screen = Screen.of(parts.head.weight.detach().float().cpu(), basis)
+        run.screen = [tensor.to(parts.head.weight.device) for tensor in screen.wide()]
     attention, handles = model.config._attn_implementation, []
     try:
         handles += [
@@ -161,7 +159,7 @@ class _Run:
     def __init__(self, model: Any, policy: Policy, counted: Sparse) -> None:
         self.model, self.policy, self.counted = model, policy, counted
         self.attention = model.config._attn_implementation
-        self.screen: tuple[torch.Tensor, ...] | None = None
+        self.screen: list[torch.Tensor] | None = None
         self.predictors: list[torch.Tensor] | None = None
         self.selection: Selection | None = None  # None: dense
         self.shape = (0, 0)  # sequences and tokens of this pass

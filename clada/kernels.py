@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
@@ -76,12 +76,12 @@ class Tensors(NamedTuple):
     before_head: np.ndarray  # [E, H], or [0, H]: what is between the final norm and the head
     head: np.ndarray  # [V, E]
     head_scale: np.ndarray  # [V]
-    # The screen of the head, by which words are found whose logits matter: logits are about
-    # head_mean x + sum over k of z_k screen[k], z_0 = 1 and z_k = screen_basis[k] (x - screen_center) for some k.
-    screen: np.ndarray  # [K, V], or [0, V] without one
-    screen_scale: np.ndarray  # [K]
-    screen_basis: np.ndarray  # [K, E] float32
-    screen_center: np.ndarray  # [E] float32
+    # The screen of the head, by which words are found whose logits matter: logits are about head_mean x + the sum over
+    # some k of z_k screen_scale[k] (screen[k] - CODE_OF_ZERO), z = screen_basis x + screen_offset.
+    screen: np.ndarray  # [K, V / 2] uint8, two codes a byte, see `clada.weights.Screen`; or [0, 0] without one
+    screen_scale: np.ndarray  # [K] float32
+    screen_basis: np.ndarray  # [K, E] bfloat16; row 0 is zero
+    screen_offset: np.ndarray  # [K] float32; 1 for row 0, which is always read
     screen_weight: np.ndarray  # [K] float32
     head_mean: np.ndarray  # [E] float32
 
@@ -158,7 +158,8 @@ class Scratch(NamedTuple):
     floors: np.ndarray  # [T, B], logits of the screen from which on a word is computed
     narrow: np.ndarray  # [B, E], token embeddings, later the head's input, where E is not H
     screened: np.ndarray  # [B, K]
-    terms: np.ndarray  # [T, K], the same with the screen's scales
+    terms: np.ndarray  # [T, K + 3], of those that are read, with the screen's scales
+    estimates: np.ndarray  # [T, SCREEN_TILE], of some words
     load: np.ndarray  # [T, B, 3], sums of the softmax
     peaks: np.ndarray  # [T, B], most likely token
     computed: np.ndarray  # [T, B], neurons that added to the output
@@ -296,9 +297,17 @@ def _dot(row, x):  # type: ignore[no-untyped-def]
     return s
 
 
+CODES = 2  # of a byte of the screen
+CODE_OF_ZERO = 8
+SCREEN_TILE = 4096  # words whose estimates stay in a near cache while terms are added
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
 LINE = 64  # bytes of a cache line
-AHEAD = 12  # rows between the one that is used and the one that is asked for
+AHEAD = 7 * 1024  # bytes between the row that is used and the one that is asked for
+FIRST = 12  # rows that are asked for before a part begins
+WAITING = 64  # the same at most, while there is nothing else to do
+# Where rows are asked to, in LLVM's numbers: into the second cache (2); on Zen 5, whose first cache has the places for
+# it, past all others (0), which is 4 to 8 % of a token in bfloat16 and nothing in int8. On Zen 4 that was slower.
+NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE = ir.IntType(8).as_pointer()
 _CONTRACT = ("contract", "nsz")
@@ -345,18 +354,18 @@ def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any
     return builder.inttoptr(builder.add(builder.ptrtoint(made.data, _INDEX), offset), kind.as_pointer())
 
 
-def _ask_for(builder: Any, address: Any) -> None:
-    """An instruction that fetches a line into the second cache; on the first one's few places loads would wait."""
+def _ask_for(builder: Any, address: Any, near: int = 2) -> None:
+    """An instruction that fetches a line, into the second cache unless told otherwise."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTE, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [address, _I32(0), _I32(2), _I32(1)])  # for reading, second cache, data
+    builder.call(function, [address, _I32(0), _I32(near), _I32(1)])  # for reading, data
 
 
 def _ask_lines(builder: Any, start: Any, j: Any, stored: Any, count: int) -> None:
     """Ask for the lines that `count` elements from `start + j` on fill; for none if they fill less than one."""
     line = LINE // _item_bytes(stored)
     for at in range(0, count // line * line, line):
-        _ask_for(builder, builder.bitcast(builder.gep(start, [builder.add(j, _INDEX(at))]), _BYTE))
+        _ask_for(builder, builder.bitcast(builder.gep(start, [builder.add(j, _INDEX(at))]), _BYTE), NEAR)
 
 
 def _in_lanes(builder: Any, n: Any, most: Sequence[int], body: Any) -> None:
@@ -433,6 +442,60 @@ def _add_some(
 
     i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count * batch)
     return types.void(out, sequences, rows, types.int64, i, f, i), codegen
+
+
+@intrinsic
+def _add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, _ahead: Any) -> Any:
+    """out[j] += sum over k of factors[k] times code begin + j of rows[indices[k]]; rows `ahead` are asked for.
+
+    Of every LANES bytes the low halves come first, then the high ones. `out` has whole blocks of both.
+    """
+    count, blocks_of_line = indices.count, LINE // LANES
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_type, rows_type = signature.args[:2]
+        array = context.make_array(out_type)(context, builder, args[0])
+        first = builder.udiv(args[2], _INDEX(CODES))
+        starts, ahead = (
+            [
+                _row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
+                for k in range(count)
+            ]
+            for i in (3, 5)
+        )
+        factors = [_spread(builder, builder.extract_value(args[4], k), LANES) for k in range(count)]
+        codes = ir.VectorType(ir.IntType(8), LANES)
+        low, shift = (ir.Constant(codes, [value] * LANES) for value in (15, 4))
+
+        def add_block(at: Any) -> None:
+            words = builder.gep(array.data, [builder.mul(at, _INDEX(CODES))])
+            halves = [
+                builder.bitcast(builder.gep(words, [_INDEX(half * LANES)]), _shaped(_F32, LANES).as_pointer())
+                for half in range(CODES)
+            ]
+            totals = [builder.load(place, align=4) for place in halves]
+            for start, factor in zip(starts, factors, strict=True):
+                both = builder.load(builder.bitcast(builder.gep(start, [at]), codes.as_pointer()), align=1)
+                for half, part in enumerate((builder.and_(both, low), builder.lshr(both, shift))):
+                    code = builder.sitofp(builder.zext(part, _shaped(_I32, LANES)), _shaped(_F32, LANES))
+                    product = builder.fmul(code, factor, flags=_CONTRACT)
+                    totals[half] = builder.fadd(totals[half], product, flags=_CONTRACT)
+            for total, place in zip(totals, halves, strict=True):
+                builder.store(total, place, align=4)
+
+        n = builder.udiv(builder.extract_value(array.shape, 0), _INDEX(CODES))
+        whole = builder.and_(n, _INDEX(-LINE))
+        with cgutils.for_range_slice(builder, _INDEX(0), whole, _INDEX(LINE), _INDEX) as (at, _):
+            for later in ahead:
+                _ask_for(builder, builder.gep(later, [at]))
+            for block in range(blocks_of_line):
+                add_block(builder.add(at, _INDEX(block * LANES)))
+        with cgutils.for_range_slice(builder, whole, n, _INDEX(LANES), _INDEX) as (at, _):
+            add_block(at)
+        return context.get_dummy_value()
+
+    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count)
+    return types.void(out, rows, types.int64, i, f, i), codegen
 
 
 def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -694,10 +757,15 @@ def _ask_row(_context: Any, rows: Any, _i: Any) -> Any:
 
 
 @njit
-def _ask_for_first(rows, begin):  # type: ignore[no-untyped-def]
-    """Ask for the rows that the next part will begin with, while this one ends or waits."""
-    for i in range(begin, min(begin + AHEAD, rows.shape[0])):
-        _ask_row(rows, i)
+def _row_bytes(rows):  # type: ignore[no-untyped-def]
+    """Of the weights; scales are a four-hundredth of that, or are read whole."""
+    return rows.shape[1] * rows.itemsize
+
+
+@njit(inline="always")
+def _ahead(rows):  # type: ignore[no-untyped-def]
+    """Rows between the one that is used and the one that is asked for."""
+    return max(4, AHEAD // _row_bytes(rows))  # four are read side by side
 
 
 @njit(inline="always")
@@ -729,18 +797,19 @@ def _side_by_side(which):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
     """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of one sequence."""
+    ahead = _ahead(rows)
     n = which.shape[0]
     fours = _side_by_side(which)
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
-        d0, d1, d2, d3 = _dots_of_rows(rows, (i0, i1, i2, i3), x, (0,), _four(which, r + AHEAD))
+        d0, d1, d2, d3 = _dots_of_rows(rows, (i0, i1, i2, i3), x, (0,), _four(which, r + ahead))
         out[i0] = d0 * _scale(rows, scales, i0) + _bias(bias, i0)
         out[i1] = d1 * _scale(rows, scales, i1) + _bias(bias, i1)
         out[i2] = d2 * _scale(rows, scales, i2) + _bias(bias, i2)
         out[i3] = d3 * _scale(rows, scales, i3) + _bias(bias, i3)
     for r in range(fours, n):
         i = which[r]
-        (d,) = _dots_of_rows(rows, (i,), x, (0,), (which[min(r + AHEAD, n - 1)],))
+        (d,) = _dots_of_rows(rows, (i,), x, (0,), (which[min(r + ahead, n - 1)],))
         out[i] = d * _scale(rows, scales, i) + _bias(bias, i)
 
 
@@ -786,15 +855,16 @@ def _four_times_all(out, rows, scales, bias, x, four, ahead):  # type: ignore[no
 @njit(fastmath=FASTMATH)
 def _add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
     """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
+    ahead = _ahead(rows)
     n = which.shape[0]
     fours = _side_by_side(which)
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         four = (factors[i0], factors[i1], factors[i2], factors[i3])
-        _add_some(out, (0,), rows, begin, (i0, i1, i2, i3), four, _four(which, r + AHEAD))
+        _add_some(out, (0,), rows, begin, (i0, i1, i2, i3), four, _four(which, r + ahead))
     for r in range(fours, n):
         i = which[r]
-        _add_some(out, (0,), rows, begin, (i,), (factors[i],), (which[min(r + AHEAD, n - 1)],))
+        _add_some(out, (0,), rows, begin, (i,), (factors[i],), (which[min(r + ahead, n - 1)],))
 
 
 @njit(fastmath=FASTMATH)
@@ -861,43 +931,57 @@ _yield_core = types.ExternalFunction(
 )
 
 
-@njit
-def decode_barrier(sync, threads):  # type: ignore[no-untyped-def]
-    """Wait for all threads. `sync` is int64 [2, 8]: arrivals and rounds, each on a cache line of its own."""
-    if threads == 1:
-        return
-    now = _atomic_load(sync[1])
+@njit(inline="always")
+def _arrive(sync, threads):  # type: ignore[no-untyped-def]
+    """Say that this thread has come to a barrier, whose number it returns; the last one ends it."""
+    number = _atomic_load(sync[1])
     if _atomic_add(sync[0], 1) == threads - 1:
         _atomic_add(sync[0], -threads)
         _atomic_add(sync[1], 1)
-    else:
-        spins = 0
-        while _atomic_load(sync[1]) == now:
-            spins += 1
-            if spins % 4096 == 0:
-                _yield_core()
+    return number
+
+
+@njit
+def decode_barrier(sync, threads):  # type: ignore[no-untyped-def]
+    """Wait for all threads. `sync` is int64 [2, 8]: arrivals and rounds, each on a cache line of its own."""
+    number, spins = _arrive(sync, threads), 0
+    while _atomic_load(sync[1]) == number:
+        spins += 1
+        if spins % 4096 == 0:
+            _yield_core()
+
+
+@njit
+def _barrier_before(rows, begin, sync, threads):  # type: ignore[no-untyped-def]
+    """The same, asking for the rows that the next part begins with: a few, and more for as long as others work."""
+    for i in range(begin, min(begin + FIRST, rows.shape[0])):
+        _ask_row(rows, i)
+    number, spins = _arrive(sync, threads), 0
+    i, end = begin + FIRST, min(begin + WAITING, rows.shape[0])
+    while _atomic_load(sync[1]) == number:
+        if i < end:
+            _ask_row(rows, i)
+            i += 1
+        spins += 1
+        if spins % 4096 == 0:
+            _yield_core()
 
 
 # -- the parts of a layer ------------------------------------------------------------------------------------------
 
 
-@njit
-def _row_bytes(rows):  # type: ignore[no-untyped-def]
-    """Of the weights; scales are a four-hundredth of that, or are read whole."""
-    return rows.shape[1] * rows.itemsize
-
-
 @njit(fastmath=FASTMATH)
 def _project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
+    ahead = _ahead(rows)
     last = end - 1
     if x.shape[0] == 1:
         for i in range(begin, end):
-            (d,) = _dots_of_rows(rows, (i,), x, (0,), (min(i + AHEAD, last),))
+            (d,) = _dots_of_rows(rows, (i,), x, (0,), (min(i + ahead, last),))
             out[0, i] = d * _scale(rows, scales, i) + _bias(bias, i)
     else:
         for i in range(begin, end, 4):  # a row that comes twice gets the same products again
-            _four_times_all(out, rows, scales, bias, x, _four_from(i, last), _four_from(i + AHEAD, last))
+            _four_times_all(out, rows, scales, bias, x, _four_from(i, last), _four_from(i + ahead, last))
     return (end - begin) * _row_bytes(rows)
 
 
@@ -1012,11 +1096,11 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
             s.total[t, b, h] = total
         if stage == WEIGH:
             return
-    count, asked, asked_first, ahead = n, values, first, AHEAD
+    count, asked, asked_first, ahead = n, values, first, FIRST
     if stage == MIX:
         least = select.attention_threshold[b] if end - begin >= select.attention_from else np.float32(0)
         count = _choose(t, threads, b, heads, first - at, n, least / np.float32(end - begin), s)
-        for r in range(min(count, AHEAD)):
+        for r in range(min(count, FIRST)):
             _ask_row(values, first + which[r])
         for h in heads:
             kept = np.float32(0)
@@ -1163,24 +1247,26 @@ def _listed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _project_listed(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all sequences."""
+    ahead = _ahead(rows)
     for r in range(0, which.shape[0], 4):  # a row that comes twice gets the same products again
-        _four_times_all(out, rows, scales, bias, x, _four(which, r), _four(which, r + AHEAD))
+        _four_times_all(out, rows, scales, bias, x, _four(which, r), _four(which, r + ahead))
 
 
 @njit(fastmath=FASTMATH)
 def _add_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
     """Add the listed rows to out[b] of all sequences b, row i times factors[b, i]."""
+    ahead = _ahead(rows)
     batch, fours = out.shape[0], which.shape[0] - which.shape[0] % 4
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = four = (which[r], which[r + 1], which[r + 2], which[r + 3])
-        ahead = _four(which, r + AHEAD)
+        later = _four(which, r + ahead)
         for b in range(0, batch - 1, 2):
             f, g = factors[b], factors[b + 1]
             eight = (f[i0], f[i1], f[i2], f[i3], g[i0], g[i1], g[i2], g[i3])
-            _add_some(out, (b, b + 1), rows, 0, four, eight, ahead)
+            _add_some(out, (b, b + 1), rows, 0, four, eight, later)
         if batch % 2:
             f = factors[batch - 1]
-            _add_some(out, (batch - 1,), rows, 0, four, (f[i0], f[i1], f[i2], f[i3]), ahead)
+            _add_some(out, (batch - 1,), rows, 0, four, (f[i0], f[i1], f[i2], f[i3]), later)
     for r in range(fours, which.shape[0]):
         i = which[r]
         for b in range(batch):
@@ -1247,46 +1333,58 @@ def _mlp(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
-def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """The same for a single sequence, without the books that a batch needs: a quarter of its time."""
-    x, h, neurons = s.normed[t], s.h[0], w.up.shape[1]
-    begin, end = neurons * t // threads, neurons * (t + 1) // threads
-    rows = s.rows[t]
-    count = _listed(t, layer, begin, end, s, select)
+def _keep(rows, count, h, factor, activation, weight, threshold, later):  # type: ignore[no-untyped-def]
+    """Finish h of the listed neurons, by their factor or the nonlinearity, and list those above a threshold.
 
-    up, up_scale, up_bias, out = w.up[layer], w.up_scale[layer], w.up_bias[layer], s.after_mlp[t, 0]
-    if c.gated:
-        gate, scales = w.gate[layer], w.gate_scale[layer]
-        _project_rows(h, gate, scales, w.gate_bias[layer], x, rows[:count])
-        _ask_for_first(up, begin)
-        s.reads[t, READ_MLP] += count * _row_bytes(gate)
-        _activate(h[begin:end], c.activation)
-        weight, threshold = select.gate_weight[layer], select.gate_threshold[0, layer]
-        kept = 0
-        for r in range(count):  # no branch that a processor could guess wrong
+    Rows of `later` that are on the new list are asked for at once: memory would idle meanwhile. Returns how many are.
+    """
+    kept, asked = 0, 0
+    for begin in range(0, count, LANES * 4):
+        end = min(begin + LANES * 4, count)
+        part = slice(rows[begin], rows[end - 1] + 1)  # with what lies between, which nothing reads
+        values = h[part]
+        if factor.shape[0] > 0:
+            factors = factor[part]
+            for i in range(values.shape[0]):
+                values[i] *= factors[i]
+        else:
+            _activate(values, activation)
+        for r in range(begin, end):  # no branch that a processor could guess wrong
             i = rows[r]
             rows[kept] = i
             kept += abs(h[i]) * weight[i] >= threshold
-        count = kept
-        _project_rows(s.up[0], up, up_scale, up_bias, x, rows[:count])
-        for r in range(count):
-            h[rows[r]] *= s.up[0, rows[r]]
+        while asked < min(kept, WAITING):
+            _ask_row(later, rows[asked])
+            asked += 1
+    return kept
+
+
+@njit(fastmath=FASTMATH)
+def _mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """The same for a single sequence, without the books that a batch needs: a quarter of its time."""
+    x, h, factor, neurons = s.normed[t], s.h[0], s.up[0], w.up.shape[1]
+    begin, end = neurons * t // threads, neurons * (t + 1) // threads
+    rows, up, down = s.rows[t], w.up[layer], w.down[layer]
+    count = _listed(t, layer, begin, end, s, select)
+    up_scale, up_bias = w.up_scale[layer], w.up_bias[layer]
+    if c.gated:
+        gate = w.gate[layer]
+        s.reads[t, READ_MLP] += count * _row_bytes(gate)
+        _project_rows(h, gate, w.gate_scale[layer], w.gate_bias[layer], x, rows[:count])
+        weight, threshold = select.gate_weight[layer], select.gate_threshold[0, layer]
+        count = _keep(rows, count, h, factor[:0], c.activation, weight, threshold, up)
+        _project_rows(factor, up, up_scale, up_bias, x, rows[:count])
     else:
         _project_rows(h, up, up_scale, up_bias, x, rows[:count])
-        _activate(h[begin:end], c.activation)
-    down = w.down[layer]
-    _ask_for_first(down, begin)
+        factor = factor[:0]
     s.reads[t, READ_MLP] += count * _row_bytes(up)
     weight, threshold = select.weight[layer], select.threshold[0, layer]
-    kept = 0
-    for r in range(count):
-        i = rows[r]
-        rows[kept] = i
-        kept += abs(h[i]) * weight[i] >= threshold
-    s.computed[t, 0] += kept
-    s.reads[t, READ_MLP] += kept * _row_bytes(down)
+    count = _keep(rows, count, h, factor, c.activation, weight, threshold, down)
+    s.computed[t, 0] += count
+    s.reads[t, READ_MLP] += count * _row_bytes(down)
+    out = s.after_mlp[t, 0]
     out[:] = 0
-    _add_rows(out, down, 0, rows[:kept], h)
+    _add_rows(out, down, 0, rows[:count], h)
 
 
 @njit(fastmath=FASTMATH)
@@ -1373,44 +1471,44 @@ def _softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
-def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-untyped-def]
+def _screen(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
     """Logits by the screen's largest terms, then in full where the probability they give is not negligible."""
     batch, terms, vocabulary = s.token.shape[0], w.screen.shape[0], w.head.shape[0]
-    for b in range(batch):
-        for k in range(terms * t // threads, terms * (t + 1) // threads):
-            z = np.float32(0)
-            basis = w.screen_basis[k]
-            for j in range(basis.shape[0]):
-                z += basis[j] * (x[b, j] - w.screen_center[j])
-            s.screened[b, k] = np.float32(1) if k == 0 else z
+    first, last = terms * t // threads, terms * (t + 1) // threads
+    s.reads[t, READ_HEAD] += _project(s.screened, w.screen_basis, w.screen_scale, w.screen_offset, x, first, last)
     decode_barrier(sync, threads)
-    which, scaled = s.rows[t], s.terms[t]
-    read = 0
+    which, factors, estimates = s.rows[t], s.terms[t], s.estimates[t]
     means, floors, near, sequences = s.means[t], s.floors[t], s.near[t, :64], s.sequences[t]
     for b in range(batch):
         means[b] = 0
         for j in range(x.shape[1]):
             means[b] += w.head_mean[j] * x[b, j]
-    for tile in range(begin, end, 2048):  # small enough for the nearest cache, and read once for all sequences
-        read = 0
+    block = CODES * LANES
+    blocks = w.screen.shape[1] // LANES
+    begin, end = blocks * t // threads * block, blocks * (t + 1) // threads * block
+    read = 0
+    for tile in range(begin, end, SCREEN_TILE):  # read once for all sequences
+        read, size = 0, min(SCREEN_TILE, end - tile)
         for b in range(batch):
-            n = 1
-            which[0] = 0
-            for k in range(1, terms):
-                if abs(s.screened[b, k]) * w.screen_weight[k] >= select.screen_threshold[b]:
-                    which[n] = k
+            n, lowest = 0, means[b]
+            for k in range(terms):
+                z = s.screened[b, k]
+                if k == 0 or abs(z) * w.screen_weight[k] >= select.screen_threshold[b]:
+                    which[n], factors[n] = k, z * w.screen_scale[k]
+                    lowest -= np.float32(CODE_OF_ZERO) * factors[n]
                     n += 1
-            for k in range(n):
-                scaled[which[k]] = s.screened[b, which[k]] * _scale(w.screen, w.screen_scale, which[k])
-            out = s.logits[b, tile : min(tile + 2048, end)]
-            for i in range(out.shape[0]):
-                out[i] = means[b]
-            _add_rows(out, w.screen, tile, which[:n], scaled)
             read += n
+            factors[n : n + 3] = 0  # of the last term, which comes again where there are fewer than four
+            estimates[:size] = lowest
+            for r in range(0, n, 4):
+                four = (factors[r], factors[r + 1], factors[r + 2], factors[r + 3])
+                later = _four(which[:n], r + FIRST)
+                _add_codes(estimates[:size], w.screen, tile, _four(which[:n], r), four, later)
+            logits = s.logits[b, tile : min(tile + size, vocabulary)]
+            _copy(logits, estimates[: logits.shape[0]])
     for b in range(batch):
-        _softmax_sums(t, b, begin, end, s)
-    terms_read = min(read, terms) * (end - begin) * w.screen.itemsize
-    s.reads[t, READ_HEAD] += terms_read + terms * x.shape[1] * 4 // threads
+        _softmax_sums(t, b, begin, min(end, vocabulary), s)
+    s.reads[t, READ_HEAD] += min(read, terms) * (end - begin) // CODES
     decode_barrier(sync, threads)
     for b in range(batch):
         peak = s.load[0, b, 0]
@@ -1435,14 +1533,15 @@ def _screen(t, threads, sync, x, begin, end, w, s, select):  # type: ignore[no-u
     if batch == 1:
         _project_rows(s.logits[0], w.head, w.head_scale, np.float32(0), x, which[:count])
     else:
+        ahead = _ahead(w.head)
         for r in range(count):
             i, n = which[r], 0
             for b in range(batch):
                 if s.logits[b, i] >= floors[b]:
                     sequences[n] = b
                     n += 1
-            ahead = which[min(r + AHEAD, count - 1)]
-            _dots(s.logits, w.head, _scale(w.head, w.head_scale, i), np.float32(0), i, ahead, x, sequences, n)
+            later = which[min(r + ahead, count - 1)]
+            _dots(s.logits, w.head, _scale(w.head, w.head_scale, i), np.float32(0), i, later, x, sequences, n)
     s.reads[t, READ_HEAD] += count * _row_bytes(w.head)
     decode_barrier(sync, threads)
 
@@ -1467,7 +1566,7 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         x = s.narrow
     begin, end = vocabulary * t // threads, vocabulary * (t + 1) // threads
     if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
-        _screen(t, threads, sync, x, begin, end, w, s, select)
+        _screen(t, threads, sync, x, w, s, select)
     else:
         s.reads[t, READ_HEAD] += _project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end)
     for b in range(batch):
@@ -1564,11 +1663,9 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             )
         decode_barrier(sync, threads)
         _attend(t, threads, sync, layer, w, c, s, select)
-        _ask_for_first(w.output[layer], w.output.shape[1] * t // threads)
-        decode_barrier(sync, threads)
+        _barrier_before(w.output[layer], w.output.shape[1] * t // threads, sync, threads)
         _attention_output(t, threads, layer, w, c, s, select)
-        _ask_for_first(w.gate[layer], w.up.shape[1] * t // threads)
-        decode_barrier(sync, threads)
+        _barrier_before(w.gate[layer], w.up.shape[1] * t // threads, sync, threads)
         _into_residual(
             t, threads, layer, s.after_attention, w.output[layer], w.output_scale[layer], w.output_bias[layer],
             AFTER_ATTENTION, ATTENTION_RESIDUAL, w, c, s,
@@ -1580,9 +1677,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             _mlp_of_one(t, threads, layer, w, c, s, select)
         else:
             _mlp(t, threads, layer, w, c, s, select)
-        if layer + 1 < w.qkv.shape[0]:
-            _ask_for_first(w.qkv[layer + 1], begin)
-        decode_barrier(sync, threads)
+        _barrier_before(w.qkv[min(layer + 1, w.qkv.shape[0] - 1)], begin, sync, threads)
         _into_residual(
             t, threads, layer, s.after_mlp, w.down[layer], w.down_scale[layer], w.down_bias[layer],
             AFTER_MLP, MLP_RESIDUAL, w, c, s,

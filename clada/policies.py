@@ -56,8 +56,8 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
         method: of `EVALUATED`.
         dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
         vocabulary: how many words the head has.
-        short_rows: rows are below `LEAST_ROW_BYTES`: `clada` spends more of the loss on words, and has no gate test,
-            which leaves too few rows out to save their time.
+        short_rows: rows are below `LEAST_ROW_BYTES`: `clada` has no gate test, which leaves too few rows out to save
+            their time.
 
     Raises:
         InputError: unknown method.
@@ -66,14 +66,15 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
     if method in CLADA:
         # The proportions trade time for loss at about the same rate; see benchmarks/selection-log.md. The screen and
         # the mean in the place of values cost next to nothing: words are left out that it finds at most a twenty-fifth
-        # as likely as a word is on average, values that get less than half the average weight.
+        # as likely as a word is on average, values that get less than half the average weight. Where more is left
+        # out, so are more likely words.
         shares = Shares(
             neurons=dropped,
             gate=0.0 if short_rows else 0.4 * dropped,
             output=0.5 * dropped,
             attention=0.5,
-            screen=0.6,
-            margin=math.log(vocabulary) + math.log(25) - (2.5 * dropped if short_rows else 0),
+            screen=0.7,
+            margin=math.log(vocabulary) + math.log(25) - 2.5 * dropped,
         )
         return _without(method, shares)
     if method == "griffin":

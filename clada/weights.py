@@ -19,13 +19,16 @@ import torch
 from torch import nn
 
 from clada.families import Anatomy, anatomy, rotary_rows
-from clada.kernels import ACTIVATIONS, BY_INPUT, BY_MATRIX, Constants, Tensors
+from clada.kernels import ACTIVATIONS, BY_INPUT, BY_MATRIX, CODE_OF_ZERO, CODES, LANES, Constants, Tensors
 
 STORED = {"float32": np.float32, "bfloat16": np.int16, "int8": np.int8}  # what arrays hold; bfloat16 is none of numpy's
 DTYPES = tuple(STORED)
 LAYOUTS = {"matrix": BY_MATRIX, "input": BY_INPUT}
 NO_WINDOW = 2**62
 PAGE = 4096
+TERMS_AT_ONCE = 96  # of the screen: at once they are multiplied with the head, which is faster than one by one
+# The largest code of a term, in its root mean squares: wider codes round the many words, narrower ones cut the few.
+WIDEST_CODE = 3.5
 WIDEN_AT_ONCE = 2**24  # elements; a whole output head as float32 can be larger than the model
 
 
@@ -184,6 +187,76 @@ class Basis:
 
 
 @dataclass(frozen=True)
+class Screen:
+    """What estimates all logits at a small part of the head's bytes; K terms, row 0 of the mean input, V words.
+
+    Terms are held in four bits at every precision: they only say which words are worth the head's own weights, and what
+    the negligible rest of the words gives.
+
+    Attributes:
+        codes: uint8 [K, V / 2], V rounded up to whole blocks; a block of LANES bytes has words in its low halves, then
+            as many in its high ones. Without a screen all arrays are empty.
+        scale: float32 [K], what a step of the code is; CODE_OF_ZERO is zero.
+        basis: bfloat16 [K, E], held as uint16; row 0 is zero.
+        offset: float32 [K], added to the products with the basis.
+        weight: float32 [K], norms of the terms.
+        mean: float32 [E], the head's mean row. It shifts all logits alike, and a screen that left out a part of it
+            would move the words it screens against those computed in full.
+        vocabulary: V.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    basis: np.ndarray
+    offset: np.ndarray
+    weight: np.ndarray
+    mean: np.ndarray
+    vocabulary: int
+
+    @classmethod
+    def of(cls, head: torch.Tensor, basis: Basis | None) -> Screen:
+        """The screen of a float32 head [V, E]; an empty one without a basis."""
+        vocabulary, width = head.shape
+        if basis is None:
+            none = np.empty(0, np.float32)
+            return cls(np.empty((0, 0), np.uint8), none, np.empty((0, width), np.uint16), none, none, none, vocabulary)
+        rows = torch.cat([torch.zeros(1, width), basis.rows]).bfloat16()
+        directions = torch.cat([basis.center[None], rows[1:].float()])
+        offset = torch.cat([torch.ones(1), -(directions[1:] @ basis.center)])
+        mean, weight = head.mean(0), torch.empty(len(rows))
+        blocks = -(-vocabulary // (CODES * LANES))
+        codes = aligned((len(rows), blocks * LANES), np.dtype(np.uint8))
+        step = WIDEST_CODE / math.sqrt(vocabulary) / (CODE_OF_ZERO - 1)
+        for begin in range(0, len(rows), TERMS_AT_ONCE):
+            part = slice(begin, begin + TERMS_AT_ONCE)
+            terms = directions[part] @ head.t() - (directions[part] @ mean)[:, None]
+            weight[part] = terms.norm(dim=1)
+            # Cut off after half a step more, which rounds to nearest.
+            terms.div_(step * weight[part, None]).add_(CODE_OF_ZERO + 0.5).clamp_(1, 2 * CODE_OF_ZERO - 0.5)
+            stored = nn.functional.pad(terms.to(torch.uint8), (0, blocks * CODES * LANES - vocabulary))
+            low, high = stored.view(len(terms), blocks, CODES, LANES).unbind(2)
+            codes[part] = (low | (high << 4)).reshape(len(terms), -1).numpy()
+        return cls(
+            codes,
+            (step * weight).numpy(),
+            rows.view(torch.int16).numpy().view(np.uint16),
+            offset.numpy(),
+            weight.numpy(),
+            mean.numpy(),
+            vocabulary,
+        )
+
+    def wide(self) -> tuple[torch.Tensor, ...]:
+        """In float32: terms [K, V], basis [K, E], offset [K], weight [K] and mean row [E]."""
+        codes = torch.from_numpy(self.codes).view(len(self.codes), -1, 1, LANES)
+        both = torch.cat([codes & 15, codes >> 4], 2).view(len(codes), -1)[:, : self.vocabulary]
+        arrays = (self.scale, self.offset, self.weight, self.mean)
+        scale, offset, weight, mean = (torch.from_numpy(array) for array in arrays)
+        basis = torch.from_numpy(self.basis.view(np.int16)).view(torch.bfloat16).float()
+        return (both.float() - CODE_OF_ZERO) * scale[:, None], basis, offset, weight, mean
+
+
+@dataclass(frozen=True)
 class Norms:
     """Norms of a model's weights, which tests of magnitude weigh with; L layers.
 
@@ -230,7 +303,7 @@ class Weights(Norms):
         up: the up-projections.
         down: the down-projections, whose inputs are the activations.
         outputs: the attention's output projections.
-        screen: rows [K, V] of the head's screen.
+        screen: of the head.
         activation: of the MLP.
     """
 
@@ -245,7 +318,7 @@ class Weights(Norms):
     up: list[Any]
     down: list[Any]
     outputs: list[Any]
-    screen: Rows
+    screen: Screen
     activation: str
 
     def rotary(self, positions: torch.Tensor) -> np.ndarray:
@@ -345,7 +418,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         embedding.put(parts.embedding.weight.detach().cpu())
     factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
     place(parts.embedding, PackedEmbedding(embedding, factor))
-    screen, screen_arrays = screen_of(matrix, dtype, basis)
+    screen = Screen.of(matrix, basis)
     before_layers = Rows.empty(vector_dtype, 0, matrix.shape[1])
     if parts.project_in is not None:
         before_layers = Rows.empty(vector_dtype, *parts.project_in.weight.shape)
@@ -384,7 +457,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         down.array, down.scales, down_bias.numpy(),
         norms.numpy(), head_norms.numpy(), final_norm.numpy(),
         before_head.array, head.array, head.scales,
-        screen.array, screen.scales, *screen_arrays,
+        screen.codes, screen.scale, screen.basis, screen.offset, screen.weight, screen.mean,
     )  # fmt: skip
     return Weights(
         **vars(norms_of(parts)),
@@ -402,25 +475,6 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         screen=screen,
         activation=parts.activation,
     )
-
-
-def screen_of(head: torch.Tensor, dtype: str, basis: Basis | None) -> tuple[Rows, tuple[np.ndarray, ...]]:
-    """The screen's rows, and basis, center, weights and mean row.
-
-    The mean row is taken out of the head and computed for itself: it shifts all logits alike, and a screen that left
-    out a part of it would move the words it screens against those computed in full.
-    """
-    vocabulary, width = head.shape
-    if basis is None:
-        empty = np.empty((0, width), np.float32)
-        return Rows.empty(dtype, 0, vocabulary), (empty, empty[:, 0], empty[:, 0], empty[:, 0])
-    mean = head.mean(0)
-    rows = torch.cat([basis.center[None], basis.rows])
-    terms = rows @ (head - mean).t()
-    screen = Rows.empty(dtype, *terms.shape)
-    screen.put(terms)
-    weight = terms.norm(dim=1)
-    return screen, tuple(v.contiguous().numpy() for v in (rows, basis.center, weight, mean))
 
 
 def _shell(model: Any) -> Any:

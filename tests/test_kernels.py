@@ -7,10 +7,10 @@ from numba import njit
 from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.decoder import Decoder, TorchDecoder
-from clada.kernels import LANES, _add_rows, _highest, _project_rows
+from clada.kernels import LANES, SCREEN_TILE, _add_rows, _highest, _project_rows
 from clada.plan import Shares
 from clada.policies import make_policy
-from clada.weights import Basis, Rows, pack
+from clada.weights import Basis, Rows, Screen, pack
 
 PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer than the sliding window of 16
 
@@ -119,6 +119,33 @@ def test_selections_of_many_sequences_equal_torch():
     assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=prompts) < 0.95
 
 
+def test_a_screen_is_its_definition_in_four_bits():
+    generator = torch.Generator().manual_seed(0)
+    head, basis = torch.randn(1000, 32, generator=generator), basis_for(32)
+    rows, directions, offset, weight, mean = Screen.of(head, basis).wide()
+    terms = torch.cat([basis.center[None], basis.rows]) @ (head - head.mean(0)).t()
+    rms = terms.square().mean(1, keepdim=True).sqrt()
+    step = 3.5 / 7 * rms
+    # Half a step to the nearest code, bfloat16 of the basis, and what is cut off beyond three and a half.
+    assert ((rows - terms.clamp(-3.5 * rms, 3.5 * rms)).abs() <= 0.5 * step + 0.01 * rms).all()
+    torch.testing.assert_close(weight, terms.norm(dim=1), rtol=4e-3, atol=0)  # 8 bits of mantissa
+    x = torch.randn(5, 32, generator=generator)
+    z = (x - basis.center) @ basis.rows.t()
+    torch.testing.assert_close((x @ directions.t() + offset)[:, 1:], z, rtol=0, atol=0.05)  # the same, of sums of 32
+    assert (x @ directions.t() + offset)[:, 0].equal(torch.ones(5))
+    torch.testing.assert_close(mean, head.mean(0))
+
+
+@pytest.mark.parametrize("words", [9_001, 331])
+def test_screened_words_equal_torch_beyond_a_tile_and_in_a_part_of_a_block(words):
+    assert SCREEN_TILE < 9_001 // 2
+    weights = pack(tiny_model("llama", seed=3, vocab_size=words), "float32", basis_for(32))
+    wide = lambda w, batch: continuous(w, batch)._replace(needed=everything(w, batch).needed)  # noqa: E731
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        for threads in (1, 2, 3):
+            assert compare(weights, wide, TOLERANCE["float32"], threads, prompts=prompts) == 1
+
+
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_values_of_small_attention_weights_are_their_mean_as_in_torch(family, prompts):
@@ -211,11 +238,29 @@ def test_rows_that_are_not_needed_are_not_read():
     dropped = needed[0, 0] == 0
     for tensor in (weights.tensors.gate, weights.tensors.up, weights.tensors.down):
         tensor[:, dropped] = np.nan
-    decoder.step(state, [7], selection)
+    decoder.step(state, [7], selection._replace(needed=needed.copy()))  # what was gathered before is not used again
     assert np.array_equal(state.outcome.logits, before)
     row = 32 * 4
     assert read[1] == 3 * 3 * 27 * row  # layers, matrices, neurons needed
     assert np.isnan(weights.tensors.down).any()
+
+
+def test_neurons_needed_for_many_tokens_are_gathered_once():
+    weights = pack(tiny_model("llama", seed=6), "float32")
+    decoder, rng = Decoder(weights, 2), np.random.default_rng(0)
+    state = decoder.prefill([PROMPTS[0]], 4, everything(weights, 1))
+    first, second = (
+        everything(weights, 1)._replace(needed=(rng.random((1, *weights.down_norm.shape)) < 0.5).astype(np.uint8))
+        for _ in range(2)
+    )
+    seen = []
+    for selection in (first, first, second, first):
+        decoder.step(state, [7], selection)
+        assert state.outcome.active == selection.needed.sum()
+        seen.append(decoder._gathered)
+    assert seen[0] is seen[1]
+    widest = [selection.needed[0].sum(1).max() for selection in (first, second)]
+    assert [g.tensors.up.shape[1] for g in seen[1:]] == [widest[0], widest[1], widest[0]]
 
 
 def test_more_room_is_asked_for_not_overrun():
