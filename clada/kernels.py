@@ -303,7 +303,7 @@ SCREEN_TILE = 4096  # words whose estimates stay in a near cache while terms are
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
 LINE = 64  # bytes of a cache line
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is asked for
-FIRST = 12  # rows that are asked for before a part begins
+FIRST = 12  # rows that are asked for before a part begins, terms of the screen before they are added
 WAITING = 64  # the same at most, while there is nothing else to do
 # Where rows are asked to, in LLVM's numbers: into the second cache (2); on Zen 5, whose first cache has the places for
 # it, past all others (0), which is 4 to 8 % of a token in bfloat16 and nothing in int8. On Zen 4 that was slower.

@@ -129,7 +129,7 @@ def resolve_shares(
             return setting.shares, setting
         if method == "clada-no-load":
             return plan.setting("clada", max_loss, dtype).shares, None
-    # Not of this precision: where rows are short `clada` spends part of its loss on words, which the others cannot.
+    # Not of this precision: where rows are short `clada` was searched for itself, without its gate test.
     dropped = plan.setting("clada", max_loss).shares.neurons if keep is None else 1 - keep
     if method == "top-p":
         dropped = summed_share(plan, dropped)

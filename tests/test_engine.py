@@ -260,7 +260,7 @@ def test_share_families_and_tables_name_thresholds():
     assert policy.gate == pytest.approx([2.0] * 3)
     assert policy.output == pytest.approx([2.5] * 3)
     selection = policy.selection([(False, False)])
-    assert selection.head_margin[0] == pytest.approx(math.log(311) + math.log(25))
+    assert selection.head_margin[0] == pytest.approx(math.log(311) + math.log(25) - 1.25)
     # Magnitudes up to 10 d: those above the top-p threshold hold three quarters of their sum.
     top_p = make_policy("top-p", engine.weights, plan, Shares(neurons=0.25))
     assert top_p.magnitude == pytest.approx([5.0] * 3, rel=1e-3)  # a table in steps of 0.01
@@ -283,8 +283,7 @@ def test_share_families_and_tables_name_thresholds():
 def test_a_precision_has_settings_of_its_own():
     plan = plan_of(tiny_model("llama"), Shares(neurons=0.4))
     short = Setting("clada", 0.02, shares_of("clada", 0.2, 311, short_rows=True), {}, NO_RULE, "int8")
-    assert short.shares.margin == pytest.approx(math.log(311 * 25) - 0.5)  # more words than elsewhere, no gate test
-    assert short.shares == replace(shares_of("clada", 0.2, 311), gate=0.0, margin=short.shares.margin)
+    assert short.shares == replace(shares_of("clada", 0.2, 311), gate=0.0)
     plan = replace(plan, settings=(*plan.settings, short))
     assert plan.setting("clada", dtype="int8") is short
     assert plan.setting("clada", 0.02, "float32").shares == Shares(neurons=0.4)  # not measured: another one's
