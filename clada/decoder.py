@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -549,6 +550,10 @@ class TorchDecoder:
     def _device(self) -> torch.device:
         return self.weights.model.get_input_embeddings().weight.device
 
+    @cached_property
+    def _screen(self) -> list[torch.Tensor]:
+        return [tensor.to(self._device) for tensor in self.weights.screen.wide()]
+
     @torch.inference_mode()
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """As `Decoder.step`, one sequence after the other."""
@@ -656,13 +661,12 @@ class TorchDecoder:
         return modules, forwards
 
     def _screened(self, head: Any, x: torch.Tensor, b: int, select: Selection) -> torch.Tensor:
-        """Logits as the kernels screen them; the screen itself is rebuilt from its definition."""
-        screen = [tensor.to(x.device) for tensor in self.weights.screen.wide()]
+        """Logits as the kernels screen them."""
         limits = (
             torch.as_tensor(limit[b : b + 1], device=x.device)
             for limit in (select.screen_threshold, select.head_margin)
         )
-        (logits,), (near,) = screen_words(screen, x[None], *limits)
+        (logits,), (near,) = screen_words(self._screen, x[None], *limits)
         found = near.nonzero().squeeze(1)
         logits[found] = head.rows.wide(found) @ x
         return logits
