@@ -343,6 +343,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         ModelError: the engine cannot decode this model.
     """
     parts = anatomy(model)
+    # Products, beside copies that wait for memory: a tenth of a second of a start.
+    making_screen = ThreadPoolExecutor(1).submit(Screen.of, _matrix(parts.head), basis)
     layers, hidden = parts.layers, model.config.hidden_size
     width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
     neurons = _matrix(layers[0].up).shape[0]
@@ -418,7 +420,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         embedding.put(parts.embedding.weight.detach().cpu())
     factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
     place(parts.embedding, PackedEmbedding(embedding, factor))
-    screen = Screen.of(matrix, basis)
+    screen = making_screen.result()
     before_layers = Rows.empty(vector_dtype, 0, matrix.shape[1])
     if parts.project_in is not None:
         before_layers = Rows.empty(vector_dtype, *parts.project_in.weight.shape)
