@@ -271,7 +271,8 @@ class Decoder:
         Args:
             state: from `prefill`, with room left.
             tokens: one per sequence.
-            selection: which rows they need.
+            selection: which rows they need; its arrays must not change afterwards. Rows of `needed` neurons are copied,
+                as much memory again as they have, and kept until other ones are asked for.
         """
         memory, scratch = state.memory, state.memory.scratch
         for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):

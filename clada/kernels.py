@@ -306,7 +306,7 @@ AHEAD = 7 * 1024  # bytes between the row that is used and the one that is asked
 FIRST = 12  # rows that are asked for before a part begins, terms of the screen before they are added
 WAITING = 64  # the same at most, while there is nothing else to do
 # Where rows are asked to, in LLVM's numbers: into the second cache (2); on Zen 5, whose first cache has the places for
-# it, past all others (0), which is 4 to 8 % of a token in bfloat16 and nothing in int8. On Zen 4 that was slower.
+# it, past all others (0), which is about 5 % of a token in bfloat16 and nothing in int8. On Zen 4 that was slower.
 NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _BYTE = ir.IntType(8).as_pointer()

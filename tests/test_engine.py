@@ -283,7 +283,8 @@ def test_share_families_and_tables_name_thresholds():
 def test_a_precision_has_settings_of_its_own():
     plan = plan_of(tiny_model("llama"), Shares(neurons=0.4))
     short = Setting("clada", 0.02, shares_of("clada", 0.2, 311, short_rows=True), {}, NO_RULE, "int8")
-    assert short.shares == replace(shares_of("clada", 0.2, 311), gate=0.0)
+    assert short.shares.margin == pytest.approx(math.log(311 * 25) - 0.5)
+    assert short.shares == replace(shares_of("clada", 0.2, 311), gate=0.0, margin=short.shares.margin)
     plan = replace(plan, settings=(*plan.settings, short))
     assert plan.setting("clada", dtype="int8") is short
     assert plan.setting("clada", 0.02, "float32").shares == Shares(neurons=0.4)  # not measured: another one's
