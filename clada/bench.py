@@ -35,7 +35,7 @@ from clada.coefficients import Coefficients, resolve_coefficients
 from clada.decoder import Decoder, State, Team
 from clada.errors import InputError
 from clada.families import check_length
-from clada.kernels import FASTMATH, READ_MLP, decode_barrier
+from clada.kernels import FASTMATH, READ_MLP, begin_call, end_call
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.peers import Kind, LlamaCpp, Transformers, cached_gguf, write_gguf
@@ -336,9 +336,10 @@ def measure_bandwidth(threads: int) -> float:
 
 @njit(nogil=True, cache=True, fastmath=FASTMATH)
 def _read_all(t, threads, sync, values, sums):  # type: ignore[no-untyped-def]
+    begin_call(t, sync)
     part = values[len(values) * t // threads : len(values) * (t + 1) // threads]
     s = np.float32(0)
     for i in range(part.shape[0]):
         s += part[i]
     sums[t, 0] = s
-    decode_barrier(sync, threads)
+    end_call(t, threads, sync)

@@ -45,8 +45,6 @@ from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
 from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
 from clada.policies import (
-    CLADA,
-    LEAST_ROW_BYTES,
     METHODS,
     Policy,
     basis_of,
@@ -102,20 +100,17 @@ def main(args: argparse.Namespace) -> None:
                 f"use --methods {','.join(['clada', *methods])}, or --out FILE"
             )
         plan = tabulate(model, args.model, windows[:TABLE_WINDOWS], {"text_sha256": text_sha256})
-    # int8 is searched for itself where its rows are short, as other proportions save the most time there.
-    short = model.config.hidden_size < LEAST_ROW_BYTES
     if "dejavu" in methods:
         plan, right = train(model, plan, windows[TABLE_WINDOWS:], windows[:TABLE_WINDOWS])
         plan.save(out)
         print(f"clada: predictors find {right:.1%} of the needed half of the neurons; plan in {out}", file=sys.stderr)
-    searched = [method for method in methods if method in METHODS]
-    for method, dtype in [(m, d) for m in searched for d in ((DTYPE, "int8") if short and m in CLADA else (DTYPE,))]:
-        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
+    for method in [method for method in methods if method in METHODS]:
+        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients)
         plan.save(out)  # after every search: what is found is kept, and `--methods` of the others adds them
         for setting in plan.settings:
-            if (setting.method, setting.dtype) == (method, dtype):
+            if (setting.method, setting.dtype) == (method, DTYPE):
                 print(
-                    f"clada: {method} in {dtype} within {setting.max_loss:.0%}: perplexity "
+                    f"clada: {method} within {setting.max_loss:.0%}: perplexity "
                     f"{setting.loss['ppl_rise']:+.2%} (95 % bound {setting.loss['ppl_rise_upper']:+.2%}) on "
                     f"{setting.loss['scored_tokens']:,} tokens, {setting.loss['active_fraction']:.1%} of the neurons "
                     f"active; plan in {out}",
@@ -257,7 +252,6 @@ def search(
     windows: Sequence[Sequence[int]],
     budgets: Sequence[float],
     coefficients: Coefficients,
-    dtype: str = DTYPE,
 ) -> Plan:
     """Find what a method may leave out within each budget.
 
@@ -268,16 +262,14 @@ def search(
         windows: token ids, scored.
         budgets: rises of perplexity allowed, as shares, ascending.
         coefficients: the load rule, active while searching.
-        dtype: of the weights.
 
     Returns:
-        the plan with this method's settings, those of the same method, budgets and precision replaced.
+        the plan with this method's settings, those of the same method and budgets replaced.
     """
     coefficients = coefficients.with_quantiles(plan.quantiles)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    short = dtype == "int8" and model.config.hidden_size < LEAST_ROW_BYTES
-    family = shares_of(method, 0.5, vocabulary, short_rows=short)
-    weights = pack(model, dtype, basis_of(plan, family), layout=layout_of(method))
+    family = shares_of(method, 0.5, vocabulary)
+    weights = pack(model, DTYPE, basis_of(plan, family), layout=layout_of(method))
     decoder = Decoder(weights, torch.get_num_threads())
 
     def policy(shares: Shares) -> Policy:
@@ -294,7 +286,7 @@ def search(
         best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
         open_budgets = list(budgets)
         for dropped in (*FINER_SHARES.get(method, ()), *SHARES):
-            shares = shares_of(method, dropped, vocabulary, short_rows=short)
+            shares = shares_of(method, dropped, vocabulary)
             loss = held.score(policy(shares))
             rise, _, upper = loss.rise(held_dense)
             progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
@@ -320,7 +312,7 @@ def search(
             "scored_tokens": loss.tokens,
             "active_fraction": loss.active,
         }
-        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), dtype))
+        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), DTYPE))
 
     def key(setting: Setting) -> tuple[str, str, float]:
         return setting.method, setting.dtype, setting.max_loss

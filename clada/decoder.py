@@ -40,19 +40,23 @@ class Team:
     """Threads that run one function side by side.
 
     They are Python's own: a pool of numba's beside torch's would have both spin on the same cores between regions.
-    These sleep while there is nothing to do.
+    These sleep while there is nothing to do for longer than between two tokens.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._sync = np.zeros((2, 8), np.int64)
+        # Arrivals at barriers, barriers passed and calls begun, each on a cache line of its own.
+        self._sync = np.zeros((3, 8), np.int64)
         self._calls: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads - 1)]
         for t, calls in enumerate(self._calls, 1):
             threading.Thread(target=_work, args=(t, threads, self._sync, calls), daemon=True).start()
         weakref.finalize(self, _dismiss, self._calls)
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
-        """Call function(t, threads, sync, *args) in every thread; it must end with a barrier of all of them."""
+        """Call function(t, threads, sync, *args) in every thread.
+
+        It must begin with `clada.kernels.begin_call` and end with `end_call`, or with what the first thread alone does.
+        """
         for calls in self._calls:
             calls.put((function, args))
         function(0, self.threads, self._sync, *args)

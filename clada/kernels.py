@@ -925,6 +925,8 @@ def _atomic_load(_context: Any, _array: Any) -> Any:
     return types.int64(types.Array(types.int64, 1, "C")), codegen
 
 
+AWAKE = 1 << 20  # looks at a number that others change: about a millisecond
+
 # A thread that waits for another one gives its core away now and then, in case the other one needs it.
 _yield_core = types.ExternalFunction(
     "SwitchToThread" if platform.system() == "Windows" else "sched_yield", types.int32()
@@ -942,8 +944,8 @@ def _arrive(sync, threads):  # type: ignore[no-untyped-def]
 
 
 @njit
-def decode_barrier(sync, threads):  # type: ignore[no-untyped-def]
-    """Wait for all threads. `sync` is int64 [2, 8]: arrivals and rounds, each on a cache line of its own."""
+def _barrier(sync, threads):  # type: ignore[no-untyped-def]
+    """Wait for all threads."""
     number, spins = _arrive(sync, threads), 0
     while _atomic_load(sync[1]) == number:
         spins += 1
@@ -962,6 +964,30 @@ def _barrier_before(rows, begin, sync, threads):  # type: ignore[no-untyped-def]
         if i < end:
             _ask_row(rows, i)
             i += 1
+        spins += 1
+        if spins % 4096 == 0:
+            _yield_core()
+
+
+@njit(inline="always")
+def begin_call(t, sync):  # type: ignore[no-untyped-def]
+    """What a function for a team begins with: threads that wait in `end_call` come too.
+
+    Said from here, where Python's lock is free: a thread that gets it at once need not sleep for it.
+    """
+    if t == 0:
+        _atomic_add(sync[2], 1)
+
+
+@njit
+def end_call(t, threads, sync):  # type: ignore[no-untyped-def]
+    """What it ends with: wait for all, then all but the first for the next call, which follows soon while decoding.
+
+    Waking a thread that sleeps takes a tenth of a millisecond, some per cent of a token; after a while it sleeps.
+    """
+    seen, spins = _atomic_load(sync[2]), 0
+    _barrier(sync, threads)
+    while t > 0 and spins < AWAKE and _atomic_load(sync[2]) == seen:
         spins += 1
         if spins % 4096 == 0:
             _yield_core()
@@ -1021,7 +1047,7 @@ def _attend(t, threads, sync, layer, w, c, s, select):  # type: ignore[no-untype
             if t == threads - 1:  # its share ends with the token itself
                 _remember(b, layer, w, c, s)
         elif b == 0:
-            decode_barrier(sync, threads)
+            _barrier(sync, threads)
         # As many heads at a time as share keys and fit the registers.
         for kv in range(c.kv_heads):
             h, end = kv * group, (kv + 1) * group
@@ -1476,7 +1502,7 @@ def _screen(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
     batch, terms, vocabulary = s.token.shape[0], w.screen.shape[0], w.head.shape[0]
     first, last = terms * t // threads, terms * (t + 1) // threads
     s.reads[t, READ_HEAD] += _project(s.screened, w.screen_basis, w.screen_scale, w.screen_offset, x, first, last)
-    decode_barrier(sync, threads)
+    _barrier(sync, threads)
     which, factors, estimates = s.rows[t], s.terms[t], s.estimates[t]
     means, floors, near, sequences = s.means[t], s.floors[t], s.near[t, :64], s.sequences[t]
     for b in range(batch):
@@ -1509,7 +1535,7 @@ def _screen(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
     for b in range(batch):
         _softmax_sums(t, b, begin, min(end, vocabulary), s)
     s.reads[t, READ_HEAD] += min(read, terms) * (end - begin) // CODES
-    decode_barrier(sync, threads)
+    _barrier(sync, threads)
     for b in range(batch):
         peak = s.load[0, b, 0]
         for other in range(1, threads):
@@ -1543,7 +1569,7 @@ def _screen(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
             later = which[min(r + ahead, count - 1)]
             _dots(s.logits, w.head, _scale(w.head, w.head_scale, i), np.float32(0), i, later, x, sequences, n)
     s.reads[t, READ_HEAD] += count * _row_bytes(w.head)
-    decode_barrier(sync, threads)
+    _barrier(sync, threads)
 
 
 @njit(fastmath=FASTMATH)
@@ -1562,7 +1588,7 @@ def _head(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         for i in range(inputs * t // threads, inputs * (t + 1) // threads):
             for b in range(batch):
                 s.narrow[b, i] = _dot(w.before_head[i], x[b])
-        decode_barrier(sync, threads)
+        _barrier(sync, threads)
         x = s.narrow
     begin, end = vocabulary * t // threads, vocabulary * (t + 1) // threads
     if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
@@ -1635,13 +1661,14 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
     Args:
         t: 0 to threads - 1.
         threads: how many run.
-        sync: int64 [2, 8], zeros at first.
+        sync: of the team, see `clada.decoder.Team`.
         w: `Tensors`.
         c: `Constants`.
         s: `Scratch`; `token`, `position` and `rotary` are the input, what follows `reads` the output; the caches grow
             by one position.
         select: `Selection`.
     """
+    begin_call(t, sync)
     _embed(t, w, c, s)
     for b in range(s.token.shape[0]):
         s.computed[t, b] = 0
@@ -1661,7 +1688,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             s.reads[t, READ_ATTENTION] += _project(
                 s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end
             )
-        decode_barrier(sync, threads)
+        _barrier(sync, threads)
         _attend(t, threads, sync, layer, w, c, s, select)
         _barrier_before(w.output[layer], w.output.shape[1] * t // threads, sync, threads)
         _attention_output(t, threads, layer, w, c, s, select)
@@ -1683,6 +1710,6 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
             AFTER_MLP, MLP_RESIDUAL, w, c, s,
         )  # fmt: skip
     _head(t, threads, sync, w, c, s, select)
-    decode_barrier(sync, threads)
+    end_call(t, threads, sync)
     if t == 0:
         _merge(threads, s)

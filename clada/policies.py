@@ -16,7 +16,7 @@ from clada.weights import Basis, Norms
 
 # Methods of our own and of others; all run in the same kernels.
 METHODS = {
-    "clada": "two tests per neuron, attention and vocabulary screened, load rule",
+    "clada": "neurons by magnitude, attention and vocabulary screened, load rule",
     "clada-no-load": "clada with thresholds that ignore the load",
     "clada-mlp": "clada in the MLP alone: no screen, whole attention",
     "tt": "one magnitude threshold per layer",
@@ -45,19 +45,15 @@ def layout_of(method: str) -> str:
 
 # Values of fewer positions are read sooner than chosen among: measured at 640 and 4,096, benchmarks/selection-log.md.
 LEAST_POSITIONS = 1024
-# Memory fetches whole stretches: leaving out single rows shorter than this saves little of their time.
-LEAST_ROW_BYTES = 1024
 
 
-def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: bool = False) -> Shares:
+def shares_of(method: str, dropped: float, vocabulary: int = 1) -> Shares:
     """The one-parameter family of settings that a method is searched along.
 
     Args:
         method: of `EVALUATED`.
         dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
         vocabulary: how many words the head has.
-        short_rows: rows are below `LEAST_ROW_BYTES`: `clada` has no gate test, which leaves too few rows out to save
-            their time.
 
     Raises:
         InputError: unknown method.
@@ -67,10 +63,10 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1, *, short_rows: b
         # The proportions trade time for loss at about the same rate; see benchmarks/selection-log.md. The screen and
         # the mean in the place of values cost next to nothing: words are left out that it finds at most a twenty-fifth
         # as likely as a word is on average, values that get less than half the average weight. Where more is left
-        # out, so are more likely words.
+        # out, so are more likely words. Not by the gate: of the up-projection's rows it finds a sixth, whose time is
+        # not saved, at the loss of leaving out more neurons by their magnitude.
         shares = Shares(
             neurons=dropped,
-            gate=0.0 if short_rows else 0.4 * dropped,
             output=0.5 * dropped,
             attention=0.5,
             screen=0.7,
@@ -129,7 +125,6 @@ def resolve_shares(
             return setting.shares, setting
         if method == "clada-no-load":
             return plan.setting("clada", max_loss, dtype).shares, None
-    # Not of this precision: where rows are short `clada` was searched for itself, without its gate test.
     dropped = plan.setting("clada", max_loss).shares.neurons if keep is None else 1 - keep
     if method == "top-p":
         dropped = summed_share(plan, dropped)
