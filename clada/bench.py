@@ -198,22 +198,16 @@ def _time_peer(
 
 def _time(c: Contestant, groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int) -> None:
     """Decode a group of windows' own tokens, as generation would, and note the speed."""
-    state, tokens = c.states[repeat], np.array(groups[repeat])
+    state, steps = c.states[repeat], list(zip(*(window[prompt:] for window in groups[repeat]), strict=True))
     needed = c.policy.needed(state.statistics)
-    read, rows = np.zeros(4), np.arange(len(tokens))
+    read, rule = np.zeros(4), c.policy.coefficients.loads
     begin = time.perf_counter()
-    for at in range(prompt, tokens.shape[1]):
-        outcome, chosen = state.outcome, tokens[:, at]
-        surprisal = (outcome.log_total - outcome.logits[rows, chosen]) / math.log(2)
-        loads = [
-            c.policy.coefficients.loads(float(s), float(h))
-            for s, h in zip(surprisal, outcome.entropy / math.log(2), strict=True)
-        ]
-        c.decoder.step(state, chosen.tolist(), c.policy.selection(loads, needed))
+    for tokens in steps:
+        loads = [rule(*state.outcome.load(row, token)) for row, token in enumerate(tokens)]
+        c.decoder.step(state, tokens, c.policy.selection(loads, needed))
         read += state.outcome.bytes_read
-    steps = tokens.shape[1] - prompt
-    c.speeds.append(steps * len(tokens) / (time.perf_counter() - begin))
-    c.bytes_read += read / steps
+    c.speeds.append(len(steps) * len(groups[repeat]) / (time.perf_counter() - begin))
+    c.bytes_read += read / len(steps)
 
 
 def _peers(

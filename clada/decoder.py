@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -25,10 +26,12 @@ from clada.kernels import (
     LANES,
     MLP_INPUT,
     SCREEN_TILE,
+    Held,
     Scratch,
     Selection,
     Tensors,
     decode_step,
+    hold,
 )
 from clada.threads import return_memory
 from clada.weights import Weights, aligned
@@ -93,6 +96,11 @@ class Outcome:
     best: np.ndarray
     active: np.ndarray
     bytes_read: np.ndarray
+
+    def load(self, row: int, token: int) -> tuple[float, float]:
+        """Surprisal of a sequence's next token, and the entropy before it, both in bits."""
+        surprisal = float(self.log_total[row] - self.logits[row, token]) / math.log(2)
+        return max(0.0, surprisal), float(self.entropy[row]) / math.log(2)
 
 
 @dataclass
@@ -204,11 +212,18 @@ def prompt_statistics(weights: Weights, kind: str | None) -> Iterator[np.ndarray
 
 @dataclass
 class _Memory:
-    """Of `Decoder`: buffers, and cosines and sines from position `rotary_begin` on."""
+    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
 
     scratch: Scratch
     rotary: np.ndarray
     rotary_begin: int
+    held: list[tuple[Any, Held]] = field(default_factory=list)
+
+    def hold(self, *values: Any) -> list[Held]:
+        """The kernels' arguments; most are those of the step before."""
+        last = {id(value): held for value, held in self.held}  # the values are kept, so that ids stay theirs
+        self.held = [(value, last.get(id(value)) or hold(value)) for value in values]
+        return [held for _, held in self.held]
 
 
 class _Gathered(NamedTuple):
@@ -268,7 +283,6 @@ class Decoder:
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
-    @torch.inference_mode()
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """Run one token of every sequence; `state` moves along.
 
@@ -288,7 +302,7 @@ class Decoder:
         tensors = self.weights.tensors
         if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
             tensors, selection = self._gather(selection)
-        self.team.run(decode_step, tensors, self.weights.constants, scratch, selection)
+        self.team.run(decode_step, *memory.hold(tensors, self.weights.constants, scratch, selection))
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.

@@ -345,8 +345,7 @@ class Engine:
             for row, prompt in enumerate(going):
                 outcome = state.outcome
                 token = choosers[prompt](outcome.logits[row], int(outcome.best[row]))
-                surprisal = max(0.0, float(outcome.log_total[row] - outcome.logits[row, token])) / math.log(2)
-                entropy = float(outcome.entropy[row]) / math.log(2)
+                surprisal, entropy = outcome.load(row, token)
                 chosen.append((token, surprisal, entropy, rolling[prompt](surprisal, entropy)))
             tokens = [token for token, *_ in chosen]
             self.decoder.step(state, tokens, self.policy.selection([loads for *_, loads in chosen], needed))

@@ -24,6 +24,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.experimental import structref
 from numba.extending import intrinsic, overload
 
 # Sums may be reordered into vector lanes; infinities and NaN keep their meaning.
@@ -172,6 +173,28 @@ class Scratch(NamedTuple):
     bytes_read: np.ndarray  # [4]
 
 
+@structref.register
+class _HeldType(types.StructRef):
+    pass
+
+
+class Held(structref.StructRefProxy):
+    """One of the tuples above as compiled functions see it, made by `hold`.
+
+    To take a hundred arrays out of Python's objects at every call, in one thread after the other as Python's lock
+    demands, with caches that the weights have just swept, takes 2 % of a token in int8.
+    """
+
+
+structref.define_proxy(Held, _HeldType, ["value"])
+
+
+@njit(cache=True)
+def hold(value):  # type: ignore[no-untyped-def]  # numba infers the types, here and below
+    """A `Held` of a tuple; its arrays live as long."""
+    return Held(value)
+
+
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +214,7 @@ def _float_to_bits(_context: Any, _value: Any) -> Any:
     return types.uint32(types.float32), codegen
 
 
-def _widen(v):  # type: ignore[no-untyped-def]  # numba infers the types, here and below
+def _widen(v):  # type: ignore[no-untyped-def]
     """A stored weight as float32, without its scale."""
     raise NotImplementedError
 
@@ -1651,10 +1674,7 @@ def _embed(t, w, c, s):  # type: ignore[no-untyped-def]
                 x[j] += w.positions[s.position[b], j]
 
 
-# What this calls is compiled with the same flags. Without reference counts, so that nothing can be allocated: those of
-# the arrays in these tuples cost a microsecond a call, a tenth of a token in int8. Division as numpy's: a check
-# for zero would keep loops from vectors.
-@njit(nogil=True, cache=True, fastmath=FASTMATH, _nrt=False, error_model="numpy")
+@njit(nogil=True, cache=True)
 def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     """Run thread `t` of `threads` through one token of every sequence; all of them must be called at once.
 
@@ -1662,12 +1682,20 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         t: 0 to threads - 1.
         threads: how many run.
         sync: of the team, see `clada.decoder.Team`.
-        w: `Tensors`.
+        w: `Tensors`, as all that follow held by `hold`.
         c: `Constants`.
         s: `Scratch`; `token`, `position` and `rotary` are the input, what follows `reads` the output; the caches grow
             by one position.
         select: `Selection`.
     """
+    _step(t, threads, sync, w.value, c.value, s.value, select.value)
+
+
+# What this calls is compiled with the same flags. Without reference counts, so that nothing can be allocated: those of
+# the arrays in these tuples cost a microsecond a call, a tenth of a token in int8. Division as numpy's: a check
+# for zero would keep loops from vectors.
+@njit(fastmath=FASTMATH, _nrt=False, error_model="numpy")
+def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     begin_call(t, sync)
     _embed(t, w, c, s)
     for b in range(s.token.shape[0]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +42,8 @@ def layout_of(method: str) -> str:
         raise InputError(f"method {method} has no kernels; score it with 'clada evaluate' or run it by clada.sparse")
     return "input" if method in INPUT_METHODS else "matrix"
 
+
+KEPT_SELECTIONS = 16  # more than the four states of load that a sequence knows
 
 # Values of fewer positions are read sooner than chosen among: measured at 640 and 4,096, benchmarks/selection-log.md.
 LEAST_POSITIONS = 1024
@@ -186,6 +188,7 @@ class Policy:
     inputs: np.ndarray
     screen: float
     prior: np.ndarray | None
+    _made: dict[tuple[tuple[bool, bool], ...], Selection] = field(default_factory=dict, init=False, repr=False)
 
     def selection(self, loads: Sequence[tuple[bool, bool]], needed: np.ndarray | None = None) -> Selection:
         """What tokens under these loads need (Eq. 11), one per sequence.
@@ -194,16 +197,24 @@ class Policy:
             loads: by surprisal and by entropy.
             needed: [B, L, N], neurons the prompts need; None for all.
         """
-        factors = np.array([self.coefficients.factor(*load) for load in loads], np.float32)
-        # A factor below one computes more, of the vocabulary too.
-        margin = np.float32(np.inf) if self.shares.margin is None else np.float32(self.shares.margin) / factors
-        return self._selection(factors, np.broadcast_to(margin, len(loads)).copy(), needed)
+        # Made once for a state of load: with caches that the weights have just swept, it takes 3 % of a token in int8.
+        states = tuple(loads)
+        made = self._made.get(states)
+        if made is None:
+            factors = np.array([self.coefficients.factor(*load) for load in loads], np.float32)
+            # A factor below one computes more, of the vocabulary too.
+            margin = np.float32(np.inf) if self.shares.margin is None else np.float32(self.shares.margin) / factors
+            made = self._selection(factors, np.broadcast_to(margin, len(loads)).copy())
+            if len(self._made) >= KEPT_SELECTIONS:
+                self._made.clear()
+            self._made[states] = made
+        return made if needed is None else made._replace(needed=needed)
 
     def dense(self, batch: int) -> Selection:
         """What leaves nothing out."""
-        return self._selection(np.zeros(batch, np.float32), np.full(batch, np.inf, np.float32), None)
+        return self._selection(np.zeros(batch, np.float32), np.full(batch, np.inf, np.float32))
 
-    def _selection(self, factors: np.ndarray, margin: np.ndarray, needed: np.ndarray | None) -> Selection:
+    def _selection(self, factors: np.ndarray, margin: np.ndarray) -> Selection:
         return Selection(
             gate_weight=self.gate_weight,
             gate_threshold=factors[:, None] * self.gate,
@@ -213,7 +224,7 @@ class Policy:
             output_threshold=factors[:, None] * self.output,
             input_weight=self.input_weight,
             input_threshold=factors[:, None, None] * self.inputs,
-            needed=np.empty((0, *self.weight.shape), np.uint8) if needed is None else needed,
+            needed=np.empty((0, *self.weight.shape), np.uint8),
             attention_threshold=factors * np.float32(self.shares.attention),
             attention_from=LEAST_POSITIONS,
             screen_threshold=factors * np.float32(self.screen),

@@ -1,6 +1,9 @@
 """Engine: everything kept equals transformers' own generate; thresholds equal a masked dense MLP."""
 
+import gc
+import itertools
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -303,6 +306,33 @@ def test_a_precision_has_settings_of_its_own():
     assert 0 < next(engine.generate(PROMPT, 1)).active_fraction < 1
 
 
+def test_each_state_of_load_has_its_own_selection_however_often_asked_for():
+    model = tiny_model("llama")
+    engine = Engine(model, None, plan=plan_of(model, Shares(neurons=0.5)), coefficients="none")
+    rule = Coefficients(-0.25, -0.5, tau_surprisal_bits=4.0, tau_entropy_bits=3.0)
+    policy = make_policy("clada", engine.weights, engine.plan, Shares(neurons=0.5, margin=9.0), rule)
+    states = [(False, False), (True, False), (False, True), (True, True)]
+    for _ in range(2):  # the second time from what is kept
+        for loads in itertools.product(states, repeat=3):  # more than are kept at once
+            selection = policy.selection(loads)
+            factors = np.array([rule.factor(*load) for load in loads], np.float32)
+            assert np.array_equal(selection.threshold, factors[:, None] * policy.magnitude)
+            assert np.array_equal(selection.head_margin, np.float32(9) / factors)
+    needed = np.zeros((1, *policy.weight.shape), np.uint8)
+    assert policy.selection([(True, True)], needed).needed is needed
+    assert not policy.selection([(True, True)]).needed.size
+
+
+def test_caches_are_freed_with_their_state():
+    engine = Engine(tiny_model("llama"), None, plan="none")
+    state = engine.prefill([PROMPT], 2)
+    list(engine.decode(state, 2))
+    keys = weakref.ref(state.memory.scratch.keys)
+    del state
+    gc.collect()
+    assert keys() is None
+
+
 def test_plans_survive_being_saved_and_say_when_they_are_not_whole(tmp_path):
     plan = plan_of(tiny_model("llama"), Shares(neurons=0.3, margin=7.0))
     path = tmp_path / "plan.json"
@@ -331,9 +361,6 @@ def test_model_is_left_as_it_was():
 
 
 def test_the_engine_keeps_no_hold_on_the_model():
-    import gc
-    import weakref
-
     model = tiny_model("llama")
     weight = weakref.ref(model.model.layers[0].mlp.down_proj.weight)
     engine = Engine(model, None, plan="none", coefficients="none", dtype="bfloat16")
