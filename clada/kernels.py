@@ -322,8 +322,9 @@ def _dot(row, x):  # type: ignore[no-untyped-def]
 
 CODES = 2  # of a byte of the screen
 CODE_OF_ZERO = 8
-SCREEN_TILE = 4096  # words whose estimates stay in a near cache while terms are added
+SCREEN_TILE = 8192  # words whose estimates stay in a near cache while terms are added; their codes fill a page
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
+WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
 LINE = 64  # bytes of a cache line
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is asked for
 FIRST = 12  # rows that are asked for before a part begins, terms of the screen before they are added
@@ -707,7 +708,7 @@ def _mix_values(
     Meanwhile rows of `asked` are asked for, at the positions that come so many later in `which`.
     """
     count = heads.count
-    wide = 2  # vectors of dimensions at a time: as many sums as AVX2 has registers for
+    wide = WIDE
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         mixed_type, _, scores_type, _, values_type, _, _, which_type, asked_type, _, _ = signature.args
@@ -1398,10 +1399,13 @@ def _keep(rows, count, h, factor, activation, weight, threshold, later):  # type
                 values[i] *= factors[i]
         else:
             _activate(values, activation)
-        for r in range(begin, end):  # no branch that a processor could guess wrong
-            i = rows[r]
-            rows[kept] = i
-            kept += abs(h[i]) * weight[i] >= threshold
+        if threshold > 0:
+            for r in range(begin, end):  # no branch that a processor could guess wrong
+                i = rows[r]
+                rows[kept] = i
+                kept += abs(h[i]) * weight[i] >= threshold
+        else:
+            kept = end
         while asked < min(kept, WAITING):
             _ask_row(later, rows[asked])
             asked += 1
