@@ -708,7 +708,6 @@ def _mix_values(
     Meanwhile rows of `asked` are asked for, at the positions that come so many later in `which`.
     """
     count = heads.count
-    wide = WIDE
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         mixed_type, _, scores_type, _, values_type, _, _, which_type, asked_type, _, _ = signature.args
@@ -752,7 +751,7 @@ def _mix_values(
                     builder.store(builder.load(total), builder.bitcast(place, kind.as_pointer()), align=4)
 
         begin = _INDEX(0)
-        for lanes, vectors in ((LANES, wide), (LANES, 1), (1, 1)):
+        for lanes, vectors in ((LANES, WIDE), (LANES, 1), (1, 1)):
             step = lanes * vectors
             end = builder.add(begin, builder.mul(builder.udiv(builder.sub(width, begin), _INDEX(step)), _INDEX(step)))
             with cgutils.for_range_slice(builder, begin, end, _INDEX(step), _INDEX) as (d, _):
