@@ -68,7 +68,10 @@ SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 # Of the summed magnitude: the smallest tenth of it is most neurons.
 FINER_SHARES = {"top-p": (0.01, 0.02, 0.03, 0.04, 0.05, 0.07)}
 SCREEN_PART = 2 / 3  # of the directions of the head's input are kept for the screen: memory, not bytes read
-DTYPE = "bfloat16"  # what decodes fastest here; thresholds and losses hardly depend on it
+DTYPE = "bfloat16"  # thresholds and losses hardly depend on it
+# Bytes. On some machines three fifths of rows that are shorter take as long to read as all; see
+# benchmarks/selection-log.md.
+SHORT_ROW = 1024
 LOAD_QUANTILES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 
@@ -104,18 +107,28 @@ def main(args: argparse.Namespace) -> None:
         plan, right = train(model, plan, windows[TABLE_WINDOWS:], windows[:TABLE_WINDOWS])
         plan.save(out)
         print(f"clada: predictors find {right:.1%} of the needed half of the neurons; plan in {out}", file=sys.stderr)
-    for method in [method for method in methods if method in METHODS]:
-        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients)
+    for method, dtype in [(m, dtype) for m in methods if m in METHODS for dtype in _dtypes(m, model.config)]:
+        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
         plan.save(out)  # after every search: what is found is kept, and `--methods` of the others adds them
         for setting in plan.settings:
-            if (setting.method, setting.dtype) == (method, DTYPE):
+            if (setting.method, setting.dtype) == (method, dtype):
                 print(
-                    f"clada: {method} within {setting.max_loss:.0%}: perplexity "
+                    f"clada: {method} in {dtype} within {setting.max_loss:.0%}: perplexity "
                     f"{setting.loss['ppl_rise']:+.2%} (95 % bound {setting.loss['ppl_rise_upper']:+.2%}) on "
                     f"{setting.loss['scored_tokens']:,} tokens, {setting.loss['active_fraction']:.1%} of the neurons "
                     f"active; plan in {out}",
                     file=sys.stderr,
                 )
+
+
+def _dtypes(method: str, config: Any) -> list[str]:
+    """Precisions that need a setting of their own: others have the first one's."""
+    return [DTYPE, *(["int8"] if method == "clada" and _words_alone(config, "int8") else [])]
+
+
+def _words_alone(config: Any, dtype: str) -> bool:
+    """Whether leaving out neurons saves too little: a row of the down-projection, a byte an element, is short."""
+    return dtype == "int8" and config.hidden_size < SHORT_ROW
 
 
 def _begun(path: Path, model: str, text_sha256: str) -> Plan | None:
@@ -252,6 +265,7 @@ def search(
     windows: Sequence[Sequence[int]],
     budgets: Sequence[float],
     coefficients: Coefficients,
+    dtype: str = DTYPE,
 ) -> Plan:
     """Find what a method may leave out within each budget.
 
@@ -262,21 +276,23 @@ def search(
         windows: token ids, scored.
         budgets: rises of perplexity allowed, as shares, ascending.
         coefficients: the load rule, active while searching.
+        dtype: precision to measure at.
 
     Returns:
-        the plan with this method's settings, those of the same method and budgets replaced.
+        the plan with this method's settings, those of the same method, precision and budgets replaced.
     """
     coefficients = coefficients.with_quantiles(plan.quantiles)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    family = shares_of(method, 0.5, vocabulary)
-    weights = pack(model, DTYPE, basis_of(plan, family), layout=layout_of(method))
+    words_alone = _words_alone(model.config, dtype)
+    family = shares_of(method, 0.5, vocabulary, words_alone)
+    weights = pack(model, dtype, basis_of(plan, family), layout=layout_of(method))
     decoder = Decoder(weights, torch.get_num_threads())
 
     def policy(shares: Shares) -> Policy:
         return make_policy(method, weights, plan, shares, coefficients)
 
     dense = make_policy("dense", weights, None, Shares())
-    with tqdm(desc=f"calibrate {method}", unit="batch", file=sys.stderr) as progress:
+    with tqdm(desc=f"calibrate {method} {dtype}", unit="batch", file=sys.stderr) as progress:
 
         def scorer(part: Sequence[Sequence[int]]) -> Scorer:
             return Scorer(decoder, part, PROMPT, dense, policy(family).statistics, progress.update)
@@ -286,7 +302,7 @@ def search(
         best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
         open_budgets = list(budgets)
         for dropped in (*FINER_SHARES.get(method, ()), *SHARES):
-            shares = shares_of(method, dropped, vocabulary)
+            shares = shares_of(method, dropped, vocabulary, words_alone)
             loss = held.score(policy(shares))
             rise, _, upper = loss.rise(held_dense)
             progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
@@ -312,7 +328,7 @@ def search(
             "scored_tokens": loss.tokens,
             "active_fraction": loss.active,
         }
-        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), DTYPE))
+        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), dtype))
 
     def key(setting: Setting) -> tuple[str, str, float]:
         return setting.method, setting.dtype, setting.max_loss

@@ -23,6 +23,7 @@ from clada.kernels import (
     ATTENTION_INPUT,
     BY_INPUT,
     BY_MATRIX,
+    CODE_OF_ZERO,
     LANES,
     MLP_INPUT,
     SCREEN_TILE,
@@ -413,8 +414,9 @@ class Decoder:
             floors=f(threads, batch),
             narrow=f(batch, w.head.shape[1]),
             screened=f(batch, len(w.screen)),
-            terms=f(threads, len(w.screen) + 3),
-            estimates=f(threads, SCREEN_TILE),
+            terms=f(threads, len(w.screen)),
+            steps=np.zeros((threads, len(w.screen) + 7), np.int16),
+            estimates=np.zeros((threads, SCREEN_TILE), np.int16),
             load=f(threads, batch, 3),
             peaks=np.zeros((threads, batch), np.int64),
             computed=np.zeros((threads, batch), np.int64),
@@ -705,9 +707,12 @@ def screen_words(
     Returns:
         ([T, V], bool [T, V]).
     """
-    rows, basis, offset, weight, mean = screen
+    codes, scale, basis, offset, weight, mean = screen
     z = x @ basis.t() + offset
     keep = z.abs() * weight >= threshold[:, None]
     keep[:, 0] = True
-    estimate = (x @ mean)[:, None] + (z * keep) @ rows
+    factors = z * scale * keep
+    most = CODE_OF_ZERO - 1  # as in the kernels, whose sums are of 16 bits
+    unit = most * factors.abs().sum(1, keepdim=True).clamp_min(1e-30) / (32000 - most / 2 * keep.sum(1, keepdim=True))
+    estimate = (x @ mean)[:, None] + (factors / unit).round() * unit @ codes
     return estimate, estimate >= (estimate.logsumexp(1) - margin)[:, None]

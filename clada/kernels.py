@@ -159,8 +159,9 @@ class Scratch(NamedTuple):
     floors: np.ndarray  # [T, B], logits of the screen from which on a word is computed
     narrow: np.ndarray  # [B, E], token embeddings, later the head's input, where E is not H
     screened: np.ndarray  # [B, K]
-    terms: np.ndarray  # [T, K + 3], of those that are read, with the screen's scales
-    estimates: np.ndarray  # [T, SCREEN_TILE], of some words
+    terms: np.ndarray  # [T, K], of those that are read, with the screen's scales
+    steps: np.ndarray  # [T, K + 7] int16, the same in units of their own
+    estimates: np.ndarray  # [T, SCREEN_TILE] int16, of some words
     load: np.ndarray  # [T, B, 3], sums of the softmax
     peaks: np.ndarray  # [T, B], most likely token
     computed: np.ndarray  # [T, B], neurons that added to the output
@@ -321,11 +322,13 @@ def _dot(row, x):  # type: ignore[no-untyped-def]
 
 
 CODES = 2  # of a byte of the screen
+CODES_OF_SHORT = 4
 CODE_OF_ZERO = 8
 SCREEN_TILE = 8192  # words whose estimates stay in a near cache while terms are added; their codes fill a page
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
 WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
 LINE = 64  # bytes of a cache line
+BLOCK = LINE * CODES  # words whose codes of a term fill one
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is asked for
 FIRST = 12  # rows that are asked for before a part begins, terms of the screen before they are added
 WAITING = 64  # the same at most, while there is nothing else to do
@@ -363,7 +366,7 @@ def _spread(builder: Any, v: Any, lanes: int) -> Any:
     """Instructions for a vector of one value."""
     if lanes == 1:
         return v
-    undefined = ir.Constant(_shaped(_F32, lanes), ir.Undefined)
+    undefined = ir.Constant(_shaped(v.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, v, _I32(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
 
@@ -472,9 +475,10 @@ def _add_some(
 def _add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, _ahead: Any) -> Any:
     """out[j] += sum over k of factors[k] times code begin + j of rows[indices[k]]; rows `ahead` are asked for.
 
-    Of every LANES bytes the low halves come first, then the high ones. `out` has whole blocks of both.
+    In int16, which wraps around. `out` has whole blocks: a line of codes is CODES_OF_SHORT vectors of int16, of whose
+    bits the first vector of words has the lowest.
     """
-    count, blocks_of_line = indices.count, LINE // LANES
+    count = indices.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         out_type, rows_type = signature.args[:2]
@@ -487,38 +491,30 @@ def _add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _f
             ]
             for i in (3, 5)
         )
-        factors = [_spread(builder, builder.extract_value(args[4], k), LANES) for k in range(count)]
-        codes = ir.VectorType(ir.IntType(8), LANES)
-        low, shift = (ir.Constant(codes, [value] * LANES) for value in (15, 4))
-
-        def add_block(at: Any) -> None:
-            words = builder.gep(array.data, [builder.mul(at, _INDEX(CODES))])
-            halves = [
-                builder.bitcast(builder.gep(words, [_INDEX(half * LANES)]), _shaped(_F32, LANES).as_pointer())
-                for half in range(CODES)
-            ]
-            totals = [builder.load(place, align=4) for place in halves]
-            for start, factor in zip(starts, factors, strict=True):
-                both = builder.load(builder.bitcast(builder.gep(start, [at]), codes.as_pointer()), align=1)
-                for half, part in enumerate((builder.and_(both, low), builder.lshr(both, shift))):
-                    code = builder.sitofp(builder.zext(part, _shaped(_I32, LANES)), _shaped(_F32, LANES))
-                    product = builder.fmul(code, factor, flags=_CONTRACT)
-                    totals[half] = builder.fadd(totals[half], product, flags=_CONTRACT)
-            for total, place in zip(totals, halves, strict=True):
-                builder.store(total, place, align=4)
-
+        shorts = LINE // 2
+        kind = ir.VectorType(ir.IntType(16), shorts)
+        factors = [_spread(builder, builder.extract_value(args[4], k), shorts) for k in range(count)]
+        lowest = ir.Constant(kind, [15] * shorts)
         n = builder.udiv(builder.extract_value(array.shape, 0), _INDEX(CODES))
-        whole = builder.and_(n, _INDEX(-LINE))
-        with cgutils.for_range_slice(builder, _INDEX(0), whole, _INDEX(LINE), _INDEX) as (at, _):
+        with cgutils.for_range_slice(builder, _INDEX(0), n, _INDEX(LINE), _INDEX) as (at, _):
             for later in ahead:
                 _ask_for(builder, builder.gep(later, [at]))
-            for block in range(blocks_of_line):
-                add_block(builder.add(at, _INDEX(block * LANES)))
-        with cgutils.for_range_slice(builder, whole, n, _INDEX(LANES), _INDEX) as (at, _):
-            add_block(at)
+            words = builder.gep(array.data, [builder.mul(at, _INDEX(CODES))])
+            places = [
+                builder.bitcast(builder.gep(words, [_INDEX(part * shorts)]), kind.as_pointer())
+                for part in range(CODES_OF_SHORT)
+            ]
+            totals = [builder.load(place, align=2) for place in places]
+            for start, factor in zip(starts, factors, strict=True):
+                line = builder.load(builder.bitcast(builder.gep(start, [at]), kind.as_pointer()), align=1)
+                for part in range(CODES_OF_SHORT):
+                    code = builder.and_(builder.lshr(line, ir.Constant(kind, [4 * part] * shorts)), lowest)
+                    totals[part] = builder.add(totals[part], builder.mul(code, factor))
+            for total, place in zip(totals, places, strict=True):
+                builder.store(total, place, align=2)
         return context.get_dummy_value()
 
-    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count)
+    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.int16, count)
     return types.void(out, rows, types.int64, i, f, i), codegen
 
 
@@ -802,6 +798,11 @@ def _four(which, r):  # type: ignore[no-untyped-def]
     """Four entries from the r-th on, the last one again where there are fewer."""
     r0, r1, r2, r3 = _four_from(r, which.shape[0] - 1)
     return which[r0], which[r1], which[r2], which[r3]
+
+
+@njit(inline="always")
+def _eight(which, r):  # type: ignore[no-untyped-def]
+    return _four(which, r) + _four(which, r + 4)
 
 
 @njit(inline="always")
@@ -1522,6 +1523,16 @@ def _softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
     return peak
 
 
+@njit
+def _screen_unit(total, n):  # type: ignore[no-untyped-def]
+    """What a step of int16 is of n terms with that sum of sizes, so that no sum of theirs with codes is out of range.
+
+    A code is at most CODE_OF_ZERO - 1 from zero, and a term that was rounded to whole steps half a step larger.
+    """
+    most = np.float32(CODE_OF_ZERO - 1)
+    return most * max(total, np.float32(1e-30)) / (np.float32(32000) - np.float32(0.5) * most * np.float32(n))
+
+
 @njit(fastmath=FASTMATH)
 def _screen(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
     """Logits by the screen's largest terms, then in full where the probability they give is not negligible."""
@@ -1529,35 +1540,40 @@ def _screen(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
     first, last = terms * t // threads, terms * (t + 1) // threads
     s.reads[t, READ_HEAD] += _project(s.screened, w.screen_basis, w.screen_scale, w.screen_offset, x, first, last)
     _barrier(sync, threads)
-    which, factors, estimates = s.rows[t], s.terms[t], s.estimates[t]
+    which, factors, steps, estimates = s.rows[t], s.terms[t], s.steps[t], s.estimates[t]
     means, floors, near, sequences = s.means[t], s.floors[t], s.near[t, :64], s.sequences[t]
     for b in range(batch):
         means[b] = 0
         for j in range(x.shape[1]):
             means[b] += w.head_mean[j] * x[b, j]
-    block = CODES * LANES
-    blocks = w.screen.shape[1] // LANES
-    begin, end = blocks * t // threads * block, blocks * (t + 1) // threads * block
+    blocks = w.screen.shape[1] // LINE
+    begin, end = blocks * t // threads * BLOCK, blocks * (t + 1) // threads * BLOCK
     read = 0
     for tile in range(begin, end, SCREEN_TILE):  # read once for all sequences
         read, size = 0, min(SCREEN_TILE, end - tile)
         for b in range(batch):
-            n, lowest = 0, means[b]
+            n, total = 0, np.float32(0)
             for k in range(terms):
                 z = s.screened[b, k]
                 if k == 0 or abs(z) * w.screen_weight[k] >= select.screen_threshold[b]:
                     which[n], factors[n] = k, z * w.screen_scale[k]
-                    lowest -= np.float32(CODE_OF_ZERO) * factors[n]
+                    total += abs(factors[n])
                     n += 1
             read += n
-            factors[n : n + 3] = 0  # of the last term, which comes again where there are fewer than four
-            estimates[:size] = lowest
-            for r in range(0, n, 4):
-                four = (factors[r], factors[r + 1], factors[r + 2], factors[r + 3])
-                later = _four(which[:n], r + FIRST)
-                _add_codes(estimates[:size], w.screen, tile, _four(which[:n], r), four, later)
+            unit, lowest = _screen_unit(total, n), 0
+            for r in range(n):
+                steps[r] = np.int16(np.rint(factors[r] / unit))
+                lowest -= CODE_OF_ZERO * steps[r]
+            steps[n : n + 7] = 0  # of the last term, which comes again where there are fewer than eight
+            estimates[:size] = np.int16(lowest)
+            for r in range(0, n, 8):
+                f = steps[r : r + 8]
+                eight = (f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7])
+                later = _eight(which[:n], r + FIRST)
+                _add_codes(estimates[:size], w.screen, tile, _eight(which[:n], r), eight, later)
             logits = s.logits[b, tile : min(tile + size, vocabulary)]
-            _copy(logits, estimates[: logits.shape[0]])
+            for i in range(logits.shape[0]):
+                logits[i] = means[b] + unit * estimates[i]
     for b in range(batch):
         _softmax_sums(t, b, begin, min(end, vocabulary), s)
     s.reads[t, READ_HEAD] += min(read, terms) * (end - begin) // CODES

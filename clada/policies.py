@@ -49,13 +49,14 @@ KEPT_SELECTIONS = 16  # more than the four states of load that a sequence knows
 LEAST_POSITIONS = 1024
 
 
-def shares_of(method: str, dropped: float, vocabulary: int = 1) -> Shares:
+def shares_of(method: str, dropped: float, vocabulary: int = 1, words_alone: bool = False) -> Shares:
     """The one-parameter family of settings that a method is searched along.
 
     Args:
         method: of `EVALUATED`.
         dropped: share of the neurons (of the inputs for `teal` and `wina`) to leave out, within 0 and 1.
         vocabulary: how many words the head has.
+        words_alone: `clada` computes all neurons, and `dropped` says how likely the words are that it leaves out.
 
     Raises:
         InputError: unknown method.
@@ -67,12 +68,13 @@ def shares_of(method: str, dropped: float, vocabulary: int = 1) -> Shares:
         # as likely as a word is on average, values that get less than half the average weight. Where more is left
         # out, so are more likely words. Not by the gate: of the up-projection's rows it finds a sixth, whose time is
         # not saved, at the loss of leaving out more neurons by their magnitude.
+        of_rows, narrower = (0.0, 5.0) if words_alone else (dropped, 2.5)
         shares = Shares(
-            neurons=dropped,
-            output=0.5 * dropped,
+            neurons=of_rows,
+            output=0.5 * of_rows,
             attention=0.5,
             screen=0.7,
-            margin=math.log(vocabulary) + math.log(25) - 2.5 * dropped,
+            margin=math.log(vocabulary) + math.log(25) - narrower * dropped,
         )
         return _without(method, shares)
     if method == "griffin":

@@ -19,7 +19,18 @@ import torch
 from torch import nn
 
 from clada.families import Anatomy, anatomy, rotary_rows
-from clada.kernels import ACTIVATIONS, BY_INPUT, BY_MATRIX, CODE_OF_ZERO, CODES, LANES, Constants, Tensors
+from clada.kernels import (
+    ACTIVATIONS,
+    BLOCK,
+    BY_INPUT,
+    BY_MATRIX,
+    CODE_OF_ZERO,
+    CODES,
+    CODES_OF_SHORT,
+    LINE,
+    Constants,
+    Tensors,
+)
 
 STORED = {"float32": np.float32, "bfloat16": np.int16, "int8": np.int8}  # what arrays hold; bfloat16 is none of numpy's
 DTYPES = tuple(STORED)
@@ -194,8 +205,9 @@ class Screen:
     the negligible rest of the words gives.
 
     Attributes:
-        codes: uint8 [K, V / 2], V rounded up to whole blocks; a block of LANES bytes has words in its low halves, then
-            as many in its high ones. Without a screen all arrays are empty.
+        codes: uint8 [K, V / 2], V rounded up to whole blocks; a block is a line of 16-bit numbers, whose lowest four
+            bits are the codes of as many words, the next ones those of as many more. Without a screen all arrays are
+            empty.
         scale: float32 [K], what a step of the code is; CODE_OF_ZERO is zero.
         basis: bfloat16 [K, E], held as uint16; row 0 is zero.
         offset: float32 [K], added to the products with the basis.
@@ -224,8 +236,8 @@ class Screen:
         directions = torch.cat([basis.center[None], rows[1:].float()])
         offset = torch.cat([torch.ones(1), -(directions[1:] @ basis.center)])
         mean, weight = head.mean(0), torch.empty(len(rows))
-        blocks = -(-vocabulary // (CODES * LANES))
-        codes = aligned((len(rows), blocks * LANES), np.dtype(np.uint8))
+        blocks = -(-vocabulary // BLOCK)
+        codes = aligned((len(rows), blocks * LINE), np.dtype(np.uint8))
         step = WIDEST_CODE / math.sqrt(vocabulary) / (CODE_OF_ZERO - 1)
         for begin in range(0, len(rows), TERMS_AT_ONCE):
             part = slice(begin, begin + TERMS_AT_ONCE)
@@ -233,9 +245,10 @@ class Screen:
             weight[part] = terms.norm(dim=1)
             # Cut off after half a step more, which rounds to nearest.
             terms.div_(step * weight[part, None]).add_(CODE_OF_ZERO + 0.5).clamp_(1, 2 * CODE_OF_ZERO - 0.5)
-            stored = nn.functional.pad(terms.to(torch.uint8), (0, blocks * CODES * LANES - vocabulary))
-            low, high = stored.view(len(terms), blocks, CODES, LANES).unbind(2)
-            codes[part] = (low | (high << 4)).reshape(len(terms), -1).numpy()
+            stored = nn.functional.pad(terms.to(torch.uint8), (0, blocks * BLOCK - vocabulary))
+            stored = stored.view(len(terms), blocks, CODES_OF_SHORT // CODES, CODES, -1)
+            halves = stored[:, :, :, 0] | (stored[:, :, :, 1] << 4)  # of the 16-bit numbers, the low ones first
+            codes[part] = halves.transpose(2, 3).reshape(len(terms), -1).numpy()
         return cls(
             codes,
             (step * weight).numpy(),
@@ -247,13 +260,14 @@ class Screen:
         )
 
     def wide(self) -> tuple[torch.Tensor, ...]:
-        """In float32: terms [K, V], basis [K, E], offset [K], weight [K] and mean row [E]."""
-        codes = torch.from_numpy(self.codes).view(len(self.codes), -1, 1, LANES)
-        both = torch.cat([codes & 15, codes >> 4], 2).view(len(codes), -1)[:, : self.vocabulary]
+        """In float32: codes [K, V] from zero, scale [K], basis [K, E], offset [K], weight [K] and mean row [E]."""
+        halves = torch.from_numpy(self.codes).view(len(self.codes), -1, LINE // 2, CODES_OF_SHORT // CODES)
+        halves = halves.transpose(2, 3)
+        codes = torch.stack([halves & 15, halves >> 4], 3).view(len(halves), -1)[:, : self.vocabulary]
         arrays = (self.scale, self.offset, self.weight, self.mean)
         scale, offset, weight, mean = (torch.from_numpy(array) for array in arrays)
         basis = torch.from_numpy(self.basis.view(np.int16)).view(torch.bfloat16).float()
-        return (both.float() - CODE_OF_ZERO) * scale[:, None], basis, offset, weight, mean
+        return codes.float() - CODE_OF_ZERO, scale, basis, offset, weight, mean
 
 
 @dataclass(frozen=True)

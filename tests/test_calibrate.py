@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from tiny_models import tiny_model, tokens
 
 from clada import calibrate as module
-from clada.calibrate import search, tabulate
+from clada.calibrate import _dtypes, search, tabulate
 from clada.coefficients import NONE, Coefficients
 from clada.decoder import Decoder
 from clada.engine import Engine
@@ -150,6 +151,24 @@ def test_budgets_are_kept_and_a_looser_one_never_keeps_more(method, small_search
     engine = Engine(model, None, method=method, plan=plan, coefficients="none", max_loss=5.0)
     assert engine.policy.shares == found[-1].shares
     assert engine.measured
+
+
+def test_int8_of_short_rows_has_a_setting_of_its_own_that_computes_every_neuron(small_search):
+    model = tiny_model("llama", seed=3)
+    plan = tabulate(model, "tiny", windows_of(4), {})
+    assert _dtypes("clada", model.config) == ["bfloat16", "int8"]
+    assert _dtypes("clada-mlp", model.config) == _dtypes("tt", model.config) == ["bfloat16"]
+    assert _dtypes("clada", SimpleNamespace(hidden_size=1024)) == ["bfloat16"]
+    for dtype in ("bfloat16", "int8"):
+        plan = search(model, plan, "clada", windows_of(8), [5.0], NONE, dtype)
+    shares, words = (plan.setting("clada", None, dtype).shares for dtype in ("bfloat16", "int8"))
+    assert shares.neurons > 0
+    assert (words.neurons, words.output) == (0, 0)
+    assert words.margin < shares_of("clada", 0, 311).margin
+    engine = Engine(model, None, plan=plan, coefficients="none", max_loss=5.0, dtype="int8")
+    assert engine.policy.shares == words
+    # A share to keep is of the neurons, also there.
+    assert Engine(model, None, plan=plan, coefficients="none", keep=0.5, dtype="int8").policy.shares.neurons == 0.5
 
 
 def test_a_budget_that_nothing_meets_leaves_nothing_out(small_search):

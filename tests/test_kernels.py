@@ -18,6 +18,10 @@ PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer
 # are rounded to 8 bits of mantissa, and a float32 difference of 1e-7 can turn one over, 4e-3 of that value.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2}
 
+# The screen rounds its terms to steps, 7 / 32,000 of their summed size; a float32 difference can turn one to the next
+# step. A word's code is at most 7.
+STEPPED = 2e-3
+
 OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
 
 
@@ -105,10 +109,10 @@ def test_selections_equal_torch(family):
     weights = pack(model, "float32", basis_for(width))
     # One value that rounds across its threshold changes logits by the size of a threshold: a few per cent.
     assert 0.1 < compare(weights, drop_some, 5e-2) < 0.9
-    assert 0.8 < compare(weights, continuous, TOLERANCE["float32"]) < 0.95
+    assert 0.8 < compare(weights, continuous, STEPPED) < 0.95
     # A single sequence takes a way of its own through the MLP.
     assert 0.1 < compare(weights, drop_some, 5e-2, prompts=PROMPTS[:1]) < 0.9
-    assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=PROMPTS[:1]) < 0.95
+    assert 0.8 < compare(weights, continuous, STEPPED, prompts=PROMPTS[:1]) < 0.95
 
 
 def test_selections_of_many_sequences_equal_torch():
@@ -116,13 +120,14 @@ def test_selections_of_many_sequences_equal_torch():
     weights = pack(tiny_model("llama", seed=3), "float32", basis_for(32))
     prompts = [prompt[i:] for i in (0, 3) for prompt in PROMPTS]
     assert 0.1 < compare(weights, drop_some, 5e-2, prompts=prompts) < 0.9
-    assert 0.8 < compare(weights, continuous, TOLERANCE["float32"], prompts=prompts) < 0.95
+    assert 0.8 < compare(weights, continuous, STEPPED, prompts=prompts) < 0.95
 
 
 def test_a_screen_is_its_definition_in_four_bits():
     generator = torch.Generator().manual_seed(0)
     head, basis = torch.randn(1000, 32, generator=generator), basis_for(32)
-    rows, directions, offset, weight, mean = Screen.of(head, basis).wide()
+    codes, scale, directions, offset, weight, mean = Screen.of(head, basis).wide()
+    rows = codes * scale[:, None]
     terms = torch.cat([basis.center[None], basis.rows]) @ (head - head.mean(0)).t()
     rms = terms.square().mean(1, keepdim=True).sqrt()
     step = 3.5 / 7 * rms
@@ -140,10 +145,21 @@ def test_a_screen_is_its_definition_in_four_bits():
 def test_screened_words_equal_torch_beyond_a_tile_and_in_a_part_of_a_block(words):
     assert SCREEN_TILE < 17_001 // 2
     weights = pack(tiny_model("llama", seed=3, vocab_size=words), "float32", basis_for(32))
-    wide = lambda w, batch: continuous(w, batch)._replace(needed=everything(w, batch).needed)  # noqa: E731
+
+    def estimating(margin):
+        def of(w, batch):
+            screened = continuous(w, batch)
+            return screened._replace(
+                needed=everything(w, batch).needed, head_margin=np.full_like(screened.head_margin, margin)
+            )
+
+        return of
+
     for prompts in (PROMPTS, PROMPTS[:1]):
         for threads in (1, 2, 3):
-            assert compare(weights, wide, TOLERANCE["float32"], threads, prompts=prompts) == 1
+            # No word computed in full, then every one: of many thousands some would lie within a step of the margin.
+            assert compare(weights, estimating(-1e3), STEPPED, threads, prompts=prompts) == 1
+            assert compare(weights, estimating(1e3), TOLERANCE["float32"], threads, prompts=prompts) == 1
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]])
