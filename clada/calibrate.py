@@ -4,10 +4,10 @@ Two parts of a text, neither of which sees the other:
 
 1. Tables: per layer, quantiles of what the methods test (magnitudes, gates, inputs), and the statistics they weigh
    tests with. A share to drop then names a threshold in every layer.
-2. The search: the share grows step by step as long as the loss stays within the budget: the rise of perplexity over
-   the dense model, its upper 95 % bound, on held windows, decoded by the engine's own steps with the load rule active.
-   Steps are fixed beforehand and the first failure ends the search (fixed-sequence testing), so the bound of the
-   chosen step holds although several were tried on the same text.
+2. The search: the share grows step by step as long as the loss stays within three quarters of the budget, the rest
+   being for other texts: the rise of perplexity over the dense model, its upper 95 % bound, on held windows, decoded
+   by the engine's own steps with the load rule active. Steps are fixed beforehand and the first failure ends the
+   search (fixed-sequence testing), so the bound of the chosen step holds although several were tried on the same text.
 
 Thresholds are judged by the model's output alone. Giving every layer the same error of its own is ruinous: a few
 massive activations own it.
@@ -69,6 +69,8 @@ SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
 FINER_SHARES = {"top-p": (0.01, 0.02, 0.03, 0.04, 0.05, 0.07)}
 SCREEN_PART = 2 / 3  # of the directions of the head's input are kept for the screen: memory, not bytes read
 DTYPE = "bfloat16"  # thresholds and losses hardly depend on it
+# Of a budget, what the bound may take on the calibration's text: on XSum the shipped plans lost 1.1 to 2 times as much.
+CAREFUL = 0.75
 # Bytes. On some machines three fifths of rows that are shorter take as long to read as all; see
 # benchmarks/selection-log.md.
 SHORT_ROW = 1024
@@ -306,7 +308,7 @@ def search(
             loss = held.score(policy(shares))
             rise, _, upper = loss.rise(held_dense)
             progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
-            open_budgets = [budget for budget in open_budgets if upper <= budget]
+            open_budgets = [budget for budget in open_budgets if upper <= CAREFUL * budget]
             best.update(dict.fromkeys(open_budgets, (shares, loss)))
             if not open_budgets:
                 break
