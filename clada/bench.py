@@ -48,6 +48,7 @@ from clada.weights import pack
 MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
 INFORMATIVE: tuple[Kind, ...] = ("Q8_0", "Q4_1")  # what else the same machine can do
 PEERS = ("transformers", "llama.cpp")
+TURN = 16  # tokens that a method decodes before the next one does
 BANDWIDTH_BYTES = 2**28  # far beyond any cache
 
 
@@ -62,7 +63,8 @@ class Contestant:
         states: by window, prompts run.
         prefills: seconds that each took.
         speeds: tokens/s of each repeat.
-        bytes_read: per token, of attention weights, MLP, head and cache.
+        bytes_read: in all steps, of attention weights, MLP, head and cache.
+        steps: how many there were.
     """
 
     method: str
@@ -72,6 +74,7 @@ class Contestant:
     prefills: list[float]
     speeds: list[float]
     bytes_read: np.ndarray
+    steps: int = 0
 
 
 def main(args: argparse.Namespace) -> None:
@@ -141,18 +144,21 @@ def enter(
     args: argparse.Namespace,
     threads: int,
 ) -> list[Contestant]:
-    """The methods, each on weights laid out for it; `args` names dtype, max_loss and keep."""
-    decoders: dict[Any, Decoder] = {}
+    """The methods; `args` names dtype, max_loss and keep.
+
+    All that read the same layout read the same weights, as where these lie in memory can make some per cent of speed.
+    """
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    found = {m: resolve_shares(m, plan, vocabulary, args.dtype, args.max_loss, args.keep)[0] for m in methods}
+    basis = next((basis for shares in found.values() if (basis := basis_of(plan, shares)) is not None), None)
+    decoders: dict[str, Decoder] = {}
     contestants = []
-    for method in methods:
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        shares, _ = resolve_shares(method, plan, vocabulary, args.dtype, args.max_loss, args.keep)
-        kind = (shares.margin is not None and plan is not None, layout_of(method))
-        if kind not in decoders:
-            weights = pack(model, args.dtype, basis_of(plan, shares), layout=kind[1])
-            decoders[kind] = Decoder(weights, threads)
-        policy = make_policy(method, decoders[kind].weights, plan, shares, coefficients)
-        contestants.append(Contestant(method, policy, decoders[kind], [], [], [], np.zeros(4)))
+    for method, shares in found.items():
+        layout = layout_of(method)
+        if layout not in decoders:
+            decoders[layout] = Decoder(pack(model, args.dtype, basis, layout=layout), threads)
+        policy = make_policy(method, decoders[layout].weights, plan, shares, coefficients)
+        contestants.append(Contestant(method, policy, decoders[layout], [], [], [], np.zeros(4)))
     return contestants
 
 
@@ -181,7 +187,7 @@ def race(
                 prompts = [w[:prompt] for w in group]
                 c.states.append(c.decoder.prefill(prompts, new, c.policy.dense(batch), c.policy.statistics))
                 c.prefills.append(time.perf_counter() - begin)
-            runs.append(partial(_time, c, groups, prompt))
+        runs.append(partial(_time, contestants, groups, prompt))
         for repeat in tqdm(range(args.repeats), unit="round", desc="race", file=sys.stderr):
             for run in runs:
                 run(repeat)
@@ -196,18 +202,34 @@ def _time_peer(
     speeds.append(peer.decode_speed(list(groups[repeat][0][:prompt]), new))
 
 
-def _time(c: Contestant, groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int) -> None:
-    """Decode a group of windows' own tokens, as generation would, and note the speed."""
-    state, steps = c.states[repeat], list(zip(*(window[prompt:] for window in groups[repeat]), strict=True))
+def _time(
+    contestants: Sequence[Contestant], groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int
+) -> None:
+    """Decode a group of windows' own tokens with every method, some tokens each in turn, and note the speeds.
+
+    In turn because what others do with the memory changes from one second to the next.
+    """
+    steps = list(zip(*(window[prompt:] for window in groups[repeat]), strict=True))
+    spent = np.zeros(len(contestants))
+    for turn, begin in enumerate(range(0, len(steps), TURN)):
+        for k in range(len(contestants)):
+            i = (k + turn) % len(contestants)  # nobody is always first
+            spent[i] += _decode(contestants[i], steps[begin : begin + TURN], repeat)
+    for c, seconds in zip(contestants, spent, strict=True):
+        c.speeds.append(len(steps) * len(groups[repeat]) / seconds)
+
+
+def _decode(c: Contestant, steps: Sequence[Sequence[int]], repeat: int) -> float:
+    """Seconds for some tokens, as generation would decode them."""
+    state, rule = c.states[repeat], c.policy.coefficients.loads
     needed = c.policy.needed(state.statistics)
-    read, rule = np.zeros(4), c.policy.coefficients.loads
     begin = time.perf_counter()
     for tokens in steps:
         loads = [rule(*state.outcome.load(row, token)) for row, token in enumerate(tokens)]
         c.decoder.step(state, tokens, c.policy.selection(loads, needed))
-        read += state.outcome.bytes_read
-    c.speeds.append(len(steps) * len(groups[repeat]) / (time.perf_counter() - begin))
-    c.bytes_read += read / len(steps)
+        c.bytes_read += state.outcome.bytes_read
+    c.steps += len(steps)
+    return time.perf_counter() - begin
 
 
 def _peers(
@@ -250,14 +272,14 @@ def score(
 def _row(
     c: Contestant, dense: Contestant, bandwidth: float, losses: dict[str, tuple[Loss, Loss]], batch: int
 ) -> dict[str, Any]:
-    speed, read = float(np.median(c.speeds)), c.bytes_read / len(c.speeds)
+    speed, read = float(np.median(c.speeds)), c.bytes_read / c.steps
     row: dict[str, Any] = {
         "method": c.method,
         "tokens_per_s": speed,
         "tokens_per_s_all": c.speeds,
         "prefill_s": float(np.median(c.prefills)),
         "ratio_to_dense": speed / float(np.median(dense.speeds)),
-        "mlp_bytes_fraction": float(read[READ_MLP] / (dense.bytes_read[READ_MLP] / len(dense.speeds))),
+        "mlp_bytes_fraction": float(read[READ_MLP] / (dense.bytes_read[READ_MLP] / dense.steps)),
         "bytes_per_token": float(read.sum()) / batch,
         "bandwidth_fraction": float(read.sum()) / batch * speed / 1e9 / bandwidth,
     }
