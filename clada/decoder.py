@@ -25,6 +25,7 @@ from clada.kernels import (
     BY_MATRIX,
     CODE_OF_ZERO,
     LANES,
+    LARGEST_SUM,
     MLP_INPUT,
     SCREEN_TILE,
     Held,
@@ -713,6 +714,10 @@ def screen_words(
     keep[:, 0] = True
     factors = z * scale * keep
     most = CODE_OF_ZERO - 1  # as in the kernels, whose sums are of 16 bits
-    unit = most * factors.abs().sum(1, keepdim=True).clamp_min(1e-30) / (32000 - most / 2 * keep.sum(1, keepdim=True))
+    unit = (
+        most
+        * factors.abs().sum(1, keepdim=True).clamp_min(1e-30)
+        / (LARGEST_SUM - most / 2 * keep.sum(1, keepdim=True))
+    )
     estimate = (x @ mean)[:, None] + (factors / unit).round() * unit @ codes
     return estimate, estimate >= (estimate.logsumexp(1) - margin)[:, None]

@@ -324,6 +324,7 @@ def _dot(row, x):  # type: ignore[no-untyped-def]
 CODES = 2  # of a byte of the screen
 CODES_OF_SHORT = 4
 CODE_OF_ZERO = 8
+LARGEST_SUM = 32_000  # of codes times terms, in int16; with it a single term is not half-way between two steps
 SCREEN_TILE = 8192  # words whose estimates stay in a near cache while terms are added; their codes fill a page
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
 WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
@@ -802,6 +803,7 @@ def _four(which, r):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _eight(which, r):  # type: ignore[no-untyped-def]
+    """The same, eight entries."""
     return _four(which, r) + _four(which, r + 4)
 
 
@@ -1527,10 +1529,11 @@ def _softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
 def _screen_unit(total, n):  # type: ignore[no-untyped-def]
     """What a step of int16 is of n terms with that sum of sizes, so that no sum of theirs with codes is out of range.
 
-    A code is at most CODE_OF_ZERO - 1 from zero, and a term that was rounded to whole steps half a step larger.
+    A code is at most CODE_OF_ZERO - 1 from zero, and a term that was rounded to whole steps half a step larger: some
+    9,000 terms at most. `clada.decoder.screen_words` rounds as this does.
     """
     most = np.float32(CODE_OF_ZERO - 1)
-    return most * max(total, np.float32(1e-30)) / (np.float32(32000) - np.float32(0.5) * most * np.float32(n))
+    return most * max(total, np.float32(1e-30)) / (np.float32(LARGEST_SUM) - np.float32(0.5) * most * np.float32(n))
 
 
 @njit(fastmath=FASTMATH)
