@@ -141,7 +141,10 @@ def test_a_screen_is_its_definition_in_four_bits():
 def test_screened_words_equal_torch_beyond_a_tile_and_in_a_part_of_a_block(words):
     assert SCREEN_TILE < 17_001 // 2
     weights = pack(tiny_model("llama", seed=3, vocab_size=words), "float32", basis_for(32))
-    wide = lambda w, batch: continuous(w, batch)._replace(needed=everything(w, batch).needed)  # noqa: E731
+
+    def wide(w, batch):
+        return continuous(w, batch)._replace(needed=everything(w, batch).needed)
+
     for prompts in (PROMPTS, PROMPTS[:1]):
         for threads in (1, 2, 3):
             assert compare(weights, wide, TOLERANCE["float32"], threads, prompts=prompts) == 1
