@@ -62,15 +62,28 @@ class Team:
 
         It must begin with `clada.kernels.begin_call` and end with `end_call`, or with what the first thread alone does.
         """
+        number = int(self._sync[2, 0])
+        try:
+            self._run(number, function, args)
+        except (KeyboardInterrupt, SystemExit):
+            # Others may wait for a thread that was interrupted before it began: take part first.
+            if self._sync[2, 0] == number:
+                self._run(number, function, args)
+            raise
+
+    def _run(self, number: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         for calls in self._calls:
-            calls.put((function, args))
+            calls.put((number, function, args))
         function(0, self.threads, self._sync, *args)
 
 
 def _work(t: int, threads: int, sync: np.ndarray, calls: SimpleQueue[Any]) -> None:
+    last = -1
     while (call := calls.get()) is not None:
-        function, args = call
-        function(t, threads, sync, *args)
+        number, function, args = call
+        if number != last:  # the same again after an interruption
+            function(t, threads, sync, *args)
+        last = number
         del call, function, args  # or the last step's arrays live until the next one
 
 

@@ -9,8 +9,8 @@ can still matter. Thresholds of zero leave nothing out: the dense model.
 Each thread owns a slice of every tensor's rows; slices meet at a barrier. The residual stream is kept by every thread
 for itself, computed the same way, which is cheaper than one more barrier.
 
-Weights are float32, bfloat16 (held as uint16, numba has no such type) or int8 with a float32 scale per output; all
-arithmetic is float32.
+Weights are float32, bfloat16 (held as uint16, numba has no such type) or int8 with a float32 scale per output;
+arithmetic is float32 but for exact GELU (float64) and the estimate of the vocabulary (codes of four bits).
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from numba.extending import intrinsic, overload
 
 # Sums may be reordered into vector lanes; infinities and NaN keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-
-ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2, "gelu": 3}
 
 # Places of a layer's norms in `Tensors.norms`.
 BEFORE_ATTENTION, AFTER_ATTENTION, ATTENTION_RESIDUAL, BEFORE_MLP, AFTER_MLP, MLP_RESIDUAL = range(6)
@@ -778,7 +776,7 @@ def _ask_row(_context: Any, rows: Any, _i: Any) -> Any:
 
 @njit
 def _row_bytes(rows):  # type: ignore[no-untyped-def]
-    """Of the weights; scales are a four-hundredth of that, or are read whole."""
+    """Of the weights; int8's scales, four bytes a row, are not counted."""
     return rows.shape[1] * rows.itemsize
 
 
@@ -1123,12 +1121,14 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
     first = max(begin, at)
     n = max(0, min(end, after * LANES) - first)
 
-    kv = heads[0] // (c.heads // c.kv_heads)
+    group = c.heads // c.kv_heads
+    kv = heads[0] // group
     block = kv * s.keys.shape[3]
     keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
     values, scores, which = s.values[b, layer, kv], s.scores[t, b], s.rows[t]
     if stage != MIX:
-        s.reads[t, READ_CACHE] += n * _row_bytes(values)
+        if heads[0] == kv * group:  # what the other heads of a group read again lies in a near cache
+            s.reads[t, READ_CACHE] += n * _row_bytes(values)
         for i in range(own, after):
             later = block + min(i + 4, after - 1)
             # Which values will be read may not be known yet.
@@ -1151,7 +1151,7 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
     count, asked, asked_first, ahead = n, values, first, FIRST
     if stage == MIX:
         least = select.attention_threshold[b] if end - begin >= select.attention_from else np.float32(0)
-        count = _choose(t, threads, b, heads, first - at, n, least / np.float32(end - begin), s)
+        count = _choose(t, threads, b, kv * group, group, first - at, n, least / np.float32(end - begin), s)
         for r in range(min(count, FIRST)):
             _ask_row(values, first + which[r])
         for h in heads:
@@ -1164,16 +1164,20 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
             which[i] = i
         # Values were asked for while their keys were read; now it is the next head's keys.
         asked, asked_first, ahead = keys.reshape(-1, c.head_dim), (block + s.keys.shape[3] + own) * LANES, 0
-    s.reads[t, READ_CACHE] += count * _row_bytes(values)
+    if heads[0] == kv * group:
+        s.reads[t, READ_CACHE] += count * _row_bytes(values)
     _mix_values(s.mixed[t, b], heads, scores, first - at, values, first, count, which, asked, asked_first, ahead)
 
 
 @njit(fastmath=FASTMATH)
-def _choose(t, threads, b, heads, at, n, threshold, s):  # type: ignore[no-untyped-def]
-    """List this thread's positions that any of the heads gives a weight of at least `threshold`; returns how many."""
+def _choose(t, threads, b, first_head, group, at, n, threshold, s):  # type: ignore[no-untyped-def]
+    """List this thread's positions that any head of a group gives a weight of at least `threshold`; returns how many.
+
+    All heads that share the values, not only those whose sums are made together: what one needs all get.
+    """
     relative, which = s.relative[t, :n], s.rows[t]
     relative[:] = 0
-    for h in heads:
+    for h in range(first_head, first_head + group):
         peak, total = _over_threads(threads, b, h, s)
         # Of weights that are relative to this thread's own peak.
         limit = threshold * total * _exp(peak - s.peak[t, b, h])

@@ -1,13 +1,16 @@
 """The kernels against plain torch: every family, precision and selection, token by token."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
 from numba import njit
 from tiny_models import CONFIGS, tiny_model, tokens
 
-from clada.decoder import Decoder, TorchDecoder
-from clada.kernels import LANES, SCREEN_TILE, _add_rows, _highest, _project_rows
+from clada.decoder import Decoder, Team, TorchDecoder
+from clada.kernels import LANES, READ_CACHE, SCREEN_TILE, _add_rows, _highest, _project_rows
 from clada.plan import Shares
 from clada.policies import make_policy
 from clada.weights import Basis, Rows, Screen, pack
@@ -166,6 +169,51 @@ def test_values_of_small_attention_weights_are_their_mean_as_in_torch(family, pr
     # Every value read, and none: nothing is near a threshold.
     assert compare(weights, attending([1e-9] * 3), TOLERANCE["float32"], prompts=prompts) == 1
     assert compare(weights, attending([1e3] * 3), TOLERANCE["float32"], prompts=prompts) == 1
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 1), (8, 1), (8, 2)])
+def test_heads_that_share_values_keep_what_any_needs(heads, kv_heads):
+    """Also those whose sums are not made together: three at a time, two, one."""
+    weights = pack(
+        tiny_model("llama", seed=4, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=8), "float32"
+    )
+
+    def attending(threshold):
+        return lambda w, batch: everything(w, batch)._replace(
+            attention_threshold=np.full(batch, threshold, np.float32), attention_from=0
+        )
+
+    for threshold in (0.5, 0.9):
+        # A weight that rounds across its threshold moves about a fortieth of the attention's mass.
+        assert compare(weights, attending(threshold), 2e-2) == 1
+    # What the heads of a group share counts once.
+    decoder = Decoder(weights, 2)
+    state = decoder.prefill([PROMPTS[0]], 1, everything(weights, 1))
+    decoder.step(state, [7], everything(weights, 1))
+    assert state.outcome.bytes_read[READ_CACHE] == 3 * (len(PROMPTS[0]) + 1) * kv_heads * 2 * 8 * 4
+
+
+def test_a_team_that_was_interrupted_before_it_began_goes_on():
+    """Otherwise the others wait for ever, or are a call behind from then on."""
+    team, interrupted, seen, ready = Team(2), [], [], threading.Event()
+
+    def part(t, threads, sync, number):
+        if t == 0 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        seen.append((t, number))
+        if t == 0:
+            sync[2, 0] += 1
+            ready.set()
+        assert ready.wait(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        team.run(part, 1)
+    team.run(part, 2)
+    begin = time.monotonic()
+    while len(seen) < 4 and time.monotonic() < begin + 10:
+        time.sleep(0.01)
+    assert sorted(seen) == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
