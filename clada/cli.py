@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.commandline import Commands, positive_int, run, whole_number
+from clada.commandline import Commands, positive_int, run, thread_count, whole_number
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +144,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="smollm2-135m (default), gemma3-270m, a folder, a GGUF file or a hub id",
     )
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="default: all cores")
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="default: all cores")
 
 
 def _coefficients(parser: argparse.ArgumentParser) -> None:
@@ -196,5 +196,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Decode a language model by computing only the neurons a token needs.",
         COMMANDS,
         argv,
-        resumes=("evaluate",),
+        resumes=("calibrate", "evaluate"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,14 @@ class Coefficients:
         for name in ("lambda_", "gamma", "tau_surprisal_bits", "tau_entropy_bits", "tau_quantile"):
             value = getattr(self, name)
             optional = name in ("tau_surprisal_bits", "tau_entropy_bits")
-            if not (value is None and optional) and not (isinstance(value, (int, float)) and math.isfinite(value)):
-                raise InputError(
-                    f"coefficients from {self.source}: {name} is {value!r}, not a finite number; fit them again"
-                )
+            if not (value is None and optional) and not (
+                isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+            ):
+                raise InputError(f"coefficients from {self.source}: {name} is not a finite number; fit them again")
+        if not 0 <= self.tau_quantile <= 1:
+            raise InputError(
+                f"coefficients from {self.source}: tau_quantile {self.tau_quantile:g} is outside 0 to 1; fit them again"
+            )
         if self.response == "away":
             raise InputError(
                 f"coefficients from {self.source} were fitted on the response 'away', whose sign is opposite to what "

@@ -13,6 +13,7 @@ from typing import NoReturn
 from clada.errors import CladaError
 
 MISTAKE = 2
+MOST_THREADS = 1024
 # What is wrong with a path that a user gave; anything else is a bug.
 PATH_ERRORS = (
     errno.EACCES,
@@ -76,9 +77,8 @@ def run(
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return refuse(package, "the disk is full; make room, then run the same command again")
         if problem.errno in PATH_ERRORS:
-            return refuse(
-                package, f"cannot use {problem.filename}: {problem.strerror}; check the path and its permissions"
-            )
+            name = problem.filename2 or problem.filename  # of a renaming: what the user named, not the temporary file
+            return refuse(package, f"cannot use {name}: {problem.strerror}; check the path and its permissions")
         raise
 
 
@@ -93,12 +93,20 @@ def positive_int(text: str) -> int:
     return whole_number(text, 1)
 
 
+def thread_count(text: str) -> int:
+    """So many threads as a machine may have: far more end in a crash of the libraries that make them."""
+    value = positive_int(text)
+    if value > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"'{text}' are more than {MOST_THREADS:,} threads")
+    return value
+
+
 def whole_number(text: str, least: int = 0) -> int:
     """A whole number that is not below another one."""
     try:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
+    if not least <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}, below 2^31")
     return value

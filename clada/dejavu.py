@@ -127,7 +127,8 @@ def predictors(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if TABLES[0] not in plan.tables:
         raise InputError(
-            f"the plan of {plan.model} has no predictors; train them with 'clada calibrate --methods clada,dejavu'"
+            f"the plan of {plan.model} has no predictors; train them with 'clada calibrate --model {plan.model} "
+            "--text FILE --methods clada,dejavu'"
         )
     into, out = (torch.from_numpy(plan.tables[name]).float() for name in TABLES)
     return into, out

@@ -66,7 +66,7 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, else at least 1e-6.
         top_p: sample from the smallest set of tokens with this probability; 1 keeps all.
         top_k: sample from so many tokens; 0 keeps all.
         seed: of the draws; None: another one every time.
@@ -81,8 +81,12 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
-            raise InputError("sampling needs a temperature of at least 0, top-p within (0, 1] and top-k of at least 0")
+        # Below a millionth logits would leave the range of float32.
+        temperate = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
+        if not (temperate and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise InputError(
+                "sampling needs a temperature of 0 or at least 1e-6, top-p within (0, 1] and top-k of at least 0"
+            )
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed} is outside 0 to 2^63 - 1")
 
@@ -112,21 +116,25 @@ GREEDY = Sampling()
 
 
 class RollingLoad:
-    """Load thresholds from the last tokens instead of the corpus: their quantile, once there are enough of them.
+    """Load thresholds from the last tokens instead of the corpus: their quantiles, once there are enough of them.
 
     Args:
         window: how many tokens count.
-        quantile: of the coefficients.
+        surprisal_quantile: surprisal is high above it.
+        entropy_quantile: the same of entropy.
     """
 
-    def __init__(self, window: int, quantile: float) -> None:
-        self.quantile = quantile
+    def __init__(self, window: int, surprisal_quantile: float, entropy_quantile: float) -> None:
+        self.quantiles = (surprisal_quantile, entropy_quantile)
         self.seen: deque[tuple[float, float]] = deque(maxlen=window)
 
     def __call__(self, surprisal: float, entropy: float) -> tuple[bool, bool]:
         """Whether a token is under load, compared with those before it; it joins them."""
         full = len(self.seen) == self.seen.maxlen
-        limits = np.quantile(np.array(self.seen), self.quantile, axis=0) if full else (math.inf, math.inf)
+        limits = [math.inf, math.inf]
+        if full:
+            seen = zip(*self.seen, strict=True)
+            limits = [float(np.quantile(values, q)) for values, q in zip(seen, self.quantiles, strict=True)]
         self.seen.append((surprisal, entropy))
         return bool(surprisal > limits[0]), bool(entropy > limits[1])
 
@@ -146,7 +154,7 @@ class Engine:
         dtype: of the weights: `float32`, `bfloat16` or `int8`.
         device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.
-        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        max_loss: which of the plan's budgets; None for 2 %.
         keep: keep this share of the neurons instead of what the plan's budget says.
         update_window: judge load by quantiles of so many last tokens instead of the corpus'.
         surprisal_quantile: surprisal is high above this quantile of the plan's text; None: as the coefficients say.
@@ -182,12 +190,15 @@ class Engine:
             raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
         if tokenizer is not None and not tokenizer.is_fast:
             raise InputError("the tokenizer has no fast version, which streaming text needs; give None and token ids")
+        if update_window is not None and update_window < 1:
+            raise InputError(f"an update window of {update_window} tokens has no quantiles; give at least 1")
         threads = threads or available_cores()
         set_threads(threads)
         self.tokenizer, self.method, self.name, self.config = tokenizer, method, model.name_or_path, model.config
         self.update_window = update_window
+        self._load_quantiles = (surprisal_quantile, entropy_quantile)
         self._generation_config = model.generation_config
-        self.plan = plan_of(model, "none" if method == "dense" else plan)
+        self.plan = plan_of(model, "none" if method == "dense" else plan, max_loss)
         if not isinstance(coefficients, Coefficients):
             coefficients = resolve_coefficients(coefficients, self.name)
         if surprisal_quantile is not None or entropy_quantile is not None:
@@ -198,11 +209,11 @@ class Engine:
         self.weights = pack(model, dtype, basis, layout=layout_of(method))
         device = device or str(model.device)
         self.policy = make_policy(method, self.weights, self.plan, shares, coefficients)
+        self.weights.model.to(device)
         self.decoder: Decoder | TorchDecoder
         if device == "cpu":
             self.decoder = Decoder(self.weights, threads)
         else:
-            self.weights.model.to(device)
             self.decoder = TorchDecoder(self.weights)
         self._neurons = self.weights.down_norm.size
         # The first step compiles the kernels, or loads them; without this one that would count as prefill.
@@ -221,15 +232,18 @@ class Engine:
         """
         if self.plan is None:
             return True
-        if self.setting is None or self.update_window is not None:
+        if self.setting is None:
             return False
-        return self.setting.covers(self.policy.coefficients)
+        return self.setting.covers(self.policy.coefficients, rolling=self.update_window is not None)
 
     def _with_taus(
         self, coefficients: Coefficients, surprisal_quantile: float | None, entropy_quantile: float | None
     ) -> Coefficients:
         if self.plan is None:
-            raise InputError("quantiles of load are those of a plan's calibration text; leave --plan none out")
+            raise InputError(
+                "quantiles of load are those of a plan's calibration text, which method dense and plan none have not; "
+                "leave one or the other out"
+            )
         tau_s, tau_h = coefficients.tau_surprisal_bits, coefficients.tau_entropy_bits
         if surprisal_quantile is not None:
             tau_s = self.plan.load_quantile("surprisal_bits", surprisal_quantile)
@@ -296,8 +310,14 @@ class Engine:
         """Token ids of a prompt; text as a user's turn of the model's chat template if `chat`.
 
         Raises:
-            InputError: nothing in it, no tokenizer for text, no chat template, or ids outside the vocabulary.
+            InputError: nothing in it, half a character, no tokenizer for text, no chat template, or ids outside the
+                vocabulary.
         """
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise InputError("the prompt holds half a character (a lone surrogate); give text in UTF-8") from None
         if not isinstance(prompt, str):
             ids = [int(i) for i in prompt]
             if any(not 0 <= i < self.config.vocab_size for i in ids):
@@ -317,6 +337,18 @@ class Engine:
             raise InputError("the prompt is empty; give a text with at least one character")
         return list(ids)
 
+    def check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Refuse prompts too long for the model.
+
+        Raises:
+            InputError: there are none.
+            ModelError: one does not fit with the new tokens.
+        """
+        if not prompts:
+            raise InputError("there are no prompts; give at least one")
+        for prompt in prompts:
+            check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
+
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> State:
         """Run prompts, dense.
 
@@ -325,10 +357,10 @@ class Engine:
             max_new_tokens: how many will follow each, so that a model too short for them is refused before the work.
 
         Raises:
-            ModelError: too long for the model.
+            InputError: there are none.
+            ModelError: one is too long for the model.
         """
-        for prompt in prompts:
-            check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
+        self.check_lengths(prompts, max_new_tokens)
         dense = self.policy.dense(len(prompts))
         return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
 
@@ -365,7 +397,8 @@ class Engine:
         coefficients = self.policy.coefficients
         if self.update_window is None:
             return coefficients.loads
-        return RollingLoad(self.update_window, coefficients.tau_quantile)
+        surprisal, entropy = (coefficients.tau_quantile if q is None else q for q in self._load_quantiles)
+        return RollingLoad(self.update_window, surprisal, entropy)
 
     def _stop_ids(self) -> set[int]:
         """Tokens that end a text: those of the generation config, as in transformers' generate."""

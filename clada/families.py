@@ -7,7 +7,7 @@ and its tiny model in `tests/tiny_models.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -126,13 +126,27 @@ def down_projections(model: nn.Module) -> list[nn.Module]:
     """
     path = family_of(model.config).mlp[2]
     found = [layer.get_submodule(path) for layer in decoder_layers(model)]
-    for module in found:
-        if type(module).__name__ not in ("Linear", "Conv1D"):
-            raise ModelError(
-                f"the down-projection is a {type(module).__name__}, whose weights cannot be read; "
-                "load the model unquantised (float32, bfloat16)"
-            )
+    check_plain(found)
     return found
+
+
+def check_plain(modules: Iterable[nn.Module]) -> None:
+    """Refuse projections that compute something else than their `weight` says: quantised ones, adapters (LoRA).
+
+    By class, not by its name: PEFT's LoRA layers are called `Linear` too.
+
+    Raises:
+        ModelError: one is no `torch.nn.Linear` and no `Conv1D` of transformers.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for module in modules:
+        if type(module) not in (torch.nn.Linear, Conv1D):
+            raise ModelError(
+                f"the model has projections of {type(module).__module__}.{type(module).__name__}, whose weights cannot "
+                "be read; load it unquantised, with adapters merged into it"
+            )
 
 
 def down_norms(model: nn.Module) -> torch.Tensor:
@@ -221,8 +235,8 @@ def replaced_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[
                 module.forward = forward_before
 
 
-# What the engine computes, as transformers' configurations call it.
-ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu_new", "relu", "gelu")
+# What the engine computes, as transformers' configurations call it, and as `clada.kernels` numbers it.
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2, "gelu": 3}
 
 # Rotary embeddings whose frequencies do not change with the length of the sequence.
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -277,7 +291,6 @@ class Anatomy:
         embedding: module of the token embeddings; it scales them itself.
         project_in: from the embedding's width to the hidden one; None where they are the same.
         positions: rows added to the embeddings, one per position; None where positions are rotary.
-        rotary: module that computes cosines and sines; None where positions are a table.
         final_norm: None where there is none.
         project_out: from the hidden width to the head's; None where they are the same.
         head: the output head.
@@ -298,7 +311,6 @@ class Anatomy:
     embedding: Any
     project_in: Any
     positions: torch.Tensor | None
-    rotary: Any
     final_norm: Any
     project_out: Any
     head: Any
@@ -333,11 +345,8 @@ def anatomy(model: Any) -> Anatomy:
     embedding = model.get_input_embeddings()
     if head.bias is not None:
         raise ModelError("an output head with a bias is not supported")
-    for part in (*(p for layer in layers for p in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)), head):
-        if part is not None and type(part).__name__ not in ("Linear", "Conv1D"):
-            raise ModelError(
-                f"the model has {type(part).__name__} layers, whose weights the engine cannot read; load it unquantised"
-            )
+    parts = [p for layer in layers for p in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)]
+    check_plain(part for part in (*parts, head) if part is not None)
     table = None
     if family.position_table:
         table = model.get_submodule(f"{family.stack}.{'wpe' if hasattr(stack, 'wpe') else 'embed_positions'}")
@@ -360,7 +369,6 @@ def anatomy(model: Any) -> Anatomy:
         embedding=embedding,
         project_in=getattr(stack, "project_in", None),
         positions=table,
-        rotary=rotary,
         final_norm=getattr(stack, family.final_norm, None),
         project_out=getattr(stack, "project_out", None),
         head=head,
@@ -396,7 +404,7 @@ def rotary_rows(rotary: Any, kinds: Sequence[str], positions: torch.Tensor) -> t
     """Cosines and sines of positions, as the model's own module computes them.
 
     Args:
-        rotary: `Anatomy.rotary`.
+        rotary: the model's module that computes them, `rotary_emb` of its stack.
         kinds: layer types, [""] where there is only one.
         positions: [n].
 

@@ -13,14 +13,14 @@ import argparse
 import csv
 import json
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from clada.engine import Engine, Sampling, Step
 from clada.errors import InputError
 from clada.models import load_model
-from clada.paths import replacing
+from clada.paths import check_target, replacing
 from clada.plan import Shares
 from clada.policies import LEAST_POSITIONS
 
@@ -35,6 +35,9 @@ def main(args: argparse.Namespace) -> None:
         from clada.plots import check_format, plot_load  # matplotlib takes a second to import
 
         check_format(Path(args.plot))
+    for name in (args.metrics, args.plot):
+        if name:
+            check_target(Path(name))
     texts = _read_prompts(args)
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     model, tokenizer = load_model(args.model, device=args.device)
@@ -55,12 +58,14 @@ def main(args: argparse.Namespace) -> None:
     )
     del model  # the engine has its own copy of the weights, at its own precision
     prompts = [engine.encode(text, chat=args.chat) for text in texts]
-    results = []
+    engine.check_lengths(prompts, args.max_new_tokens)  # before the first is decoded, not when its turn comes
+    results, seconds = [], 0.0
     for begin in range(0, len(prompts), args.batch_size):
         batch = prompts[begin : begin + args.batch_size]
         found = generate(
             engine, batch, args.max_new_tokens, sampling, stream=not args.json and args.prompt_jsonl is None
         )
+        seconds += found[0]["decode_s"]
         for result in found:
             result = {"model": args.model, "dtype": args.dtype, **result}
             results.append(result)
@@ -69,9 +74,12 @@ def main(args: argparse.Namespace) -> None:
     if args.metrics:
         write_metrics(results, Path(args.metrics))
     if args.plot:
-        plot_load(results, engine.policy.coefficients, Path(args.plot))
+        rule = engine.policy.coefficients
+        if args.update_window:  # thresholds move with the tokens
+            rule = replace(rule, tau_surprisal_bits=None, tau_entropy_bits=None)
+        plot_load(results, rule, Path(args.plot))
     if not args.json:
-        _say(engine, results)
+        _say(engine, results, seconds)
 
 
 def generate(
@@ -129,7 +137,7 @@ def _read_prompts(args: argparse.Namespace) -> list[str]:
         return [_read_prompt(args)]
     prompts = []
     text = _read_text(args.prompt_jsonl)
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -161,7 +169,8 @@ def _read_text(name: str) -> str:
         raise InputError(f"{name} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
 
 
-def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
+def _say(engine: Engine, results: list[dict[str, Any]], seconds: float) -> None:
+    """A line about speed and neurons, others about what the plan's loss does not hold for; `seconds` of decoding."""
     steps = [step for result in results for step in result["steps"]]
     under_load = sum(step["load_surprisal"] or step["load_entropy"] for step in steps)
     first = results[0]
@@ -171,7 +180,7 @@ def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
         else f"{len(results)} prompts, dense"
     )
     print(
-        f"clada: {len(steps)} tokens at {first['tokens_per_s']:.1f} tokens/s, "
+        f"clada: {len(steps)} tokens at {len(steps) / seconds:.1f} tokens/s, "
         f"{sum(step['active_fraction'] for step in steps) / len(steps):.1%} of the MLP neurons computed ({prompts})",
         file=sys.stderr,
     )
@@ -179,7 +188,7 @@ def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
     if engine.method != "dense":
         plan = "none"
         if engine.setting is not None:
-            plan = f"for at most {engine.setting.max_loss:.0%} loss"
+            plan = f"for at most {100 * engine.setting.max_loss:g} % loss"
         elif engine.plan is not None:
             plan = "for a share of the neurons, its loss not measured"
         print(
@@ -197,7 +206,8 @@ def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
     if engine.setting is not None and engine.setting.shares == Shares():
         print(
             f"clada: calibration found nothing that {engine.method} may leave out within "
-            f"{engine.setting.max_loss:.0%}, so everything was computed; --keep X computes a share X of the neurons",
+            f"{100 * engine.setting.max_loss:g} %, so everything was computed; --keep X computes a share X of the "
+            "neurons",
             file=sys.stderr,
         )
     if coefficients.model not in (None, engine.name):
@@ -208,7 +218,7 @@ def _say(engine: Engine, results: list[dict[str, Any]]) -> None:
         )
     if engine.setting is not None and not engine.measured:
         print(
-            "clada: the plan's loss was measured with coefficients that compute more neurons than these; "
-            "'clada calibrate --coefficients FILE' makes a plan for them",
+            "clada: the plan's loss was measured with another load rule, which can compute more neurons than this one; "
+            f"'clada calibrate --model {engine.name} --text FILE --coefficients FILE' makes a plan for one",
             file=sys.stderr,
         )

@@ -57,7 +57,7 @@ class CladaLM(HFLM):
         coefficients: as for `clada.sparse`.
         protocol: of `PROTOCOLS`. Methods that choose neurons by a prompt choose them, under `all` too, by the context
             run dense once.
-        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        max_loss: which of the plan's budgets; None for 2 %.
         keep: keep this share of the neurons instead.
         dtype: of the weights.
         device: `cpu`, or `cuda` where there is one.

@@ -2,6 +2,8 @@
 
 The model keeps its own weights and its own code; hooks set to zero what the engine would not compute. That is for
 quality, not for speed: whatever runs the model (pipelines, evaluations, notebooks) sees the choices of the engine.
+Beam search reorders sequences between passes, which is not followed: with a load rule, a beam's load is judged by the
+distribution of the beam that had its place before.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def sparse(
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
         method: of `clada.policies.EVALUATED`.
-        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        max_loss: which of the plan's budgets; None for 2 %.
         keep: keep this share of the neurons instead.
         prompt: `dense`: tokens before anything is cached are a prompt and run dense, as in the engine, and tokens that
             follow are sparse; `sparse`: every token is, so that evaluations that never generate are sparse too. Where
@@ -96,7 +98,7 @@ def sparse(
     if prompt not in PROMPTS:
         raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
     parts = anatomy(model)
-    found = plan_of(model, "none" if method == "dense" else plan)
+    found = plan_of(model, "none" if method == "dense" else plan, max_loss)
     if not isinstance(coefficients, Coefficients):
         coefficients = resolve_coefficients(coefficients, model.name_or_path)
     dtype = str(model.dtype).removeprefix("torch.")

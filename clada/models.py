@@ -130,7 +130,7 @@ def model_revision(name: str) -> str:
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(path.iterdir()):
-            if file.suffix in MODEL_FILES:
+            if file.suffix in MODEL_FILES and file.is_file():
                 digest.update(f"{file.name} {_sha256(file)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
     load_config(name)  # puts config.json into the hub's local cache, in a folder named after the commit

@@ -90,6 +90,21 @@ def local_folder(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+def check_target(path: Path) -> None:
+    """Refuse, before the work, a name that no file can be written under.
+
+    Raises:
+        InputError: it is a folder or a device, or its folder cannot be written to.
+    """
+    if not is_local(path):
+        return
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}, which is not a file; give another name")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise InputError(f"cannot write {path}: {above} is no folder that can be written to; give another name")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name; it takes its place, in one step, only when the block succeeds.
@@ -99,8 +114,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         the temporary path to write to, on this machine.
+
+    Raises:
+        InputError: as `check_target`.
     """
     beside = None
+    check_target(path)
     if is_local(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.parent

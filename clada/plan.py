@@ -6,7 +6,9 @@ thresholds are looked up in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,13 +90,15 @@ class Setting:
         c = self.coefficients
         return Coefficients(c["lambda"], c["gamma"], c["tau_surprisal_bits"], c["tau_entropy_bits"], c["tau_quantile"])
 
-    def covers(self, coefficients: Coefficients) -> bool:
+    def covers(self, coefficients: Coefficients, *, rolling: bool = False) -> bool:
         """Whether the loss holds with these coefficients too.
 
-        It does with the same rule, and with one that in no state of load has thresholds above the lowest measured.
+        It does with the same rule, unless a rolling window decides what counts as load, and with one that in no state
+        of load has thresholds above the lowest measured.
         """
         measured = self.measured_with
-        return coefficients.rule() == measured.rule() or max(coefficients.factors()) <= min(measured.factors())
+        same = not rolling and coefficients.rule() == measured.rule()
+        return same or max(coefficients.factors()) <= min(measured.factors())
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Plan:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, method: str, max_loss: float | None = None, dtype: str = "bfloat16") -> Setting:
-        """The setting of a method for a budget; None: the default one, or the only one there is.
+        """The setting of a method for a budget; None: 2 %.
 
         Where the plan was not measured at this precision, the setting of another one.
 
@@ -127,18 +131,19 @@ class Plan:
         """
         found = [s for s in self.settings if s.method == method]
         found = [s for s in found if s.dtype == dtype] or [s for s in found if s.dtype == found[0].dtype]
-        if max_loss is None and len(found) > 1:
-            max_loss = BUDGET
+        budget = BUDGET if max_loss is None else max_loss
         for s in found:
-            if max_loss is None or abs(s.max_loss - max_loss) < 1e-9:
+            if abs(s.max_loss - budget) < 1e-9:
                 return s
         budgets = ", ".join(f"{s.max_loss:g}" for s in found)
-        have = f"only for losses of {budgets}" if found else "not at all"
-        methods = method if method == "clada" else f"clada,{method}"  # a plan made anew takes the place of another
-        raise InputError(
-            f"the plan of {self.model} was measured with method {method} {have}; add it with "
-            f"'clada calibrate --methods {methods} --max-loss {BUDGET if max_loss is None else max_loss:g}'"
+        have = (
+            f"only for losses of {budgets}; name one of them with --max-loss, or add it"
+            if found
+            else "not at all; add it"
         )
+        methods = method if method == "clada" else f"clada,{method}"  # a plan made anew takes the place of another
+        command = f"clada calibrate --model {self.model} --text FILE --methods {methods} --max-loss {budget:g}"
+        raise InputError(f"the plan of {self.model} was measured with method {method} {have} with '{command}'")
 
     def threshold(self, table: str, share: float) -> np.ndarray:
         """Per layer, the value that a share of the calibration text's values lies below; 0 for share 0."""
@@ -161,13 +166,23 @@ class Plan:
             raise InputError(f"the quantile {quantile} is outside those of the plan, {low} to {high}; give one of them")
         return float(np.interp(quantile, [q for q, _ in known], [v for _, v in known]))
 
+    def digest(self) -> str:
+        """SHA-256 of all that a method takes from the plan."""
+        tables = {name: hashlib.sha256(table.tobytes()).hexdigest() for name, table in self.tables.items()}
+        taken = [repr(self.settings), repr(self.quantiles), self.revision, tables]
+        return hashlib.sha256(json.dumps(taken, sort_keys=True).encode()).hexdigest()
+
     def save(self, path: Path) -> None:
-        """Write both files, each atomically; tables first, so that the JSON never names what is not there."""
+        """Write both files, each atomically; tables first, and only where they changed.
+
+        Only when tables of a plan that exists change (`dejavu` trained later) is there a moment, between two renames,
+        in which the JSON is of the tables before; a plan that is left so is refused and made again.
+        """
         tables = path.with_suffix(".safetensors")
         content = save({name: np.ascontiguousarray(value) for name, value in self.tables.items()})
-        tables.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(tables) as temporary:
-            temporary.write_bytes(content)
+        if not (tables.is_file() and tables.read_bytes() == content):
+            with replacing(tables) as temporary:
+                temporary.write_bytes(content)
         value = {
             "schema": SCHEMA,
             "model": self.model,
@@ -223,13 +238,14 @@ class Plan:
             )
 
 
-def resolve_plan(name: str | Path | None, model: str, revision: str) -> Plan | None:
+def resolve_plan(name: str | Path | None, model: str, revision: str, max_loss: float | None = None) -> Plan | None:
     """The plan a user means.
 
     Args:
-        name: a file, `none` (everything computed), or None for the shipped or cached plan of this model.
+        name: a file, `none` (everything computed), or None for the cached or shipped plan of this model.
         model: the model's name.
         revision: the model's content.
+        max_loss: the budget it is wanted for, None for 2 %: a cached plan without it does not hide the shipped one.
 
     Raises:
         InputError: no such file, or no plan of this model is shipped or cached.
@@ -239,26 +255,32 @@ def resolve_plan(name: str | Path | None, model: str, revision: str) -> Plan | N
     if name is not None:
         return Plan.load(Path(name))
     shipped = [Path(__file__).parent / "plans" / f"{model}.json"] if model in ASSETS else []
+    found: list[Plan] = []
     for path in (cached_plan_path(revision), *shipped):  # one made here says more than one made elsewhere
         if path.is_file():
-            try:
-                found = Plan.load(path)
-            except InputError:
-                continue  # what an earlier version or a full disk left is no reason to refuse the shipped one
-            if found.revision == revision:
-                return found
+            # What an earlier version or a full disk left is no reason to refuse the shipped one.
+            with contextlib.suppress(InputError):
+                found.append(Plan.load(path))
+    found = [plan for plan in found if plan.revision == revision]
+    for plan in found:
+        with contextlib.suppress(InputError):
+            plan.setting("clada", max_loss)
+            return plan
+    if found:
+        return found[0]  # which says what it was measured for
     raise InputError(
         f"no plan for {model}; make one with 'clada calibrate --model {model} --text FILE', or use --plan none "
         "(everything computed)"
     )
 
 
-def plan_of(model: Any, plan: Plan | str | Path | None) -> Plan | None:
+def plan_of(model: Any, plan: Plan | str | Path | None, max_loss: float | None = None) -> Plan | None:
     """The plan a user means for an open model; as `resolve_plan`, but a `Plan` is one already.
 
     Args:
         model: a transformers model, looked up by the name it was opened by.
         plan: what the user gave.
+        max_loss: as there.
 
     Raises:
         InputError: none is known, or it is another model's.
@@ -269,7 +291,7 @@ def plan_of(model: Any, plan: Plan | str | Path | None) -> Plan | None:
             "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
         )
     revision = "" if plan == "none" or not name else model_revision(name)
-    found = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision)
+    found = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision, max_loss)
     if found is not None:
         found.check_model(revision or found.revision, model.config.num_hidden_layers)
     return found

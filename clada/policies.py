@@ -106,7 +106,7 @@ def resolve_shares(
         plan: None leaves nothing out.
         vocabulary: how many words the head has.
         dtype: of the weights.
-        max_loss: which of the plan's budgets; None for 2 %, or the only one.
+        max_loss: which of the plan's budgets; None for 2 %.
         keep: compute this share of the neurons instead.
 
     Returns:

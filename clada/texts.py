@@ -72,7 +72,7 @@ def _tokens(name: str, tokenizer: Any, revision: str, bos: int, length: int) -> 
         return
     if name.startswith("jsonl:"):
         _, file, key = name.split(":", 2)
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").split("\n")  # `splitlines` cuts at what strings may hold
         texts = [json.loads(line)[key] for line in lines if line.strip()]
         # Tokens of some texts together: a tokenizer takes seconds for millions of characters, and few may be needed.
         ids: list[int] = []

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from clada.families import Anatomy, anatomy, rotary_rows
+from clada.families import ACTIVATIONS, Anatomy, anatomy, rotary_rows
 from clada.kernels import (
-    ACTIVATIONS,
     BLOCK,
     BY_INPUT,
     BY_MATRIX,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.commandline import Commands, positive_int, run, whole_number
+from clada.commandline import Commands, positive_int, run, thread_count, whole_number
 
 
 def _study(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
         "--storage-dtype", choices=("float32", "float16"), help="of the activations on disk; default float32"
     )
     parser.add_argument(
-        "--threads", type=positive_int, metavar="N", help="of torch during extraction; default: all cores"
+        "--threads", type=thread_count, metavar="N", help="of torch during extraction; default: all cores"
     )
     parser.add_argument(
         "--equivalence-margin",
@@ -90,6 +90,12 @@ def _shard(text: str) -> tuple[int, int]:
 def _similarity(parser: argparse.ArgumentParser) -> None:
     _study(parser)
     _metric(parser)
+    parser.add_argument(
+        "--response",
+        choices=("toward", "matched", "away", "raw"),
+        default="toward",
+        help="of the hybrids, default toward: what 'regress' explains; the panels of 'similarity' hold all four",
+    )
 
 
 def _metric(parser: argparse.ArgumentParser) -> None:
@@ -103,12 +109,6 @@ def _metric(parser: argparse.ArgumentParser) -> None:
 
 def _regress(parser: argparse.ArgumentParser) -> None:
     _similarity(parser)
-    parser.add_argument(
-        "--response",
-        choices=("toward", "matched", "away", "raw"),
-        default="toward",
-        help="dependent variable; default toward",
-    )
     parser.add_argument(
         "--controls", type=_names, default=(), metavar="NAME,...", help="further panel columns in every regression"
     )
@@ -169,9 +169,11 @@ def _human(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--corpus", type=_names, metavar="NAME,...", help="default: all six")
     parser.add_argument("--out", default="studies/human", metavar="DIR", help="default studies/human")
-    parser.add_argument(
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
         "--format", choices=("text", "markdown", "csv", "json"), default="text", help="of the table; default text"
     )
+    output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
 
 
 def _figures(parser: argparse.ArgumentParser) -> None:
@@ -208,4 +210,4 @@ COMMANDS: Commands = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `cladastats` command; see `cladastats --help`."""
     description = "Do MLP activations follow the prefix, and does cognitive load disturb that?"
-    return run("cladastats", description, COMMANDS, argv, resumes=COMMANDS)
+    return run("cladastats", description, COMMANDS, argv, resumes=set(COMMANDS) - {"words"})

@@ -220,7 +220,7 @@ def effort_rule(
         InputError: there is no plan of the model, or not for that budget.
     """
     revision = model_revision(model)
-    found = resolve_plan(plan, model, revision)
+    found = resolve_plan(plan, model, revision, max_loss)
     if found is None:
         raise InputError("effort needs thresholds, which plan 'none' has not; make one with 'clada calibrate'")
     config = load_config(model)

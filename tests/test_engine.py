@@ -167,12 +167,12 @@ def test_load_thresholds_can_be_quantiles_of_the_calibration_text():
     assert engine.policy.coefficients.tau_entropy_bits == pytest.approx(1.0)
     with pytest.raises(InputError, match=r"quantile 0\.7 is outside those of the plan, 0\.2 to 0\.6"):
         Engine(model, None, plan=plan_of(model, quantiles=quantiles), coefficients="none", entropy_quantile=0.7)
-    with pytest.raises(InputError, match="leave --plan none out"):
+    with pytest.raises(InputError, match="which method dense and plan none have not"):
         Engine(model, None, plan="none", coefficients="none", entropy_quantile=0.7)
 
 
 def test_rolling_quantiles_judge_load_by_the_last_tokens():
-    rule = RollingLoad(4, 0.5)
+    rule = RollingLoad(4, 0.5, 0.5)
     seen = [(1.0, 9.0), (2.0, 8.0), (3.0, 7.0), (4.0, 6.0)]
     assert [rule(*load) for load in seen] == [(False, False)] * 4  # nothing to compare with yet
     assert rule(2.6, 7.4) == (True, False)  # medians 2.5 and 7.5
@@ -186,7 +186,41 @@ def test_rolling_quantiles_judge_load_by_the_last_tokens():
     steps = list(engine.generate(PROMPT, 30, temperature=2.0, seed=1))
     assert not any(step.load_surprisal or step.load_entropy for step in steps[:5])
     assert 0 < sum(step.load_surprisal for step in steps[5:]) < 25
-    assert not engine.measured
+
+
+def test_rolling_quantiles_are_those_asked_for_one_by_one():
+    rule = RollingLoad(5, 0.0, 1.0)
+    for i in range(5):
+        assert rule(1.0 + i, 1.0 + i) == (False, False)
+    assert rule(1.5, 4.5) == (True, False)  # above the lowest, not above the highest
+    model = tiny_model("llama", seed=1)
+    model.generation_config.eos_token_id = None
+    plan = plan_of(model, Shares(neurons=0.2), {str(q): {"surprisal_bits": q, "entropy_bits": q} for q in (0.1, 0.9)})
+    loaded = {}
+    for quantile in (0.1, 0.9):
+        engine = Engine(
+            model, None, plan=plan, coefficients=Coefficients(-0.8, -0.1, 1, 1), update_window=5,
+            surprisal_quantile=quantile,
+        )  # fmt: skip
+        steps = list(engine.generate(PROMPT, 60, temperature=2.0, seed=1))
+        loaded[quantile] = sum(step.load_surprisal for step in steps)
+    assert loaded[0.1] > 2 * loaded[0.9]
+    with pytest.raises(InputError, match="an update window of 0 tokens"):
+        Engine(model, None, plan=plan, coefficients="none", update_window=0)
+
+
+def test_a_plan_holds_under_a_rolling_window_where_no_threshold_rises():
+    model = tiny_model("llama", seed=1)
+    plan = plan_of(model)
+    for rule, holds in (
+        (Coefficients(0, 0), True),
+        (Coefficients(-0.8, -0.1, 1, 1), True),
+        (Coefficients(-0.8, 0.1, 1, 1), False),
+    ):
+        assert Engine(model, None, plan=plan, coefficients=rule, update_window=5).measured == holds
+    own = plan_of(model, coefficients={"lambda": -0.8, "gamma": 0.1, "tau_surprisal_bits": 1, "tau_entropy_bits": 1})
+    assert Engine(model, None, plan=own, coefficients=Coefficients(-0.8, 0.1, 1, 1)).measured
+    assert not Engine(model, None, plan=own, coefficients=Coefficients(-0.8, 0.1, 1, 1), update_window=5).measured
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
@@ -279,7 +313,7 @@ def test_share_families_and_tables_name_thresholds():
     assert half.neurons == pytest.approx(0.25, rel=1e-3)
     equal, _ = resolve_shares("top-p", plan_of(model, Shares(neurons=0.5)), 311, "float32")
     assert equal == half
-    with pytest.raises(InputError, match=r"add it with 'clada calibrate --methods clada,tt --max-loss 0.05'"):
+    with pytest.raises(InputError, match=r"add it with 'clada calibrate .*--methods clada,tt --max-loss 0.05'"):
         plan.setting("tt", 0.05)
     with pytest.raises(InputError, match=r"only for losses of 0.02"):
         plan.setting("clada", 0.05)
@@ -296,8 +330,10 @@ def test_a_precision_has_settings_of_its_own():
     assert resolve_shares("clada-mlp", plan, 311, "int8") == (shares_of("clada-mlp", 0.4), None)
     assert resolve_shares("clada-no-load", plan, 311, "int8") == (own.shares, None)
     careful = replace(plan, settings=tuple(replace(s, max_loss=0.01) for s in plan.settings))
-    for dtype in ("float32", "bfloat16", "int8"):  # the only budget there is, at each precision
-        assert careful.setting("clada", dtype=dtype).max_loss == 0.01
+    for dtype in ("float32", "bfloat16", "int8"):  # 2 % is meant where none is named
+        assert careful.setting("clada", 0.01, dtype).max_loss == 0.01
+        with pytest.raises(InputError, match=r"only for losses of 0\.01; name one .* --max-loss 0\.02"):
+            careful.setting("clada", dtype=dtype)
     engine = Engine(tiny_model("llama"), None, plan=plan, coefficients="none", dtype="int8")
     assert engine.setting is own
     selection = engine.policy.selection([(False, False)])
@@ -423,19 +459,41 @@ def test_what_the_engine_cannot_read_is_refused():
         Engine(scaled, None, plan="none", coefficients="none")
     wrapped = tiny_model("llama")
     wrapped.model.layers[1].mlp.up_proj = torch.nn.Bilinear(2, 2, 2)
-    with pytest.raises(ModelError, match=r"Bilinear layers.*load it unquantised"):
+    with pytest.raises(ModelError, match=r"Bilinear, whose weights.*load it unquantised"):
         Engine(wrapped, None, plan="none", coefficients="none")
+
+    class Linear(torch.nn.Linear):
+        """As PEFT's LoRA layers, of the same name, which add to what their weight gives."""
+
+    adapted = tiny_model("llama")
+    adapted.model.layers[1].mlp.up_proj = Linear(32, 80)
+    with pytest.raises(ModelError, match="with adapters merged into it"):
+        Engine(adapted, None, plan="none", coefficients="none")
 
 
 def test_bad_prompts_are_refused():
     engine = Engine(tiny_model("llama"), None, plan="none", coefficients="none")
-    for prompt, message in (([], "empty"), ("  \n", "empty"), ("text", "tokenizer"), ([311], "outside the vocabulary")):
+    for prompt, message in (
+        ([], "empty"),
+        ("  \n", "empty"),
+        ("text", "tokenizer"),
+        ([311], "outside the vocabulary"),
+        ("caf\udce9", "half a character"),
+    ):
         with pytest.raises(InputError, match=message):
             list(engine.generate(prompt, 4))
     with pytest.raises(ModelError, match="256 positions; shorten the prompt"):
         list(engine.generate(PROMPT, 217))
+    with pytest.raises(InputError, match="there are no prompts"):
+        list(engine.generate_batch([]))
     assert next(engine.generate(PROMPT, 216)).active_fraction == 1
-    for options in ({"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_k": -1}):
+    for options in (
+        {"temperature": -1},
+        {"temperature": 1e-38},
+        {"temperature": math.nan},
+        {"top_p": 0},
+        {"top_k": -1},
+    ):
         with pytest.raises(InputError, match="sampling needs"):
             Sampling(**options)
     with pytest.raises(InputError, match="seed -1 is outside"):
