@@ -42,7 +42,7 @@ import cladastats.cli
 from clada.coefficients import resolve_coefficients
 from clada.commandline import PATH_ERRORS, Parser
 from clada.errors import CladaError, ModelError
-from clada.evaluate import Scores
+from clada.evaluate import SCHEMA, Scores
 from clada.harness import read_documents
 from clada.models import load_config, load_tokenizer
 from clada.plan import Plan
@@ -262,7 +262,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     (place / "coqa" / "a.jsonl").write_text(json.dumps(coqa) + "\n")
     queue = {"jobs": 2, "cores": 1, "memory": "1GB"}
     (place / "queue.json").write_text(json.dumps(queue))
-    wanted = {"schema": "clada/evaluation/1", "seed": 0, "method": "dense"}
+    wanted = {"schema": SCHEMA, "seed": 0, "method": "dense"}
     kept = {"sparse_tokens": 0, "computed_tokens": 0.0, "items": {"0": {"acc": 1.0}, "1": {"acc": 0.0}}}
     (place / "scores.json").write_text(json.dumps({**wanted, **kept}))
     (place / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") * 2)
@@ -318,7 +318,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         verdicts(table)
 
     def use_scores() -> None:
-        scores = Scores(place / "scores.json", wanted, [{}, {}], None)
+        scores = Scores(place / "scores.json", wanted, [{}, {}], None, 0)
         if not scores.missing:
             scores.result()
 

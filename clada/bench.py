@@ -38,6 +38,7 @@ from clada.families import check_length
 from clada.kernels import FASTMATH, READ_MLP, begin_call, end_call
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
+from clada.paths import check_target
 from clada.peers import Kind, LlamaCpp, Transformers, cached_gguf, write_gguf
 from clada.plan import Plan, Shares, resolve_plan
 from clada.policies import Policy, basis_of, layout_of, make_policy, resolve_shares, with_dense
@@ -90,20 +91,30 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f"unknown peer '{peer}'; use {', '.join(PEERS)}")
     if peers and args.batch_size > 1:
         raise InputError("peers decode one sequence at a time; leave --peers or --batch-size out")
+    if args.new_tokens < 2:
+        raise InputError("--new-tokens 1 decodes nothing, the first comes from the prompt; give at least 2")
     if args.plot:
         from clada.plots import check_format, plot_pareto  # matplotlib takes a second to import
 
         check_format(Path(args.plot))
+        check_target(Path(args.plot))
+        if not args.scored_tokens:
+            raise InputError("--plot draws speed against loss, which --scored-tokens 0 leaves out; leave one out")
     model, tokenizer = load_model(args.model)
     check_length(model.config, args.prompt_tokens + args.new_tokens, "ask for fewer tokens")
     threads = args.threads or available_cores()
     set_threads(threads)
     revision = model_revision(args.model)
-    plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision)
+    plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision, args.max_loss)
     if plan is not None:
         plan.check_model(revision, model.config.num_hidden_layers)
     coefficients = resolve_coefficients(args.coefficients, args.model)
     scored = math.ceil(args.scored_tokens / args.new_tokens)
+    if scored == 1:
+        raise InputError(
+            f"--scored-tokens {args.scored_tokens} are one window, whose loss has no interval; give more than "
+            f"{args.new_tokens}, or 0"
+        )
     windows, _ = read_windows(
         args.text,
         tokenizer,
@@ -114,8 +125,7 @@ def main(args: argparse.Namespace) -> None:
     del tokenizer
 
     contestants = enter(model, methods, plan, coefficients, args, threads)
-    bandwidth = measure_bandwidth(threads)
-    peer_rows = race(contestants, windows, args, model, peers, threads)
+    peer_rows, bandwidth = race(contestants, windows, args, model, peers, threads)
     del model
     losses = score(contestants, windows[:scored], args.prompt_tokens) if scored else {}
     result = {
@@ -127,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
         "new_tokens": args.new_tokens,
         "batch_size": args.batch_size,
         "coefficients": coefficients.source,
-        "plan": "none" if plan is None else str(args.plan or f"{plan.model} ({plan.revision[:15]})"),
+        "plan": "none" if plan is None else f"{args.plan or plan.model} (sha256:{plan.digest()[:8]})",
         "rows": [_row(c, contestants[0], bandwidth, losses, args.batch_size) for c in contestants],
         "peers": peer_rows,
     }
@@ -169,8 +179,12 @@ def race(
     model: Any,
     peers: Sequence[str],
     threads: int,
-) -> list[dict[str, Any]]:
-    """Time everybody in turn; speeds go into the contestants, those of peers are returned."""
+) -> tuple[list[dict[str, Any]], float]:
+    """Time everybody in turn; speeds go into the contestants.
+
+    Returns:
+        the peers' speeds; what memory gave, GB/s: the median of the rounds, as it changes while neighbours use it too.
+    """
     prompt, new, batch = args.prompt_tokens, args.new_tokens, args.batch_size
     groups = [windows[i * batch : (i + 1) * batch] for i in range(args.repeats)]
     runs: list[Callable[[int], Any]] = []
@@ -187,13 +201,15 @@ def race(
                 prompts = [w[:prompt] for w in group]
                 c.states.append(c.decoder.prefill(prompts, new, c.policy.dense(batch), c.policy.statistics))
                 c.prefills.append(time.perf_counter() - begin)
-        runs.append(partial(_time, contestants, groups, prompt))
+        bandwidths: list[float] = []
+        runs += [partial(_time, contestants, groups, prompt), lambda _: bandwidths.append(measure_bandwidth(threads))]
         for repeat in tqdm(range(args.repeats), unit="round", desc="race", file=sys.stderr):
             for run in runs:
                 run(repeat)
         for c in contestants:
             c.states = []  # their caches
-        return [{**row, "tokens_per_s": float(np.median(speeds)), "tokens_per_s_all": speeds} for row, speeds in others]
+        rows = [{**row, "tokens_per_s": float(np.median(speeds)), "tokens_per_s_all": speeds} for row, speeds in others]
+        return rows, float(np.median(bandwidths))
 
 
 def _time_peer(
@@ -211,18 +227,19 @@ def _time(
     """
     steps = list(zip(*(window[prompt:] for window in groups[repeat]), strict=True))
     spent = np.zeros(len(contestants))
+    # Once for a prompt, as generation does: rows of neurons that stay the same are copied when they change.
+    needed = [c.policy.needed(c.states[repeat].statistics) for c in contestants]
     for turn, begin in enumerate(range(0, len(steps), TURN)):
         for k in range(len(contestants)):
             i = (k + turn) % len(contestants)  # nobody is always first
-            spent[i] += _decode(contestants[i], steps[begin : begin + TURN], repeat)
+            spent[i] += _decode(contestants[i], steps[begin : begin + TURN], repeat, needed[i])
     for c, seconds in zip(contestants, spent, strict=True):
         c.speeds.append(len(steps) * len(groups[repeat]) / seconds)
 
 
-def _decode(c: Contestant, steps: Sequence[Sequence[int]], repeat: int) -> float:
+def _decode(c: Contestant, steps: Sequence[Sequence[int]], repeat: int, needed: np.ndarray | None) -> float:
     """Seconds for some tokens, as generation would decode them."""
     state, rule = c.states[repeat], c.policy.coefficients.loads
-    needed = c.policy.needed(state.statistics)
     begin = time.perf_counter()
     for tokens in steps:
         loads = [rule(*state.outcome.load(row, token)) for row, token in enumerate(tokens)]

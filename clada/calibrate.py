@@ -37,12 +37,13 @@ from transformers.activations import ACT2FN
 
 from clada.coefficients import Coefficients, resolve_coefficients, to_json
 from clada.decoder import Decoder
-from clada.dejavu import train
+from clada.dejavu import TABLES, train
 from clada.errors import InputError
 from clada.families import anatomy, check_length
 from clada.load import surprisal_and_entropy_bits
 from clada.loss import Loss, Scorer
 from clada.models import load_model, model_revision
+from clada.paths import check_target
 from clada.plan import BUDGET, GRID, Plan, Setting, Shares, cached_plan_path
 from clada.policies import (
     METHODS,
@@ -90,6 +91,10 @@ def main(args: argparse.Namespace) -> None:
     methods = args.methods or ["clada"]
     for method in methods:
         check_method(method)
+    if args.out:
+        if Path(args.out).suffix != ".json":
+            raise InputError(f"--out {args.out} has not the ending .json, beside which the tables lie; name it so")
+        check_target(Path(args.out))
     model, tokenizer = load_model(args.model)
     check_length(model.config, WINDOW, "calibrate a model with more positions")
     set_threads(args.threads or available_cores())
@@ -105,22 +110,34 @@ def main(args: argparse.Namespace) -> None:
                 f"use --methods {','.join(['clada', *methods])}, or --out FILE"
             )
         plan = tabulate(model, args.model, windows[:TABLE_WINDOWS], {"text_sha256": text_sha256})
-    if "dejavu" in methods:
+    if "dejavu" in methods and TABLES[0] not in plan.tables:
         plan, right = train(model, plan, windows[TABLE_WINDOWS:], windows[:TABLE_WINDOWS])
         plan.save(out)
         print(f"clada: predictors find {right:.1%} of the needed half of the neurons; plan in {out}", file=sys.stderr)
     for method, dtype in [(m, dtype) for m in methods if m in METHODS for dtype in _dtypes(m, model.config)]:
-        plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
-        plan.save(out)  # after every search: what is found is kept, and `--methods` of the others adds them
+        if not _searched(plan, method, dtype, budgets, coefficients):
+            plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
+            plan.save(out)  # after every search: what is found is kept, and `--methods` of the others adds them
         for setting in plan.settings:
-            if (setting.method, setting.dtype) == (method, dtype):
+            if (setting.method, setting.dtype) == (method, dtype) and setting.max_loss in budgets:
                 print(
-                    f"clada: {method} in {dtype} within {setting.max_loss:.0%}: perplexity "
+                    f"clada: {method} in {dtype} within {100 * setting.max_loss:g} %: perplexity "
                     f"{setting.loss['ppl_rise']:+.2%} (95 % bound {setting.loss['ppl_rise_upper']:+.2%}) on "
                     f"{setting.loss['scored_tokens']:,} tokens, {setting.loss['active_fraction']:.1%} of the neurons "
                     f"active; plan in {out}",
                     file=sys.stderr,
                 )
+
+
+def _searched(plan: Plan, method: str, dtype: str, budgets: Sequence[float], coefficients: Coefficients) -> bool:
+    """Whether an earlier run of the same versions, perhaps interrupted later, found all of this."""
+    rule = to_json(coefficients.with_quantiles(plan.quantiles))
+    found = {s.max_loss for s in plan.settings if (s.method, s.dtype, s.coefficients) == (method, dtype, rule)}
+    return set(budgets) <= found and plan.provenance.get("packages") == _packages()
+
+
+def _packages() -> dict[str, str]:
+    return {name: version(name) for name in ("clada", "torch", "transformers")}
 
 
 def _dtypes(method: str, config: Any) -> list[str]:
@@ -254,10 +271,8 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
     loads = np.stack([np.concatenate(surprisal), np.concatenate(entropy)])
     names = ("surprisal_bits", "entropy_bits")
     quantiles = {str(q): dict(zip(names, np.quantile(loads, q, axis=1).tolist(), strict=True)) for q in LOAD_QUANTILES}
-    packages = {p: version(p) for p in ("clada", "torch", "transformers")}
-    return Plan(
-        name, model_revision(name), (), quantiles, tables, {**provenance, "window": WINDOW, "packages": packages}
-    )
+    provenance = {**provenance, "window": WINDOW, "packages": _packages()}
+    return Plan(name, model_revision(name), (), quantiles, tables, provenance)
 
 
 def search(

@@ -34,8 +34,8 @@ from clada.bench import enter, race
 from clada.coefficients import resolve_coefficients, to_json
 from clada.errors import InputError
 from clada.jsonfile import read_json, write_json
-from clada.models import bos_tokens, check_device, load_model, model_revision
-from clada.plan import Plan, resolve_plan
+from clada.models import bos_tokens, check_device, load_model, load_tokenizer, model_revision
+from clada.plan import resolve_plan
 from clada.policies import METHODS, with_dense
 from clada.texts import cut
 from clada.threads import available_cores, set_threads
@@ -70,9 +70,10 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds no folder of a known task; there are {', '.join(harness.TASKS)}")
     documents = {task: harness.read_documents(task, folder) for task in tasks}
     revision = model_revision(args.model)
-    plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision)
+    plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision, args.max_loss)
     coefficients = resolve_coefficients(args.coefficients, args.model)
     set_threads(args.threads or available_cores())
+    windows = _windows(args.model, documents) if args.speed else []
     common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype}
     common["harness"] = importlib.metadata.version("lm_eval")
     out = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
@@ -82,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         if method != "dense":  # which is the same under both protocols
             settings = {"protocol": args.protocol, "max_loss": args.max_loss, "keep": args.keep}
             settings["coefficients"] = to_json(coefficients)
-            settings["plan"] = None if plan is None else _plan_digest(plan)
+            settings["plan"] = None if plan is None else plan.digest()
         work[method] = []
         for task, rows in documents.items():
             wanted = {**common, **settings, "method": method, "task": task}
@@ -93,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
         _run(harness, args, plan, coefficients, work)
     rows = compare([scores.result() for todo in work.values() for scores in todo])
     if args.speed:
-        ratios = _speeds(args, methods, plan, coefficients, documents)
+        ratios = _speeds(args, methods, plan, coefficients, windows)
         rows = [{**row, "speed_to_dense": ratios.get(row["method"])} for row in rows]
     if args.format == "json":
         shown = {"model": args.model, "dtype": args.dtype, "protocol": args.protocol, "rows": rows}
@@ -114,12 +115,6 @@ def _harness() -> Any:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _plan_digest(plan: Plan) -> str:
-    """Of all that a method takes from a plan."""
-    tables = {name: hashlib.sha256(table.tobytes()).hexdigest() for name, table in plan.tables.items()}
-    return _digest([repr(plan.settings), repr(plan.quantiles), plan.revision, tables])
 
 
 class Scores:
@@ -249,18 +244,29 @@ def _run_some(harness: Any, tasks: Any, lms: dict[str, Any], scores: dict[str, S
         scores[method].add(found[method], int(tokens), computed)
 
 
+def _windows(model: str, documents: dict[str, list[Any]]) -> list[list[int]]:
+    """Text of the tasks to time methods on.
+
+    Raises:
+        InputError: there is too little of it.
+    """
+    texts = [value for rows in documents.values() for row in rows for value in row.values() if isinstance(value, str)]
+    tokenizer, size, repeats = load_tokenizer(model), SPEED["prompt_tokens"] + SPEED["new_tokens"], SPEED["repeats"]
+    ids = tokenizer("\n\n".join(texts[:2000]), add_special_tokens=False, verbose=False)["input_ids"]
+    windows = cut(ids, bos_tokens(tokenizer), size)[:repeats]
+    if len(windows) < repeats:
+        raise InputError(
+            f"the tasks' documents are too short to time methods on: {size * repeats} tokens needed; leave --speed out"
+        )
+    return windows
+
+
 def _speeds(
-    args: argparse.Namespace, methods: list[str], plan: Any, coefficients: Any, documents: dict[str, list[Any]]
+    args: argparse.Namespace, methods: list[str], plan: Any, coefficients: Any, windows: list[list[int]]
 ) -> dict[str, float]:
     """Decoding speed over dense of every method that has kernels, in interleaved runs on text of the tasks."""
-    texts = [value for rows in documents.values() for row in rows for value in row.values() if isinstance(value, str)]
-    model, tokenizer = load_model(args.model)
+    model, _ = load_model(args.model)
     timed = argparse.Namespace(**SPEED, dtype=args.dtype, max_loss=args.max_loss, keep=args.keep)
-    size = timed.prompt_tokens + timed.new_tokens
-    ids = tokenizer("\n\n".join(texts[:2000]), add_special_tokens=False, verbose=False)["input_ids"]
-    windows = cut(ids, bos_tokens(tokenizer), size)[: timed.repeats]
-    if len(windows) < timed.repeats:
-        raise InputError(f"the tasks' documents are too short to time methods on: {size * timed.repeats} tokens needed")
     threads = args.threads or available_cores()
     contestants = enter(model, [m for m in methods if m in METHODS], plan, coefficients, timed, threads)
     race(contestants, windows, timed, model, [], threads)

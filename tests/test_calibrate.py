@@ -51,6 +51,40 @@ def test_a_plan_without_clada_never_takes_the_place_of_one_with_it(small_search,
         module.main(args)
 
 
+def test_a_search_that_was_finished_is_not_done_again(small_search, monkeypatch, tmp_path, capsys):
+    """An interrupted command goes on, another rule or budget is searched for, and what was found stays."""
+    for name, value in {"TABLE_WINDOWS": 2, "SCORED_WINDOWS": 4, "DIVERGENCE_WINDOWS": 2}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "load_model", lambda _name: (tiny_model("llama"), None))
+    monkeypatch.setattr(module, "read_windows", lambda *_args: (windows_of(6), "0" * 64))
+    searched = []
+
+    def noted(model, plan, method, windows, budgets, coefficients, dtype):
+        searched.append((method, dtype))
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+        return search(model, plan, method, windows, budgets, coefficients, dtype)
+
+    monkeypatch.setattr(module, "search", noted)
+    args = argparse.Namespace(
+        model="tiny", text="", methods=["clada"], max_loss=[0.5, 0.9], threads=1, coefficients="none",
+        out=str(tmp_path / "plan.json"),
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        module.main(args)
+    module.main(args)
+    assert searched == [("clada", "bfloat16"), ("clada", "int8"), ("clada", "int8")]
+    assert capsys.readouterr().err.count("clada: clada in bfloat16 within 50 %") == 2  # said again, not searched
+    module.main(argparse.Namespace(**{**vars(args), "methods": ["tt"], "max_loss": [0.125]}))
+    assert searched[3:] == [("tt", "bfloat16")]
+    assert "clada: tt in bfloat16 within 12.5 %" in capsys.readouterr().err
+    module.main(argparse.Namespace(**{**vars(args), "coefficients": "paper"}))
+    assert searched[4:] == [("clada", "bfloat16"), ("clada", "int8")]
+    assert {(s.method, s.max_loss) for s in Plan.load(tmp_path / "plan.json").settings} == {
+        ("clada", 0.5), ("clada", 0.9), ("tt", 0.125),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_tables_are_the_quantiles_of_what_torch_computes(family, small_search, monkeypatch):
     monkeypatch.setattr(module, "SAMPLED", 10**6)  # every token
@@ -161,7 +195,7 @@ def test_int8_of_short_rows_has_a_setting_of_its_own_that_computes_every_neuron(
     assert _dtypes("clada", SimpleNamespace(hidden_size=1024)) == ["bfloat16"]
     for dtype in ("bfloat16", "int8"):
         plan = search(model, plan, "clada", windows_of(8), [5.0], NONE, dtype)
-    shares, words = (plan.setting("clada", None, dtype).shares for dtype in ("bfloat16", "int8"))
+    shares, words = (plan.setting("clada", 5.0, dtype).shares for dtype in ("bfloat16", "int8"))
     assert shares.neurons > 0
     assert (words.neurons, words.output) == (0, 0)
     assert words.margin < shares_of("clada", 0, 311).margin

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import tiny_model
 
 from clada.cli import main as clada
-from clada.models import load_tokenizer
+from clada.errors import InputError
+from clada.models import load_tokenizer, model_revision
 from clada.plan import Plan, resolve_plan
+from clada.texts import read_windows
 from cladastats.cli import main as cladastats
 
 
@@ -32,7 +35,7 @@ def refused(capsys, command, *args):
     return said.err.rstrip("\n")
 
 
-SHIPPED = ("smollm2-135m",)
+SHIPPED = ("smollm2-135m", "gemma3-270m")
 GENERATE = ("generate", "--prompt", "Hello", "--max-new-tokens", "2")
 
 
@@ -80,7 +83,7 @@ def files(tmp_path):
         ([*GENERATE, "--plan", "none", "--method", "fast"], "unknown method 'fast'; use clada, .*dense"),
         ([*GENERATE, "--plan", "none", "--keep", "0.5"], "leave --plan none out"),
         ([*GENERATE, "--keep", "1.5"], r"keep 1.5 is outside \(0, 1\]"),
-        ([*GENERATE, "--max-loss", "0.5", "--coefficients", "none"], "only for losses of .*; add it with"),
+        ([*GENERATE, "--max-loss", "0.5", "--coefficients", "none"], r"0\.05; name .* --max-loss 0\.5'"),
         (["generate", "--prompt-jsonl", "{files}/missing.jsonl"], "cannot read .*missing.jsonl"),
         (["generate", "--prompt-jsonl", "{files}/empty.txt"], "has no lines"),
         (["generate", "--prompt-jsonl", "{files}/short.jsonl", "--field", "nothing"], "line 1 of .* name the field"),
@@ -89,7 +92,7 @@ def files(tmp_path):
         (["bench", "--text", "{files}/short.jsonl", "--methods", "fast"], "unknown method 'fast'"),
         (["bench", "--text", "{files}/short.jsonl", "--peers", "vllm"], "unknown peer 'vllm'"),
         (["bench"], "the following arguments are required: --text"),
-        ([*GENERATE, "--plan", "none", "--temperature", "-1"], "a temperature of at least 0"),
+        ([*GENERATE, "--plan", "none", "--temperature", "-1"], "a temperature of 0 or at least 1e-6"),
         (["generate", "--prompt", "a", "--max-new-tokens", "9000"], "9,001 tokens do not fit llama.*8,192 positions"),
         ([*GENERATE, "--method", "magic"], "unknown method 'magic'; use clada"),
         (["generate"], "one of the arguments --prompt --prompt-file --prompt-jsonl is required"),
@@ -109,13 +112,23 @@ def files(tmp_path):
         (["calibrate", "--text", "{files}/folder"], "cannot read text"),
         (["calibrate", "--text", "{files}/foreign"], "study of another model"),
         ([*GENERATE, "--seed", "-1"], "seed -1 is outside"),
-        ([*GENERATE, "--temperature", "nan"], "a temperature of at least 0"),
+        ([*GENERATE, "--temperature", "nan"], "a temperature of 0 or at least 1e-6"),
         ([*GENERATE, "--model", "x" * 300], "clada: cannot use x{300}: File name too long; check the path"),
         ([*GENERATE, "--plot", "a.mp3"], r"cannot draw a.mp3: '.mp3' is no format of figures; use .*png"),
         (["bench", "--text", "{files}/short.jsonl", "--plot", "a.mp3"], "cannot draw a.mp3"),
         (["bench", "--text", "{files}/short.jsonl", "--scored-tokens", "-5"], "'-5' is not a whole number"),
         (["bench", "--text", "{files}/short.jsonl", "--prompt-tokens", "9000"], "9,128 tokens do not fit llama"),
         (["bench", "--text", "{files}/short.jsonl", "--peers", "llama.cpp", "--batch-size", "2"], "one sequence"),
+        (["bench", "--text", "{files}/short.jsonl", "--new-tokens", "1"], "give at least 2"),
+        (["bench", "--text", "{files}/short.jsonl", "--scored-tokens", "9"], "9 are one window"),
+        (["bench", "--text", "{files}/short.jsonl", "--plot", "a.png", "--scored-tokens", "0"], "leave one out"),
+        (["calibrate", "--text", "{files}/short.jsonl", "--out", "p.safetensors"], "has not the ending .json"),
+        (["calibrate", "--text", "{files}/short.jsonl", "--out", "llama-3.1"], "has not the ending .json"),
+        ([*GENERATE, "--metrics", "{files}/folder"], "cannot write .*folder, which is not a file"),
+        ([*GENERATE, "--metrics", "{files}/short.jsonl/a.csv"], "short.jsonl is no folder that can be written to"),
+        ([*GENERATE, "--prompt", "caf\udce9"], "half a character"),
+        ([*GENERATE, "--threads", "100000"], "more than 1,024 threads"),
+        ([*GENERATE, "--update-window", "9" * 20], "below 2\\^31"),
         (["fly"], "invalid choice: 'fly'"),
     ],
 )  # fmt: skip
@@ -327,6 +340,39 @@ def test_a_damaged_plan_in_the_cache_does_not_hide_the_shipped_one(tmp_path, mon
         assert found.settings == expected.settings
 
 
+def test_a_plan_for_another_budget_does_not_hide_the_shipped_one(tmp_path, monkeypatch):
+    expected = Plan.load(shipped("smollm2-135m"))
+    monkeypatch.setattr("clada.plan.cached_plan_path", lambda _revision: tmp_path / "plan.json")
+    replace(expected, settings=tuple(replace(s, max_loss=0.1) for s in expected.settings)).save(tmp_path / "plan.json")
+
+    def found(max_loss):
+        plan = resolve_plan(None, "smollm2-135m", expected.revision, max_loss)
+        assert plan is not None
+        return plan.setting("clada", max_loss).max_loss
+
+    assert [found(budget) for budget in (None, 0.05, 0.1)] == [0.02, 0.05, 0.1]
+    with pytest.raises(InputError, match=r"only for losses of 0\.1, 0\.1, 0\.1; name"):
+        found(0.5)
+
+
+def test_lines_end_where_json_lets_them(tmp_path, capsys):
+    """U+2028 within a string is no end of a line, though Python's `splitlines` says so."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"text": "one\u2028two"}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    args = ["generate", "--prompt-jsonl", str(path), "--max-new-tokens", "2", "--plan", "none"]
+    assert clada(args) == 0
+    expected = load_tokenizer("smollm2-135m")("one\u2028two")["input_ids"]
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(expected)
+    windows, _ = read_windows(f"jsonl:{path}:text", load_tokenizer("smollm2-135m"), "", len(expected), 1)
+    assert windows == [expected]
+
+
+def test_a_prompt_too_long_is_refused_before_the_first_is_decoded(tmp_path, capsys):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"text": "word " * n}) + "\n" for n in (1, 9000)))
+    assert "9," in refused(capsys, clada, "generate", "--prompt-jsonl", path, "--plan", "none")
+
+
 def test_prompts_of_a_jsonl_file_in_batches_with_metrics_and_plot(tmp_path, capsys):
     texts = ["The minister said on Monday", "Police in the city", "Rain"]
     path = tmp_path / "prompts.jsonl"
@@ -376,6 +422,11 @@ def test_bench_measures_every_method_on_the_same_tokens(tmp_path, capsys):
         assert row["kl_to_dense"] > 0
     assert others[0]["kl_to_dense"] == others[1]["kl_to_dense"]  # without coefficients there is no load rule
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    digest = resolve_plan(None, "smollm2-135m", model_revision("smollm2-135m")).digest()
+    assert result["plan"] == f"smollm2-135m (sha256:{digest[:8]})"
+    assert clada([*args[:-2], "--scored-tokens", "0", "--peers", "transformers"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].split()[0] for line in table[4:]] == ["dense", "clada", "clada-no-load", "transformers"]
 
 
 def shipped(name):
