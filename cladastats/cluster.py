@@ -146,7 +146,7 @@ def connect(name: str) -> Iterator[Any]:
                 yield client
         elif kind in QUEUES:
             make, options, jobs = read_queue(kind, rest)
-            with make(**options) as cluster, distributed.Client(cluster) as client:
+            with make_queue(make, options, rest) as cluster, distributed.Client(cluster) as client:
                 cluster.scale(jobs=jobs)
                 print(f"cladastats: waiting for the first of {jobs} jobs", file=sys.stderr)
                 client.wait_for_workers(1)
@@ -202,6 +202,19 @@ def read_queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any]
     if unknown := sorted(set(options) - known):
         raise InputError(f"{file}: no option {', '.join(unknown)}; it takes those of dask-jobqueue's {make}")
     return found, options, jobs
+
+
+def make_queue(make: Callable[..., Any], options: dict[str, Any], file: str) -> Any:
+    """The cluster of a job queue.
+
+    Raises:
+        InputError: an option has a value that dask-jobqueue cannot use.
+    """
+    try:
+        return make(**options)
+    except (ValueError, TypeError, RuntimeError, OSError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise InputError(f"{file} does not describe a cluster ({reason}); mend the option's value") from None
 
 
 def _distributed() -> Any:

@@ -538,7 +538,8 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
     path = as_path(folder)
     if (path / "study.json").is_file():
         study = Study(path)
-        if study.config.identity() != wanted.identity():
+        same = study.config.equivalence_margin == wanted.equivalence_margin
+        if study.config.identity() != wanted.identity() or not same:
             raise StudyError(f"{path} is another study than that of {recorded}; give another folder with --study")
         return study
     config, corpus = _prepare({name: getattr(wanted, name) for name in DEFAULTS})
@@ -558,6 +559,11 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
 
 def _rebuild_corpus(study: Study) -> None:
     """Write the corpus of a study again, from its own settings."""
+    if "made_of" in study.config.corpus:
+        raise StudyError(
+            f"{study.folder} has lost its corpus.parquet, which was made of another study's; delete the folder, and "
+            "run the command that made it on that study again"
+        )
     config, corpus = _prepare({name: getattr(study.config, name) for name in DEFAULTS})
     if (config.corpus_sha256, config.revision) != (study.config.corpus_sha256, study.config.revision):
         raise StudyError(

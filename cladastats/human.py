@@ -312,6 +312,9 @@ def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
         `rows`: a dictionary per step with delta_ll (nats per word), ci_low, ci_high, p, effect per standard deviation
         with its interval; `effort`: with controls, at matched surprisal, placebo, other forms, collinearity;
         `layers`: delta_ll of each layer's own effort in the place of all; `reliability`, `r2`.
+
+    Raises:
+        InputError: too few words or texts, or a column that does not vary.
     """
     steps = designs(measure)
     used = rows[rows[[measure.column, *steps["spillover"]]].notna().all(axis=1)].reset_index(drop=True)
@@ -319,6 +322,12 @@ def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
         raise InputError(
             f"{measure.column} has {len(used)} words with two words before them, in {used['item'].nunique()} texts; "
             f"{LEAST_WORDS} words and {LEAST_TEXTS} texts are needed"
+        )
+    constant = [name for name in (measure.column, *steps["spillover"]) if used[name].nunique() < 2]
+    if constant:
+        raise InputError(
+            f"{measure.column} cannot be explained by what is the same for every word: {', '.join(constant)}; mend the "
+            "corpus' table (effort: a plan that leaves no neurons out has none)"
         )
     y = used[measure.column].to_numpy(float)
     items = np.unique(used["item"], return_inverse=True)[1]

@@ -155,7 +155,10 @@ def _gram(x: np.ndarray) -> np.ndarray:
 
 def _hsic1_terms(k: np.ndarray, m: np.ndarray) -> tuple[Any, Any, Any, Any]:
     if len(k) <= 3:
-        raise InputError(f"debiased CKA needs more than 3 observations, there are {len(k)}; use more pairs")
+        raise InputError(
+            f"debiased CKA needs more than 3 observations, there are {len(k)}; use more pairs (of layers as "
+            "observations: another estimator)"
+        )
     k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
     return (k * m).sum(), k.sum(), m.sum(), k.sum(0) @ m.sum(0)
 

@@ -83,6 +83,7 @@ def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
 
     Raises:
         StudyError: it is truncated, altered or another shard's (`DamagedPartError`), or of another study.
+        PermissionError: it may not be read, which says nothing about what is in it.
     """
     try:
         with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
@@ -90,6 +91,8 @@ def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
             tensors = {name: handle.get_tensor(name) for name in TENSORS}
         part = Part(list(facts["sequence_ids"]), tensors)
         whole = part.checksum(facts["identity"]) == facts["sha256"]
+    except PermissionError:
+        raise
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):
         whole = False
     if not whole:
@@ -193,7 +196,8 @@ def read_norms(study: Study) -> np.ndarray:
     """
     path = norms_path(study)
     try:
-        return safetensors.numpy.load(path.read_bytes())["down_norms"]
+        with local_copy(path) as file:
+            return safetensors.numpy.load(file.read_bytes())["down_norms"]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         raise StudyError(
             f"{path} is missing or damaged; delete it and run 'cladastats extract --study {study.folder}'"

@@ -582,6 +582,12 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
     _require_independent(demeaned[names])
 
 
+def varies_within(data: pd.DataFrame, name: str) -> bool:
+    """Whether a column of a panel indexed by pair varies within pairs by more than rounding."""
+    within = data[name] - data[name].groupby(level="pair").transform("mean")
+    return bool(math.sqrt((within**2).mean()) > ROUNDING * math.sqrt((data[name] ** 2).mean()))
+
+
 def _require_independent(demeaned: pd.DataFrame) -> None:
     """Refuse a regressor that follows from those before it; all are deviations from pair means and vary."""
     unit = demeaned / np.sqrt((demeaned**2).sum())

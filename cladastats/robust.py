@@ -24,12 +24,11 @@ from clada.errors import NotIdentifiedError
 from cladastats.controls import INDEPENDENT, controls
 from cladastats.metrics import METRICS
 from cladastats.placebo import PLACEBOS, make_placebo
-from cladastats.regress import COLUMNS, RESPONSES, Fit, complete_rows
+from cladastats.regress import COLUMNS, LOADS, RESPONSES, Fit, complete_rows, varies_within
 from cladastats.similarity import similarity
 from cladastats.study import Study
 
 DRAWS = 1999  # of the bootstrap and of permutations: the Monte-Carlo error of a p-value of 0.05 is 0.005
-LOADS = ("surprisal_norm", "entropy_norm")
 CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
 """The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on, corrected together."""
 
@@ -278,7 +277,8 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
         outcome: its column.
 
     Returns:
-        a record per group, term and layer; layers whose response is missing or constant are left out.
+        a record per group, term and layer; layers whose response is missing, or constant within every pair but for
+        rounding, are left out.
     """
     found: list[dict[str, Any]] = []
     # The prefix's total effect, and the loads' at equal prefix.
@@ -289,7 +289,8 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
             for layer, rows in panel[panel["group"] == group].groupby("layer"):
                 data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
                 within = Within.of(data, outcome, names)
-                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and data[outcome].std() > 0:
+                varies = varies_within(data, outcome)
+                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and varies:
                     fits[int(layer)] = within_summary(within)
             for term in shown:
                 corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
@@ -417,7 +418,8 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         outcome: response column.
 
     Returns:
-        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval.
+        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
+        kinds with fewer than two pairs of several complete rows are left out.
     """
     found: dict[str, dict[str, Any]] = {}
     for group, rows in panel.groupby("group"):
@@ -425,6 +427,8 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         found[group] = {}
         for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
             data, _ = complete_rows(part, group, outcome, ("prefix_len",))
+            if (data.groupby(level="pair").size() > 1).sum() < 2:
+                continue
             means = data[outcome].groupby(level="pair").mean()
             half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
             found[group][kind] = {

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from clada.errors import InputError
+from clada.errors import InputError, StudyError
 from clada.paths import local_folder
 from cladastats.metrics import METRICS, SMALLEST_DISTANCE, Metric, cka_debiased_jackknife, metric_name, shifts
 from cladastats.parts import Part, read_layer, read_norms, read_parts
@@ -42,7 +42,7 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
 
     Raises:
         InputError: unknown metric, or too few pairs for it.
-        StudyError: activations are missing or damaged.
+        StudyError: activations are missing or damaged, or a placebo study and the estimator `population`.
     """
     name = metric_name(metric, estimator)
     index = study.index
@@ -50,6 +50,11 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
         pd.util.hash_pandas_object(index).to_numpy().tobytes() + study.config.identity().encode()
     ).hexdigest()
     if name == "cka_population":
+        if "placebos" in study.config.corpus:
+            raise StudyError(
+                f"{study.folder} holds hybrids of several kinds, which 'cladastats regress --robust' of its study "
+                "compares; population CKA is of one kind: give that study"
+            )
         path = study.folder / "population-cka.parquet"
         if not is_current(path, inputs):
             write_table(path, population_cka(study), inputs)

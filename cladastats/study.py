@@ -49,7 +49,7 @@ RECORDED_PACKAGES = (
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What a study is. Everything here belongs to its identity, but for the package versions.
+    """What a study is, fixed when it is made. What its activations depend on is its `identity`.
 
     Attributes:
         model: the name given to `clada.load_model`.

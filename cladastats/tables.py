@@ -262,16 +262,20 @@ def render_robustness(fit: "Fit", fmt: str) -> str:
         p=table["p"].map(lambda v: "" if pd.isna(v) else f"{v:.3f}" if v >= 0.001 else "<0.001"),
     ).rename(columns={"ci_low": "95 % CI low", "ci_high": "95 % CI high"})
     title = f"Robustness of response {fit.response}, metric {fit.metric} (prefix per 1,000 tokens)"
-    styles = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs", "html": "html"}
+    styles = {"text": "simple", "markdown": "pipe", "latex": "latex_raw", "html": "html"}
     if fmt not in styles:
         raise InputError(f"unknown table format {fmt!r}; choose one of {', '.join(FORMATS)}")
+    parts = [title, *fit.robustness["notes"]]
     if fmt == "latex":
-        cells = cells.map(lambda cell: cell.replace("-", "$-$") if re.fullmatch(r"-[\d.e+-]+", cell) else cell)
+        cells = cells.rename(columns=_latex_text).map(
+            lambda cell: cell.replace("-", "$-$") if re.fullmatch(r"-[\d.e+-]+", cell) else _latex_text(cell)
+        )
+        parts = [_latex_text(part) for part in parts]
     body = tabulate(
         cells.to_numpy().tolist(), list(cells.columns), tablefmt=styles[fmt], disable_numparse=True,
         colalign=["left", "left", "left", "right", "right", "right", "right", "left"],
     )  # fmt: skip
-    return "\n\n".join([title, body, *fit.robustness["notes"]])
+    return "\n\n".join([parts[0], body, *parts[1:]])
 
 
 def tidy(fit: "Fit") -> pd.DataFrame:
@@ -351,9 +355,13 @@ def _latex(fit: "Fit") -> str:
             hrules=True,
             column_format="l" + "r" * len(fit.columns),
             position_float="centering",
-            caption=re.sub(r"([_%&#$])", r"\\\1", caption),
+            caption=_latex_text(caption),
         )
     )
+
+
+def _latex_text(text: str) -> str:
+    return re.sub(r"([_%&#$])", r"\\\1", text)
 
 
 def _html(fit: "Fit") -> str:

@@ -253,6 +253,8 @@ def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeyp
     assert asked in (programs / f"{submit[0]}.job").read_text()
 
 
+# Dask warns, when it is collected, of a cluster that could not be made.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_file_that_describes_no_queue_is_refused(empty, tmp_path, capsys, monkeypatch):
     study, _ = empty
     (tmp_path / "sbatch").write_text("#!/bin/sh\n")
@@ -268,6 +270,8 @@ def test_a_file_that_describes_no_queue_is_refused(empty, tmp_path, capsys, monk
             '{"jobs": 1, "memory": "1GB", "cores": 1, "colour": "red"}',
             "no option colour; it takes those of dask-jobqueue's SLURMCluster",
         ),
+        ('{"jobs": 1, "memory": "lots", "cores": 1}', "does not describe a cluster"),
+        ('{"jobs": 1, "memory": "1GB", "cores": "four"}', "does not describe a cluster"),
     ):
         file.write_text(content)
         assert main(["extract", "--study", str(study.folder), "--cluster", f"slurm:{file}"]) == 2

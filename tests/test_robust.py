@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import warnings
 from dataclasses import replace
@@ -237,6 +238,11 @@ def test_layers_are_fits_of_their_own_rows_with_benjamini_hochberg():
     order = np.argsort(p)
     expected = np.minimum.accumulate((p[order] * 5 / np.arange(1, 6))[::-1])[::-1]
     assert [own[i]["p_bh"] for i in order] == same(np.minimum(expected, 1).tolist())
+    # A layer that pairs explain, but for rounding, has no slope, and takes nothing from the others.
+    rng = np.random.default_rng(0)
+    constant = panel["pair"] * (1 + 1e-8 * rng.standard_normal(len(panel)))
+    again = layers(panel.assign(**{Y: panel[Y].where(panel["layer"] != 5, constant)}), Y)
+    assert again == found
 
 
 def test_coverage_size_and_power_by_simulation():
@@ -393,6 +399,9 @@ def test_everything_is_answered_and_shown_in_every_format(checked):
         if fmt != "json":
             shown = render_robustness(fit, fmt)
             assert "cluster bootstrap" in shown
+            if fmt == "latex":
+                assert "$-$" in shown
+                assert not re.search(r"(?<!\\)[_%&#](?!\S*\})", re.sub(r" & ", " ", shown)), shown
             assert "nan" not in shown.lower().replace("dominant", "")
     json.loads(checked.fit_path("cka", "toward").read_text(), parse_constant=lambda name: pytest.fail(name))
 
@@ -429,6 +438,13 @@ def test_placebo_panel_has_every_kind_and_its_study_is_its_own(checked, small_st
     # Commands that are of a study, not of one made from it, say so.
     assert main(["figures", "--study", str(placebo.folder)]) == 2
     assert "holds hybrids of several kinds" in capsys.readouterr().err
+    assert main(["similarity", "--study", str(placebo.folder), "--estimator", "population"]) == 2
+    assert "population CKA is of one kind" in capsys.readouterr().err
+    corpus = placebo.folder / "corpus.parquet"
+    kept = corpus.rename(placebo.folder / "kept")
+    assert main(["corpus", "--study", str(placebo.folder)]) == 2
+    assert "has lost its corpus.parquet, which was made of another study's" in capsys.readouterr().err
+    kept.rename(corpus)
     assert main(["corpus", "--study", str(placebo.folder)]) == 2
     assert "is made of another study's corpus; give that study's own folder" in capsys.readouterr().err
 
@@ -596,6 +612,7 @@ def test_independent_surprisal_is_the_other_models_of_the_same_text(checked):
     corpus = checked.corpus
     hybrids = corpus[(corpus["role"] == "hybrid") & (corpus["group"] == "nls")].iloc[:4]
     values = table[table["group"] == "nls"]["independent_surprisal_bits"].to_numpy()
+    compared = 0
     for ids, value in zip(hybrids["token_ids"], values, strict=False):
         whole, context = (tokenizer.decode(part).replace("<|endoftext|>", "<eos>") for part in (ids, ids[:-1]))
         tokens = other(whole)["input_ids"]
@@ -606,5 +623,7 @@ def test_independent_surprisal_is_the_other_models_of_the_same_text(checked):
             log_p = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1)
         expected = -sum(float(log_p[i - 1, tokens[i]]) for i in range(known, len(tokens))) / math.log(2)
         assert value == pytest.approx(expected, abs=1e-3)  # float32 logits, shared beginnings
+        compared += 1
+    assert compared
     with pytest.raises(InputError, match="is the study's own model"):
         controls(checked, checked.config.model)
