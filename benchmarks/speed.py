@@ -3,10 +3,12 @@
     python benchmarks/speed.py --text jsonl:articles.jsonl:body            # SmolLM2-135M
     python benchmarks/speed.py --speeds benchmarks/results/xeon            # what was measured on another machine
 
-Speeds are medians of nine interleaved rounds at prompt 512 and 128 new tokens (`benchmarks/results/speed-*.json`); the
-peers run with the 2 % plan. Losses are of 16,384 tokens (`loss-*.json`), all budgets on the same ones. Results that
-are there are kept; delete them to measure again. Speeds of another machine have a folder of their own, which need not
-be complete; losses do not depend on it.
+Three runs of five interleaved rounds at prompt 512, 128 new tokens (`benchmarks/results/speed-*.json`), all precisions
+and budgets once before any comes again, as a shared machine's memory is faster in some minutes than in others. Speeds
+are medians over all fifteen rounds, ratios medians of the rounds' own; beside them the lowest and the highest run. The
+peers run with the 2 % plan. Losses are of 16,384 tokens (`loss-*.json`), all budgets on the same ones. Results that are
+there are kept; delete them to measure again. Speeds of another machine have a folder of their own, one run each, of
+plans and kernels of their time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stored import RESULTS, bench
 from tabulate import tabulate
 from tqdm import tqdm
@@ -33,6 +36,7 @@ from clada.weights import pack
 
 PEERS = {"float32": "transformers,llama.cpp", "bfloat16": "transformers,llama.cpp", "int8": "llama.cpp"}
 BUDGETS = (0.01, 0.02, 0.05)
+RUNS = 3
 MODEL, PROMPT, NEW, SCORED = "smollm2-135m", 512, 128, 16_384
 
 
@@ -69,53 +73,76 @@ def losses(dtype: str, text: str | None) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+def pooled(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Tokens per second of every round of some runs, by engine; rounds of the same place belong together."""
+    speeds: dict[str, list[float]] = {}
+    for run in runs:
+        for row in run["rows"]:
+            speeds.setdefault(row["method"], []).extend(row["tokens_per_s_all"])
+        for peer in run["peers"]:
+            speeds.setdefault(f"{peer['name']} {peer['dtype']}", []).extend(peer["tokens_per_s_all"])
+    return speeds
+
+
+def ratio(speeds: list[float], others: list[float]) -> float:
+    """Median over the rounds of how many times faster: the memory's speed changes from round to round."""
+    return float(np.median(np.array(speeds) / np.array(others)))
+
+
 def main() -> None:
     """Measure what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
-    parser.add_argument("--speeds", type=Path, default=RESULTS, help="folder of the speeds (default: %(default)s)")
+    parser.add_argument("--speeds", type=Path, help="print another machine's speeds, from this folder")
     args = parser.parse_args()
-    text, found = args.text, {}
-    for dtype, peers in PEERS.items():
-        for budget in BUDGETS:
-            options = f"--methods clada --dtype {dtype} --max-loss {budget} --repeats 9 --scored-tokens 0"
-            beside = f" --peers {peers}" if budget == 0.02 else ""
-            name = f"speed-{dtype}-{round(100 * budget)}"
-            if text or args.speeds == RESULTS or (args.speeds / f"{name}.json").is_file():
-                found[dtype, budget] = bench(name, text, options + beside, args.speeds)
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for run in range(1, RUNS + 1):
+        for dtype, peers in PEERS.items():
+            for budget in BUDGETS:
+                name = f"speed-{dtype}-{round(100 * budget)}"
+                options = f"--methods clada --dtype {dtype} --max-loss {budget} --repeats 5 --scored-tokens 0"
+                beside = f" --peers {peers}" if budget == 0.02 else ""
+                if args.speeds is None:
+                    timed = bench(f"{name}-run{run}", args.text, options + beside)
+                elif run == 1 and (args.speeds / f"{name}.json").is_file():
+                    timed = bench(name, None, "", args.speeds)
+                else:
+                    continue
+                found.setdefault((dtype, budget), []).append(timed)
     engines, plans = [], []
-    for dtype in PEERS:
-        cost = losses(dtype, text)
-        for budget in BUDGETS:
-            timed = found.get((dtype, budget))
-            if timed is None:
-                continue
-            dense, sparse = timed["rows"]
-            loss = cost[str(budget)]
+    for (dtype, budget), runs in found.items():
+        speeds, (dense, sparse) = pooled(runs), runs[0]["rows"]
+        ratios = [
+            ratio(row["tokens_per_s_all"], run["rows"][0]["tokens_per_s_all"])
+            for run in runs
+            for row in run["rows"][1:]
+        ]
+        row = [
+            dtype,
+            f"{budget:.0%}",
+            f"{np.median(speeds['clada']):.0f}",
+            f"{ratio(speeds['clada'], speeds['dense']):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else "",
+            f"{dense['bytes_per_token'] / sparse['bytes_per_token']:.2f}",
+            f"{sparse['bytes_per_token'] / 1e6:.0f} of {dense['bytes_per_token'] / 1e6:.0f} MB",
+        ]
+        if args.speeds is None:  # another machine's plans were others
+            loss = losses(dtype, args.text)[str(budget)]
             low, high = (f"{100 * end:+.2f}" for end in loss["ppl_rise_ci"])
-            plans.append(
-                [
-                    dtype,
-                    f"{budget:.0%}",
-                    f"{sparse['tokens_per_s']:.0f}",
-                    f"{sparse['ratio_to_dense']:.2f}",
-                    f"{dense['bytes_per_token'] / sparse['bytes_per_token']:.2f}",
-                    f"{sparse['bytes_per_token'] / 1e6:.0f} of {dense['bytes_per_token'] / 1e6:.0f} MB",
-                    f"{100 * loss['ppl_rise']:+.2f} % ({low} to {high})",
-                    f"{loss['active_fraction']:.0%}",
-                ]
-            )
-            if not timed["peers"]:
-                continue
-            speeds = {f"{peer['name']} {peer['dtype']}": peer["tokens_per_s"] for peer in timed["peers"]}
-            rows = {**speeds, "`clada`, dense": dense["tokens_per_s"], "`clada`, 2 %": sparse["tokens_per_s"]}
-            engines += [[dtype, engine, f"{speed:.0f}"] for engine, speed in rows.items()]
-            machine = f"{timed['machine']}, {timed['bandwidth_gb_s']:.0f} GB/s"
-            versions = ", ".join(sorted({f"{peer['name']} {peer['version']}" for peer in timed["peers"]}))
-            print(f"{dtype}: {machine}; {versions}")
+            row += [f"{100 * loss['ppl_rise']:+.2f} % ({low} to {high})", f"{loss['active_fraction']:.0%}"]
+        plans.append(row)
+        if runs[0]["peers"]:
+            for engine, values in speeds.items():
+                times = [ratio(speeds[ours], values) for ours in ("dense", "clada")]
+                engines.append([dtype, engine, f"{np.median(values):.0f}", *(f"{value:.2f}" for value in times)])
+            memory = [run["bandwidth_gb_s"] for run in runs]
+            versions = ", ".join(sorted({f"{peer['name']} {peer['version']}" for run in runs for peer in run["peers"]}))
+            print(f"{dtype}: {runs[0]['machine']}, {min(memory):.0f} to {max(memory):.0f} GB/s; {versions}")
     if engines:
-        print("\n" + tabulate(engines, ["run", "engine", "tokens/s"], tablefmt="github", disable_numparse=True))
-    headers = ["", "plan", "tokens/s", "over dense", "bytes allow", "reads", "rise of perplexity [95 %]", "neurons"]
+        headers = ["run", "engine", "tokens/s", "clada dense over it", "clada 2 % over it"]
+        print("\n" + tabulate(engines, headers, tablefmt="github", disable_numparse=True))
+    headers = ["", "plan", "tokens/s", "over dense", "runs", "bytes allow", "reads"]
+    headers += ["rise of perplexity [95 %]", "neurons"] if args.speeds is None else []
     print("\n" + tabulate(plans, headers, tablefmt="github", disable_numparse=True))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from clada.coefficients import Coefficients, resolve_coefficients
 from clada.decoder import Decoder, State, TorchDecoder
 from clada.errors import InputError, ModelError
 from clada.families import check_length, family_of
+from clada.kernels import hold
 from clada.plan import Plan, plan_of
 from clada.policies import basis_of, check_method, layout_of, make_policy, resolve_shares
 from clada.threads import available_cores, set_threads
@@ -206,7 +208,10 @@ class Engine:
         vocabulary = model.get_output_embeddings().weight.shape[0]
         shares, self.setting = resolve_shares(method, self.plan, vocabulary, dtype, max_loss, keep)
         basis = basis_of(self.plan, shares)
-        self.weights = pack(model, dtype, basis, layout=layout_of(method))
+        with ThreadPoolExecutor(1) as beside:
+            # At its first call numba sets itself up, for a third of a second, while packing waits for memory.
+            beside.submit(hold, 0)
+            self.weights = pack(model, dtype, basis, layout=layout_of(method))
         device = device or str(model.device)
         self.policy = make_policy(method, self.weights, self.plan, shares, coefficients)
         self.weights.model.to(device)
