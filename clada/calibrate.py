@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
         for setting in plan.settings:
             if (setting.method, setting.dtype) == (method, dtype) and setting.max_loss in budgets:
                 print(
-                    f"clada: {method} in {dtype} within {100 * setting.max_loss:g} %: perplexity "
+                    f"clada: {method} in {dtype} within {100 * setting.max_loss:g}%: perplexity "
                     f"{setting.loss['ppl_rise']:+.2%} (95 % bound {setting.loss['ppl_rise_upper']:+.2%}) on "
                     f"{setting.loss['scored_tokens']:,} tokens, {setting.loss['active_fraction']:.1%} of the neurons "
                     f"active; plan in {out}",

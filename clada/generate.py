@@ -188,7 +188,7 @@ def _say(engine: Engine, results: list[dict[str, Any]], seconds: float) -> None:
     if engine.method != "dense":
         plan = "none"
         if engine.setting is not None:
-            plan = f"for at most {100 * engine.setting.max_loss:g} % loss"
+            plan = f"for at most {100 * engine.setting.max_loss:g}% loss"
         elif engine.plan is not None:
             plan = "for a share of the neurons, its loss not measured"
         print(
@@ -206,7 +206,7 @@ def _say(engine: Engine, results: list[dict[str, Any]], seconds: float) -> None:
     if engine.setting is not None and engine.setting.shares == Shares():
         print(
             f"clada: calibration found nothing that {engine.method} may leave out within "
-            f"{100 * engine.setting.max_loss:g} %, so everything was computed; --keep X computes a share X of the "
+            f"{100 * engine.setting.max_loss:g}%, so everything was computed; --keep X computes a share X of the "
             "neurons",
             file=sys.stderr,
         )

@@ -74,10 +74,10 @@ def test_a_search_that_was_finished_is_not_done_again(small_search, monkeypatch,
         module.main(args)
     module.main(args)
     assert searched == [("clada", "bfloat16"), ("clada", "int8"), ("clada", "int8")]
-    assert capsys.readouterr().err.count("clada: clada in bfloat16 within 50 %") == 2  # said again, not searched
+    assert capsys.readouterr().err.count("clada: clada in bfloat16 within 50%") == 2  # said again, not searched
     module.main(argparse.Namespace(**{**vars(args), "methods": ["tt"], "max_loss": [0.125]}))
     assert searched[3:] == [("tt", "bfloat16")]
-    assert "clada: tt in bfloat16 within 12.5 %" in capsys.readouterr().err
+    assert "clada: tt in bfloat16 within 12.5%" in capsys.readouterr().err
     module.main(argparse.Namespace(**{**vars(args), "coefficients": "paper"}))
     assert searched[4:] == [("clada", "bfloat16"), ("clada", "int8")]
     assert {(s.method, s.max_loss) for s in Plan.load(tmp_path / "plan.json").settings} == {
