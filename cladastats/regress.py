@@ -113,9 +113,9 @@ class Column:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
-    """The table for one metric and response; it shows itself as a table in JupyterLab.
+    """The table for one metric and response; it shows itself as a table in JupyterLab and at the prompt.
 
     Attributes:
         metric: Name of the similarity the panel was made with.
@@ -163,6 +163,9 @@ class Fit:
     def table(self, fmt: str = "text") -> str:
         """The fit as text, markdown, latex, csv, html or json (see `cladastats.tables.render`)."""
         return render(self, fmt)
+
+    def __repr__(self) -> str:
+        return self.table("text")
 
     def _repr_html_(self) -> str:
         return self.table("html")

@@ -455,7 +455,8 @@ def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str
         result = PanelOLS(rows[outcome], rows[names].assign(const=1.0), entity_effects=True).fit(
             cov_type="clustered", clusters=clusters, group_debias=True, debiased=True, count_effects=False
         )
-        found[group] = _terms(result, result.std_errors, dict.fromkeys(names, 1.0))
+        # Of fewer texts than rows: t with as many degrees of freedom as the rarer of both has texts, less one.
+        found[group] = _summary(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
     return found
 
 
@@ -557,15 +558,17 @@ def _terms(result: Any, se: pd.Series, units: Mapping[str, float]) -> dict[str, 
 
 def within_summary(within: Within) -> dict[str, dict[str, Any]]:
     """Coefficients with clustered errors, intervals and p from t(G - 1)."""
-    coef, se = within.fit()
-    df = len(within.xy) - 1
-    half = stats.t.ppf(0.975, df) * se
+    return _summary(within.names, *within.fit(), len(within.xy) - 1)
+
+
+def _summary(names: Sequence[str], coef: Any, se: Any, df: int) -> dict[str, dict[str, Any]]:
+    """Estimates with intervals and p from t(df); of the first of `coef` and `se`, as many as there are names."""
     return {
         name: {
-            "coef": float(coef[i]),
-            "se": float(se[i]),
-            "ci": [float(coef[i] - half[i]), float(coef[i] + half[i])],
-            "p": float(2 * stats.t.sf(abs(coef[i] / se[i]), df)),
+            "coef": float(value),
+            "se": float(error),
+            "ci": [float(value + side * stats.t.ppf(0.975, df) * error) for side in (-1, 1)],
+            "p": float(2 * stats.t.sf(abs(value / error), df)),
         }
-        for i, name in enumerate(within.names)
+        for name, value, error in zip(names, coef, se, strict=False)
     }

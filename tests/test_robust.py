@@ -330,6 +330,8 @@ def test_texts_in_several_pairs_are_clustered_by_both():
     both = variance(pair % 10) + variance(pair // 4) - variance(pair)
     assert found["nls"]["prefix_len"]["se"] ** 2 == pytest.approx(both, rel=1e-6)
     assert found["nls"]["prefix_len"]["coef"] == same(Within.of(data, Y, FULL).fit()[0][0])
+    low, high = found["nls"]["prefix_len"]["ci"]  # ten texts of each kind: t with nine degrees of freedom
+    assert (high - low) / 2 == same(stats.t.ppf(0.975, 9) * found["nls"]["prefix_len"]["se"])
 
 
 def test_moderators_and_controls():

@@ -125,6 +125,10 @@ def test_latex_is_balanced_and_escaped(fit: Fit) -> None:
     assert r"previous\_surprisal" in latex
 
 
+def test_a_fit_shows_itself_as_its_table(fit: Fit) -> None:
+    assert repr(fit) == fit.table("text")
+
+
 def test_csv_is_tidy_and_exact(fit: Fit) -> None:
     table = pd.read_csv(io.StringIO(fit.table("csv")))
     assert len(table) == sum(len(column.coef) for column in fit.columns)
