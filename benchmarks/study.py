@@ -233,7 +233,7 @@ def section(study: Study, extended: Study) -> str:
                 f"Mean responses by prefix share (`studies/{name}/panel-cka.parquet` and `{extended.folder.name}`):",
                 markdown(shares),
                 "The same regressions of every measure. `toward` compares with B, `matched` with B*, which ends in A's "
-                "word; loads are those of columns 5 and 6, in units of log2 of the vocabulary (1 is the highest entropy), and "
+                "word; loads are those of columns 5 and 6, as shares of log2 of the vocabulary (entropy is at most 1); "
                 f"`at equal ratio` puts an effect of every ratio in the place of the line "
                 f"(`studies/{name}/fits/*.json` and `{extended.folder.name}`); 95 % intervals, not corrected:",
                 markdown(across_measures([study, extended])),
