@@ -169,7 +169,7 @@ def report(parts: dict[Part, list[dict[str, Any]]]) -> str:
         "dense on the same items and its 95 % interval from a paired bootstrap over them. Means are over the tasks' "
         "first metrics; what is kept above chance is of the tasks in which dense is above it (blind guessing; in BoolQ "
         "always saying yes gets 62 %). Scored with earlier plans, made before the estimate of the vocabulary had four "
-        "bits, which leave out one or two per cent more of the neurons than those that ship now.",
+        "bits.",
         "## Means over tasks",
         means(parts),
     ]

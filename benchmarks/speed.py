@@ -112,11 +112,7 @@ def main() -> None:
     engines, plans = [], []
     for (dtype, budget), runs in found.items():
         speeds, (dense, sparse) = pooled(runs), runs[0]["rows"]
-        ratios = [
-            ratio(row["tokens_per_s_all"], run["rows"][0]["tokens_per_s_all"])
-            for run in runs
-            for row in run["rows"][1:]
-        ]
+        ratios = [ratio(own["clada"], own["dense"]) for own in (pooled([run]) for run in runs)]
         row = [
             dtype,
             f"{budget:.0%}",

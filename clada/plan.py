@@ -255,19 +255,18 @@ def resolve_plan(name: str | Path | None, model: str, revision: str, max_loss: f
     if name is not None:
         return Plan.load(Path(name))
     shipped = [Path(__file__).parent / "plans" / f"{model}.json"] if model in ASSETS else []
-    found: list[Plan] = []
+    without: list[Plan] = []
     for path in (cached_plan_path(revision), *shipped):  # one made here says more than one made elsewhere
         if path.is_file():
-            # What an earlier version or a full disk left is no reason to refuse the shipped one.
+            # What an earlier version or a full disk left is no reason to refuse the shipped one, nor another budget.
             with contextlib.suppress(InputError):
-                found.append(Plan.load(path))
-    found = [plan for plan in found if plan.revision == revision]
-    for plan in found:
-        with contextlib.suppress(InputError):
-            plan.setting("clada", max_loss)
-            return plan
-    if found:
-        return found[0]  # which says what it was measured for
+                found = Plan.load(path)
+                if found.revision == revision:
+                    without.append(found)
+                    found.setting("clada", max_loss)
+                    return found
+    if without:
+        return without[0]  # which says what it was measured for
     raise InputError(
         f"no plan for {model}; make one with 'clada calibrate --model {model} --text FILE', or use --plan none "
         "(everything computed)"

@@ -327,7 +327,7 @@ def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
     if constant:
         raise InputError(
             f"{measure.column} cannot be explained by what is the same for every word: {', '.join(constant)}; mend the "
-            "corpus' table (effort: a plan that leaves no neurons out has none)"
+            "corpus' table, or give the model a plan that leaves neurons out (effort)"
         )
     y = used[measure.column].to_numpy(float)
     items = np.unique(used["item"], return_inverse=True)[1]

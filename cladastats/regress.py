@@ -580,7 +580,7 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
         raise InputError(
             f"{len(data)} rows for {n_parameters} parameters, pair effects included; add pairs with several ratios"
         )
-    if spread_within[outcome] <= ROUNDING * size[outcome]:
+    if not varies_within(data, outcome):
         raise InputError(f"the response {outcome} is constant within every pair: nothing to explain; check the panel")
     _require_independent(demeaned[names])
 

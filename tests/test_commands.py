@@ -83,7 +83,7 @@ def files(tmp_path):
         ([*GENERATE, "--plan", "none", "--method", "fast"], "unknown method 'fast'; use clada, .*dense"),
         ([*GENERATE, "--plan", "none", "--keep", "0.5"], "leave --plan none out"),
         ([*GENERATE, "--keep", "1.5"], r"keep 1.5 is outside \(0, 1\]"),
-        ([*GENERATE, "--max-loss", "0.5", "--coefficients", "none"], r"0\.05; name .* --max-loss 0\.5'"),
+        ([*GENERATE, "--max-loss", "0.5", "--coefficients", "none"], r"only for losses of .* or add it with .*0\.5'"),
         (["generate", "--prompt-jsonl", "{files}/missing.jsonl"], "cannot read .*missing.jsonl"),
         (["generate", "--prompt-jsonl", "{files}/empty.txt"], "has no lines"),
         (["generate", "--prompt-jsonl", "{files}/short.jsonl", "--field", "nothing"], "line 1 of .* name the field"),
@@ -370,7 +370,8 @@ def test_lines_end_where_json_lets_them(tmp_path, capsys):
 def test_a_prompt_too_long_is_refused_before_the_first_is_decoded(tmp_path, capsys):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"text": "word " * n}) + "\n" for n in (1, 9000)))
-    assert "9," in refused(capsys, clada, "generate", "--prompt-jsonl", path, "--plan", "none")
+    said = refused(capsys, clada, "generate", "--prompt-jsonl", path, "--plan", "none")
+    assert "tokens do not fit llama: it was trained for 8,192 positions; shorten the prompt" in said
 
 
 def test_prompts_of_a_jsonl_file_in_batches_with_metrics_and_plot(tmp_path, capsys):

@@ -186,6 +186,7 @@ def test_rolling_quantiles_judge_load_by_the_last_tokens():
     steps = list(engine.generate(PROMPT, 30, temperature=2.0, seed=1))
     assert not any(step.load_surprisal or step.load_entropy for step in steps[:5])
     assert 0 < sum(step.load_surprisal for step in steps[5:]) < 25
+    assert engine.measured  # whatever counts as load, no threshold is above those measured
 
 
 def test_rolling_quantiles_are_those_asked_for_one_by_one():
@@ -313,7 +314,9 @@ def test_share_families_and_tables_name_thresholds():
     assert half.neurons == pytest.approx(0.25, rel=1e-3)
     equal, _ = resolve_shares("top-p", plan_of(model, Shares(neurons=0.5)), 311, "float32")
     assert equal == half
-    with pytest.raises(InputError, match=r"add it with 'clada calibrate .*--methods clada,tt --max-loss 0.05'"):
+    with pytest.raises(
+        InputError, match=r"add it with 'clada calibrate --model tiny --text FILE --methods clada,tt --max-loss 0.05'"
+    ):
         plan.setting("tt", 0.05)
     with pytest.raises(InputError, match=r"only for losses of 0.02"):
         plan.setting("clada", 0.05)
@@ -332,7 +335,9 @@ def test_a_precision_has_settings_of_its_own():
     careful = replace(plan, settings=tuple(replace(s, max_loss=0.01) for s in plan.settings))
     for dtype in ("float32", "bfloat16", "int8"):  # 2 % is meant where none is named
         assert careful.setting("clada", 0.01, dtype).max_loss == 0.01
-        with pytest.raises(InputError, match=r"only for losses of 0\.01; name one .* --max-loss 0\.02"):
+        with pytest.raises(
+            InputError, match=r"only for losses of 0\.01; name one of them .* add it with .* --max-loss 0\.02"
+        ):
             careful.setting("clada", dtype=dtype)
     engine = Engine(tiny_model("llama"), None, plan=plan, coefficients="none", dtype="int8")
     assert engine.setting is own

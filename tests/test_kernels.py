@@ -1,7 +1,7 @@
 """The kernels against plain torch: every family, precision and selection, token by token."""
 
 import threading
-import time
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -195,13 +195,13 @@ def test_heads_that_share_values_keep_what_any_needs(heads, kv_heads):
 
 def test_a_team_that_was_interrupted_before_it_began_goes_on():
     """Otherwise the others wait for ever, or are a call behind from then on."""
-    team, interrupted, seen, ready = Team(2), [], [], threading.Event()
+    team, interrupted, seen, ready = Team(2), [], SimpleQueue(), threading.Event()
 
     def part(t, threads, sync, number):
         if t == 0 and not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
-        seen.append((t, number))
+        seen.put((t, number))
         if t == 0:
             sync[2, 0] += 1
             ready.set()
@@ -210,10 +210,7 @@ def test_a_team_that_was_interrupted_before_it_began_goes_on():
     with pytest.raises(KeyboardInterrupt):
         team.run(part, 1)
     team.run(part, 2)
-    begin = time.monotonic()
-    while len(seen) < 4 and time.monotonic() < begin + 10:
-        time.sleep(0.01)
-    assert sorted(seen) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert sorted(seen.get(timeout=10) for _ in range(4)) == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
