@@ -27,15 +27,16 @@ from scipy.optimize import brentq
 from stored import RESULTS
 from tabulate import tabulate
 
-from clada.coefficients import NONE, PAPER, Coefficients, read_coefficients
-from clada.decoder import Decoder
-from clada.loss import Loss, Scorer
-from clada.models import load_model, model_revision
-from clada.plan import Shares, resolve_plan
-from clada.policies import Policy, make_policy, shares_of
-from clada.texts import read_windows
-from clada.threads import available_cores, set_threads
-from clada.weights import pack
+from clada.cpu.decoder import Decoder
+from clada.cpu.pack import pack
+from clada.measure.loss import Loss, Scorer
+from clada.measure.texts import read_windows
+from clada.methods.coefficients import NONE, PAPER, Coefficients, read_coefficients
+from clada.methods.plan import Shares, resolve_plan
+from clada.methods.policy import Policy, make_policy
+from clada.methods.registry import shares_of
+from clada.models.open import load_model, model_revision
+from clada.system.machine import available_cores, set_threads
 
 METHOD = "clada-mlp"
 DROPPED = (0.4, 0.6)  # the 2 % plan's share on SmolLM2-135M, and one at which more is lost

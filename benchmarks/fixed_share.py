@@ -19,12 +19,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import clada
-from clada.decoder import Decoder
-from clada.kernels import Selection, Tensors
-from clada.plan import Shares
-from clada.policies import make_policy
-from clada.threads import available_cores, set_threads
-from clada.weights import pack
+from clada.cpu.decoder import Decoder
+from clada.cpu.kernels.arguments import Tensors
+from clada.cpu.pack import pack
+from clada.methods.plan import Shares
+from clada.methods.policy import make_policy
+from clada.methods.selection import Selection
+from clada.system.machine import available_cores, set_threads
 
 SHARES = (0.25, 0.5)
 PROMPT, NEW, ROUNDS = 128, 24, 7

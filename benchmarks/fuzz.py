@@ -37,28 +37,29 @@ from stored import FIGURES, RESULTS
 from tqdm import tqdm
 
 import clada.cli
-import clada.plan
+import clada.methods.plan
 import cladastats.cli
-from clada.coefficients import resolve_coefficients
-from clada.commandline import PATH_ERRORS, Parser
 from clada.errors import CladaError, ModelError
-from clada.evaluate import SCHEMA, Scores
-from clada.harness import read_documents
-from clada.models import load_config, load_tokenizer
-from clada.plan import Plan
-from clada.policies import make_policy
-from clada.texts import read_windows
-from clada.weights import Norms
-from cladastats.cluster import read_queue
+from clada.measure.scores import SCHEMA, Scores
+from clada.measure.tasks import read_documents
+from clada.measure.texts import read_windows
+from clada.methods.coefficients import resolve_coefficients
+from clada.methods.plan import Plan
+from clada.methods.policy import make_policy
+from clada.methods.selection import Norms
+from clada.models.open import load_config, load_tokenizer
+from clada.system.commandline import PATH_ERRORS, Parser
+from cladastats.activations.clusters import read_queue
+from cladastats.activations.parts import part_path, read_part, shard_ids, shards_of
 from cladastats.controls import controls
 from cladastats.extract import extract
-from cladastats.human import effect_table, show, verdicts
-from cladastats.parts import part_path, read_part, shard_ids, shards_of
-from cladastats.published import ucl_et
-from cladastats.reading import open_corpus
-from cladastats.regress import regress, summary_sentences
+from cladastats.panel.columns import summary_sentences
+from cladastats.people.corpora import open_corpus
+from cladastats.people.published import ucl_et
+from cladastats.people.results import effect_table, show, verdicts
+from cladastats.regress import regress
+from cladastats.sequences.sources import load_documents
 from cladastats.similarity import similarity
-from cladastats.sources import load_documents
 from cladastats.study import Study
 from cladastats.words import read_texts
 
@@ -165,7 +166,7 @@ class Options:
         for package, module in self.packages.items():
             for name in module.COMMANDS:
                 import_module(f"{package}.{name}")
-        import_module("cladastats.robust")
+        import_module("cladastats.panel.robustness")
 
         def refuse(*_arguments: Any, **_options: Any) -> None:
             raise ModelError("this is as far as options go; what follows takes a model")
@@ -234,7 +235,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     """All kinds, on copies below `place`."""
     # Without the panel of the metric that reads the norms, so that it is made from them each time.
     shutil.copytree(study.folder, place / "study", ignore=shutil.ignore_patterns("panel*jaccard*"))
-    shutil.copytree(Path(clada.plan.__file__).parent / "plans", place / "plans")
+    shutil.copytree(Path(clada.methods.plan.__file__).parent.parent / "plans", place / "plans")
     folder, plans = place / "study", place / "plans"
     ids = shard_ids(shards_of(study.corpus)[0])
     identity, revision = study.config.identity(), study.config.revision

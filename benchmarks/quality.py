@@ -31,8 +31,9 @@ from lm_eval.models.huggingface import HFLM
 from stored import FIGURES, RESULTS
 from tabulate import tabulate
 
-from clada.harness import TASKS, CladaLM, local_task, read_documents
-from clada.models import load_model
+from clada.harness import CladaLM
+from clada.measure.tasks import TASKS, local_task, read_documents
+from clada.models.open import load_model
 
 CHOICE = "hellaswag,piqa,copa,arc_challenge,boolq"
 WRITTEN = "coqa,qasper_evidence,xsum,cnn_dailymail"

@@ -30,10 +30,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clada import load_model
-from clada.families import down_projections
-from cladastats.corpus import make_study, sequence_id, tokens_sha256
-from cladastats.extract import PrefixSharingRunner, sequences_of
-from cladastats.parts import Part, norms_path, part_path, shard_ids, shards_of, write_index, write_part
+from clada.models.architectures import down_projections
+from cladastats.activations.parts import Part, norms_path, part_path, shard_ids, shards_of, write_index, write_part
+from cladastats.activations.work import PrefixSharingRunner, sequences_of
+from cladastats.corpus import make_study
+from cladastats.sequences.pairs import sequence_id, tokens_sha256
 from cladastats.study import Study, write_study, write_table
 
 MODEL = "smollm2-135m"
@@ -187,7 +188,7 @@ def _halved(name: str) -> str:
 
 def revision(folder: Path) -> str:
     """Of a model's folder."""
-    from clada.models import model_revision
+    from clada.models.open import model_revision
 
     return model_revision(str(folder))
 

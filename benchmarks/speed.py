@@ -25,14 +25,14 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import clada
-from clada.decoder import Decoder
-from clada.loss import Scorer
-from clada.models import model_revision
-from clada.plan import Shares, resolve_plan
-from clada.policies import basis_of, make_policy, resolve_shares
-from clada.texts import read_windows
-from clada.threads import available_cores, set_threads
-from clada.weights import pack
+from clada.cpu.decoder import Decoder
+from clada.cpu.pack import pack
+from clada.measure.loss import Scorer
+from clada.measure.texts import read_windows
+from clada.methods.plan import Shares, resolve_plan
+from clada.methods.policy import basis_of, make_policy, resolve_shares
+from clada.models.open import model_revision
+from clada.system.machine import available_cores, set_threads
 
 PEERS = {"float32": "transformers,llama.cpp", "bfloat16": "transformers,llama.cpp", "int8": "llama.cpp"}
 BUDGETS = (0.01, 0.02, 0.05)

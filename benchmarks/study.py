@@ -31,9 +31,8 @@ from stored import FIGURES
 from tabulate import tabulate
 
 from clada import load_model
-from cladastats.claims import claims
-from cladastats.corpus import DEFAULTS, make_study, tokens_sha256
-from cladastats.evidence import case_study, earlier_token
+from cladastats.activations.parts import Part, part_path, read_parts, shard_ids, shards_of, write_part
+from cladastats.corpus import DEFAULTS, make_study
 from cladastats.extract import extract
 from cladastats.figures import (
     case_figure,
@@ -43,11 +42,16 @@ from cladastats.figures import (
     layer_figure,
     prefix_figure,
 )
-from cladastats.human import STEPS, effect_table, read_results, show, verdicts
-from cladastats.parts import Part, part_path, read_parts, shard_ids, shards_of, write_part
+from cladastats.panel.case_study import case_study
+from cladastats.panel.claims import claims
+from cladastats.panel.overview import across_measures
+from cladastats.people.gains import STEPS
+from cladastats.people.results import effect_table, read_results, show, verdicts
+from cladastats.placebo import earlier_token
+from cladastats.results.robustness import with_interval
+from cladastats.sequences.pairs import tokens_sha256
 from cladastats.similarity import similarity
 from cladastats.study import Study, write_study, write_table
-from cladastats.tables import across_measures, with_interval
 
 MODELS = {"smollm2-135m": 2048, "gemma3-270m": 512}
 PAIRS = 100

@@ -8,23 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clada.coefficients import Coefficients
     from clada.engine import Engine, Step
     from clada.errors import CladaError
     from clada.inplace import sparse
-    from clada.models import load_model
-    from clada.plan import Plan
+    from clada.methods.coefficients import Coefficients
+    from clada.methods.plan import Plan
+    from clada.models.open import load_model
 
 __version__ = "0.1.0"
 __all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
 
 _HOME = {
     "CladaError": "clada.errors",
-    "Coefficients": "clada.coefficients",
+    "Coefficients": "clada.methods.coefficients",
     "Engine": "clada.engine",
-    "Plan": "clada.plan",
+    "Plan": "clada.methods.plan",
     "Step": "clada.engine",
-    "load_model": "clada.models",
+    "load_model": "clada.models.open",
     "sparse": "clada.inplace",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.commandline import Commands, positive_int, run, thread_count, whole_number
+from clada.system.commandline import Commands, positive_int, run, thread_count, whole_number
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:

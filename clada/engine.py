@@ -11,33 +11,28 @@ Prompts run in transformers' own modules, on the weights that the kernels read t
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from clada.coefficients import Coefficients, resolve_coefficients
-from clada.decoder import Decoder, State, TorchDecoder
+from clada.cpu.decoder import Decoder, State
+from clada.cpu.kernels.arguments import hold
+from clada.cpu.pack import pack
+from clada.cpu.storage import DTYPES
 from clada.errors import InputError, ModelError
-from clada.families import check_length, family_of
-from clada.kernels import hold
-from clada.plan import Plan, plan_of
-from clada.policies import basis_of, check_method, layout_of, make_policy, resolve_shares
-from clada.threads import available_cores, set_threads
-from clada.weights import DTYPES, pack
+from clada.methods.coefficients import Coefficients, resolve_coefficients
+from clada.methods.plan import Plan, plan_of
+from clada.methods.policy import RollingLoad, basis_of, make_policy, resolve_shares
+from clada.methods.registry import check_method, layout_of
+from clada.models.architectures import check_length, family_of
+from clada.reference.decoder import TorchDecoder
+from clada.sampling import GREEDY, Sampling
+from clada.system.machine import available_cores, set_threads
 
 
 @dataclass(frozen=True)
@@ -63,84 +58,6 @@ class Step:
     load_entropy: bool
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 is greedy, else at least 1e-6.
-        top_p: sample from the smallest set of tokens with this probability; 1 keeps all.
-        top_k: sample from so many tokens; 0 keeps all.
-        seed: of the draws; None: another one every time.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        # Below a millionth logits would leave the range of float32.
-        temperate = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
-        if not (temperate and 0 < self.top_p <= 1 and self.top_k >= 0):
-            raise InputError(
-                "sampling needs a temperature of 0 or at least 1e-6, top-p within (0, 1] and top-k of at least 0"
-            )
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise InputError(f"seed {self.seed} is outside 0 to 2^63 - 1")
-
-    def chooser(self) -> Callable[[np.ndarray, int], int]:
-        """A function from logits [V] and the most likely token to the token chosen."""
-        if self.temperature == 0:
-            return lambda _logits, best: best
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-
-        def choose(logits: np.ndarray, _best: int) -> int:
-            scores = warpers(None, torch.from_numpy(logits)[None].clone())[0]
-            return int(torch.multinomial(scores.softmax(-1), 1, generator=generator)[0])
-
-        return choose
-
-
-GREEDY = Sampling()
-
-
-class RollingLoad:
-    """Load thresholds from the last tokens instead of the corpus: their quantiles, once there are enough of them.
-
-    Args:
-        window: how many tokens count.
-        surprisal_quantile: surprisal is high above it.
-        entropy_quantile: the same of entropy.
-    """
-
-    def __init__(self, window: int, surprisal_quantile: float, entropy_quantile: float) -> None:
-        self.quantiles = (surprisal_quantile, entropy_quantile)
-        self.seen: deque[tuple[float, float]] = deque(maxlen=window)
-
-    def __call__(self, surprisal: float, entropy: float) -> tuple[bool, bool]:
-        """Whether a token is under load, compared with those before it; it joins them."""
-        full = len(self.seen) == self.seen.maxlen
-        limits = [math.inf, math.inf]
-        if full:
-            seen = zip(*self.seen, strict=True)
-            limits = [float(np.quantile(values, q)) for values, q in zip(seen, self.quantiles, strict=True)]
-        self.seen.append((surprisal, entropy))
-        return bool(surprisal > limits[0]), bool(entropy > limits[1])
-
-
 class Engine:
     """Decodes with a model, computing only what each token needs.
 
@@ -150,7 +67,7 @@ class Engine:
     Args:
         model: a transformers causal language model in float32, as `clada.load_model` opens it.
         tokenizer: its tokenizer; may be None when prompts are token ids.
-        method: of `clada.policies.METHODS`.
+        method: of `clada.methods.registry.METHODS`.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
         dtype: of the weights: `float32`, `bfloat16` or `int8`.

@@ -17,12 +17,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from clada.engine import Engine, Sampling, Step
+from clada.engine import Engine, Step
 from clada.errors import InputError
-from clada.models import load_model
-from clada.paths import check_target, replacing
-from clada.plan import Shares
-from clada.policies import LEAST_POSITIONS
+from clada.methods.plan import Shares
+from clada.methods.policy import LEAST_POSITIONS
+from clada.models.open import load_model
+from clada.sampling import Sampling
+from clada.system.files import check_target, replacing
 
 
 def main(args: argparse.Namespace) -> None:
@@ -32,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
         CladaError: a mistake of the user.
     """
     if args.plot:
-        from clada.plots import check_format, plot_load  # matplotlib takes a second to import
+        from clada.measure.plots import check_format, plot_load  # matplotlib takes a second to import
 
         check_format(Path(args.plot))
     for name in (args.metrics, args.plot):

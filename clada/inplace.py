@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from transformers.activations import ACT2FN
 
-from clada.coefficients import Coefficients, resolve_coefficients
-from clada.decoder import neuron_statistics, screen_words
-from clada.dejavu import guess, predictors
 from clada.errors import InputError
-from clada.families import Layer, anatomy
-from clada.kernels import ATTENTION_INPUT, MLP_INPUT, Selection
-from clada.load import surprisal_and_entropy_bits
-from clada.plan import Plan, plan_of
-from clada.policies import INPUT_METHODS, Policy, basis_of, check_method, make_policy, resolve_shares
-from clada.weights import Screen, norms_of
+from clada.methods.coefficients import Coefficients, resolve_coefficients
+from clada.methods.dejavu import guess, predictors
+from clada.methods.plan import Plan, plan_of
+from clada.methods.policy import Policy, basis_of, make_policy, resolve_shares
+from clada.methods.registry import INPUT_METHODS, check_method
+from clada.methods.screen import Screen, screen_words
+from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
+from clada.models.architectures import Layer, anatomy
+from clada.surprisal import surprisal_and_entropy_bits
 
 PROMPTS = ("dense", "sparse")
+
 SCREENED = 64  # tokens whose words are estimated together: more are no faster, and need more memory
 
 
@@ -78,7 +79,7 @@ def sparse(
         model: any supported transformers model, at any float dtype, on any device; as it was after the block.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
-        method: of `clada.policies.EVALUATED`.
+        method: of `clada.methods.registry.EVALUATED`.
         max_loss: which of the plan's budgets; None for 2 %.
         keep: keep this share of the neurons instead.
         prompt: `dense`: tokens before anything is cached are a prompt and run dense, as in the engine, and tokens that
@@ -131,7 +132,7 @@ class PromptStatistics:
     """What neurons did over the prompts of a batch but for their last tokens, as the engine collects it.
 
     Args:
-        kind: see `clada.decoder.prompt_statistics`.
+        kind: see `clada.methods.selection.prompt_statistics`.
         down_norm: [L, N].
         mask: attention mask [B, T] or None; padding counts for nothing.
         shape: sequences and tokens.

@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cladastats.regress import Fit
+    from cladastats.results.fit import Fit
     from cladastats.study import Study
 
 __version__ = "0.1.0"
 __all__ = ["Fit", "Study"]
 
-_HOME = {"Fit": "cladastats.regress", "Study": "cladastats.study"}
+_HOME = {"Fit": "cladastats.results.fit", "Study": "cladastats.study"}
 
 
 def __getattr__(name: str) -> Any:

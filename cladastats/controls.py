@@ -30,14 +30,16 @@ from tqdm import tqdm
 from wordfreq import zipf_frequency
 
 from clada.errors import InputError, StudyError
-from clada.families import check_length
-from clada.models import bos_tokens, load_model, load_tokenizer, model_revision
-from cladastats.corpus import separator_token
-from cladastats.extract import RECENT, PrefixSharingRunner
+from clada.models.architectures import check_length
+from clada.models.open import bos_tokens, load_model, load_tokenizer, model_revision
+from cladastats.activations.work import RECENT, PrefixSharingRunner
+from cladastats.panel.robustness import INDEPENDENT
+from cladastats.sequences.windows import separator_token
 from cladastats.study import Study, is_current, write_table
 
 FILE = "controls.parquet"
-INDEPENDENT = "independent_surprisal_bits"
+
+
 LAST_TOKENS = 24  # enough to hold the target's whole word
 
 

@@ -1,8 +1,6 @@
-"""Neuron activations, surprisal and entropy at the target token, on disk, resumable (sections 2.1.2 and 2.2.1).
+"""`cladastats extract`: neuron activations, surprisal and entropy at the target token, on disk, resumable.
 
-What is computed in one go is a shard (`cladastats.parts`), so a killed run loses at most the shard in flight. Within a
-block, work that sequences share is done once: B runs in segments that end where a hybrid leaves it, its keys
-and values are copied there as the start of the hybrid, and once more at the end as the context of B*.
+What is computed in one go is a shard (`cladastats.activations.parts`): a killed run loses at most that one.
 """
 
 from __future__ import annotations
@@ -15,28 +13,19 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["extract", *sys.argv[1:]]))
 
 import argparse
-import copy
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import safetensors.numpy
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache
 
 from clada.errors import StudyError
-from clada.families import capture_last_activations, check_length, down_norms
-from clada.load import surprisal_and_entropy_bits
-from clada.models import load_model, model_revision
-from clada.paths import is_local, replacing
-from cladastats.attention import causal_blocks
-from cladastats.corpus import tokens_sha256
-from cladastats.parts import (
+from clada.system.files import is_local, replacing
+from cladastats.activations.parts import (
     Part,
     finished,
     index_path,
@@ -48,114 +37,13 @@ from cladastats.parts import (
     write_index,
     write_part,
 )
+from cladastats.activations.work import Task, sequences_of
+from cladastats.sequences.pairs import tokens_sha256
 from cladastats.study import Study, is_current
 
 BYTES_BESIDE = 200  # of a sequence besides its activations: its other values, its id, the index
+
 WORTH_SAYING = 1e9  # bytes: smaller studies fit everywhere
-# Tokens at the end whose surprisal is kept while running: the previous one is a control, and what is one token here
-# may be several of an independent model.
-RECENT = 8
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What is known of one sequence at its target.
-
-    Attributes:
-        activations: float [layers, neurons], input of each layer's down-projection at the target token.
-        recent_bits: surprisal of the last tokens, at most `RECENT`; the last is that of the target.
-        entropy_bits: of the distribution that predicts the target.
-        target_id: the target token.
-    """
-
-    activations: np.ndarray
-    recent_bits: np.ndarray
-    entropy_bits: float
-    target_id: int
-
-    @property
-    def surprisal_bits(self) -> float:
-        """Of the target."""
-        return float(self.recent_bits[-1])
-
-    @property
-    def previous_surprisal_bits(self) -> float:
-        """Of the token before the target; NaN where nothing predicts it."""
-        return float(self.recent_bits[-2]) if len(self.recent_bits) > 1 else float("nan")
-
-
-class PrefixSharingRunner:
-    """Runs sequences through a model; what several of them begin with runs once.
-
-    Attributes:
-        token_forwards: tokens that went through the model so far.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.token_forwards = 0
-
-    @torch.inference_mode()
-    def measure(self, sequences: Mapping[str, np.ndarray]) -> dict[str, Measurement]:
-        """Measure sequences, each under its name.
-
-        Args:
-            sequences: token ids of at least two tokens; the last is the target.
-        """
-        found: dict[str, Measurement] = {}
-        with causal_blocks(self.model), capture_last_activations(self.model) as captured:
-            self._descend(sequences, 0, DynamicCache(config=self.model.config), [], captured, found)
-        return found
-
-    def _descend(
-        self,
-        sequences: Mapping[str, np.ndarray],
-        begin: int,
-        cache: DynamicCache,
-        tail: list[torch.Tensor],
-        captured: list[torch.Tensor],
-        found: dict[str, Measurement],
-    ) -> None:
-        """Run on from a beginning of `begin` tokens that these sequences share: its cache, and its last logits."""
-        first = next(iter(sequences.values()))
-        end = begin + _shared([ids[begin:] for ids in sequences.values()])
-        if end > begin:
-            tail = [*tail, *self._forward(first[begin:end], cache)][-RECENT - 1 :]
-        branches: dict[int, dict[str, np.ndarray]] = {}
-        for name, ids in sequences.items():
-            if len(ids) == end:
-                found[name] = _measurement(captured, tail, ids)
-            else:
-                branches.setdefault(int(ids[end]), {})[name] = ids
-        # The branch of most sequences takes the cache itself, last, so that there is one copy at a time.
-        ordered = sorted(branches.values(), key=len)
-        for i, branch in enumerate(ordered):
-            own = cache if i == len(ordered) - 1 else copy.deepcopy(cache)
-            self._descend(branch, end, own, tail, captured, found)
-
-    def _forward(self, token_ids: np.ndarray, cache: DynamicCache) -> torch.Tensor:
-        """Run tokens after a cache; logits [positions, vocabulary] of the last of them."""
-        ids = torch.tensor(token_ids, dtype=torch.long, device=self.model.device)[None]
-        self.token_forwards += len(token_ids)
-        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=RECENT + 1).logits[0]
-
-
-def _shared(sequences: Sequence[np.ndarray]) -> int:
-    """How many tokens all of them begin with."""
-    shortest = min(map(len, sequences))
-    ids = np.stack([sequence[:shortest] for sequence in sequences])
-    differ = (ids != ids[0]).any(0)
-    return int(differ.argmax()) if differ.any() else shortest
-
-
-def _measurement(captured: list[torch.Tensor], tail: list[torch.Tensor], ids: np.ndarray) -> Measurement:
-    last = torch.tensor(ids[1:][-RECENT:], dtype=torch.long, device=tail[0].device)
-    surprisal, entropy = surprisal_and_entropy_bits(torch.stack(tail[-len(last) - 1 : -1]), last)
-    activations = torch.stack(captured).float().cpu().numpy()
-    return Measurement(activations, surprisal.double().cpu().numpy(), float(entropy[-1]), int(ids[-1]))
-
-
-# -- the stage ----------------------------------------------------------------------------------------------------
 
 
 def main(args: argparse.Namespace) -> None:
@@ -176,7 +64,7 @@ def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | N
         study: the study.
         shard: (i, n) extracts only every n-th part from the i-th on, 1 <= i <= n, and leaves the index to
             `cladastats merge`: for schedulers that start n processes which know nothing of each other.
-        cluster: where to compute, as `cladastats.cluster.connect` reads it; None: here.
+        cluster: where to compute, as `cladastats.activations.clusters.connect` reads it; None: here.
 
     Raises:
         StudyError: the model is not the one the study was made for, a part is of another study, or the disk is full.
@@ -217,7 +105,7 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
                 norms = worker.norms
                 parts: Iterator[tuple[int, tuple[Part, int]]] = ((n, worker.part(blocks)) for n, blocks in work.items())
             else:
-                from cladastats.cluster import spread
+                from cladastats.activations.clusters import spread
 
                 norms, parts = stack.enter_context(spread(task, work, cluster))
             _check_room(study, sum(len(shard_ids(shards[number])) for number in todo), norms.size)
@@ -234,101 +122,6 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
         torch.set_num_threads(threads)
     if todo and "placebos" not in config.corpus:
         _report_cost(forwards, n_blocks, config.length, len(config.ratios))
-
-
-Sequences = dict[str, np.ndarray]  # token ids by sequence_id
-
-
-def sequences_of(blocks: list[pd.DataFrame]) -> list[Sequences]:
-    """The sequences of each block."""
-    return [dict(zip(block["sequence_id"], block["token_ids"], strict=True)) for block in blocks]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What measuring a shard depends on besides its sequences: with these the same everywhere, so are the results.
-
-    Attributes:
-        model, revision, dtype, storage_dtype, threads, length: as `StudyConfig` has them.
-    """
-
-    model: str
-    revision: str
-    dtype: str
-    storage_dtype: str
-    threads: int
-    length: int
-
-    def worker(self) -> Worker:
-        """Open the model.
-
-        Raises:
-            StudyError: the name opens another model here.
-            ModelError: it cannot be opened, or its positions do not reach the length.
-        """
-        if model_revision(self.model) != self.revision:
-            raise StudyError(
-                f"the study is of {self.model} at {self.revision[:20]}, which is not what that name opens here; "
-                "use another --study folder, or the model it was made with"
-            )
-        model, _ = load_model(self.model, dtype=self.dtype)
-        check_length(model.config, self.length + 1, "make a study with a shorter --length")
-        return Worker(self, PrefixSharingRunner(model), down_norms(model).numpy())
-
-
-@dataclass
-class Worker:
-    """An open model that measures shards.
-
-    Attributes:
-        task: what it was opened for.
-        runner: of the model.
-        norms: of the columns of each layer's down-projection, [layers, neurons].
-    """
-
-    task: Task
-    runner: PrefixSharingRunner
-    norms: np.ndarray
-
-    def part(self, blocks: Sequence[Sequences]) -> tuple[Part, int]:
-        """Measure the blocks of one shard.
-
-        Returns:
-            its part, and how many tokens went through the model for it.
-
-        Raises:
-            StudyError: an activation is not finite, or too large for the storage dtype.
-        """
-        torch.set_num_threads(self.task.threads)  # of this very thread
-        before = self.runner.token_forwards
-        measured: dict[str, Measurement] = {}
-        for block in blocks:
-            measured |= self.runner.measure(block)
-        ids = list(dict.fromkeys(sequence_id for block in blocks for sequence_id in block))
-        rows = [measured[sequence_id] for sequence_id in ids]
-        activations = np.stack([m.activations for m in rows])
-        storage_dtype = self.task.storage_dtype
-        with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
-            stored = activations.astype(storage_dtype)
-        if not np.isfinite(stored).all():
-            largest = np.abs(activations).max()
-            raise StudyError(
-                f"an activation of {largest:.3g} does not fit {storage_dtype}; make the study with --storage-dtype "
-                "float32"
-                if np.isfinite(largest)
-                else "the model gives activations that are not numbers; try another dtype or model"
-            )
-        part = Part(
-            ids,
-            {
-                "activations": stored,
-                "surprisal_bits": np.array([m.surprisal_bits for m in rows]),
-                "entropy_bits": np.array([m.entropy_bits for m in rows]),
-                "previous_surprisal_bits": np.array([m.previous_surprisal_bits for m in rows]),
-                "target_id": np.array([m.target_id for m in rows]),
-            },
-        )
-        return part, self.runner.token_forwards - before
 
 
 def _check_room(study: Study, sequences: int, neurons: int) -> None:

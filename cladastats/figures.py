@@ -20,13 +20,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from clada.errors import StudyError
-from clada.paths import replacing
+from clada.system.files import replacing
+from cladastats.results.fit import LABELS
 from cladastats.study import Study
-from cladastats.tables import LABELS
 
 if TYPE_CHECKING:
-    from cladastats.evidence import CaseStudy
-    from cladastats.regress import Fit
+    from cladastats.panel.case_study import CaseStudy
+    from cladastats.results.fit import Fit
 
 RESPONSE_LABELS = {
     "shift_toward": "shift toward B",
@@ -34,6 +34,7 @@ RESPONSE_LABELS = {
     "sim_hb": "similarity of A' and B",
     "sim_ha": "similarity of A' and A",
 }
+
 GROUP_LABELS = {"nls": "natural (NLS)", "rts": "random words (RTS)"}
 
 
@@ -167,7 +168,7 @@ def activation_figure(maps: Mapping[str, np.ndarray], prefix: int) -> Figure:
     """Activations of one layer at every token (the paper's Figs. 4 to 6): log magnitude, neurons across, tokens down.
 
     Args:
-        maps: [tokens, neurons] by name, of `cladastats.evidence.activation_maps`.
+        maps: [tokens, neurons] by name, of `cladastats.panel.case_study.activation_maps`.
         prefix: tokens of B at the start of A'; a line marks their end.
     """
     figure = Figure(figsize=(7.0, 3.4), layout="constrained")
@@ -194,7 +195,7 @@ def gain_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """What each predictor adds to the prediction of reading times and brain responses, with 95 % intervals.
 
     Args:
-        tables: of `cladastats.human.effect_table`, by model.
+        tables: of `cladastats.people.results.effect_table`, by model.
     """
     first = next(iter(tables.values()))
     measures = list(dict.fromkeys(zip(first["corpus"], first["measure"], strict=True)))
@@ -224,7 +225,7 @@ def gain_layers_figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """What the effort of each layer alone adds, a line per model, a panel per confirmatory measure.
 
     Args:
-        results: of `cladastats.human.read_results`, by model.
+        results: of `cladastats.people.results.read_results`, by model.
     """
     first = next(iter(results.values()))
     measures = [(r["corpus"], m["measure"]) for r in first for m in r["measures"] if m["confirmatory"]]

@@ -15,8 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clada.errors import StudyError
-from clada.paths import local_copy, replacing
-from cladastats.parts import index_path, norms_path, part_path, read_norms, read_part, shard_ids, shards_of, write_index
+from clada.system.files import local_copy, replacing
+from cladastats.activations.parts import (
+    index_path,
+    norms_path,
+    part_path,
+    read_norms,
+    read_part,
+    shard_ids,
+    shards_of,
+    write_index,
+)
 from cladastats.study import Study
 from cladastats.verify import problems
 

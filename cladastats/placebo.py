@@ -1,14 +1,4 @@
-"""`cladastats placebo`: hybrids that should not act as prefixes do, if it is the prefix that matters.
-
-A study of its own in `STUDY/placebo`, made of the first pairs of the study: the same A, B and B*, and for every ratio
-
-    unrelated  the prefix of C, the B of another pair: does any other beginning do it?
-    shuffled   the prefix of B, its tokens in random order: do its words do it without their order?
-    middle     the tokens of B's prefix in the middle of A
-    end        the tokens of B's prefix right before A's target: is it being first, or being near?
-
-All are compared with B, as the hybrids of the study are.
-"""
+"""`cladastats placebo`: studies made of a study, which say whether it is the prefix that matters."""
 
 from __future__ import annotations
 
@@ -20,27 +10,20 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["placebo", *sys.argv[1:]]))
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from clada.errors import InputError, StudyError
-from clada.models import bos_tokens, load_tokenizer
-from cladastats.corpus import SCHEMA, sequence_id, tokens_sha256
 from cladastats.extract import extract
-from cladastats.study import Study, write_study, write_table
-
-PLACEBOS = {
-    "unrelated": "prefix of an unrelated text",
-    "shuffled": "prefix of B, shuffled",
-    "middle": "B's tokens in the middle",
-    "end": "B's tokens at the end",
-}
-PAIRS = 32
+from cladastats.panel.columns import complete_rows
+from cladastats.panel.within import Within, within_summary
+from cladastats.results.fit import RESPONSES
+from cladastats.sequences.pairs import pair_rows
+from cladastats.sequences.placebos import derived_study, make_placebo
+from cladastats.sequences.windows import Window
+from cladastats.similarity import similarity
+from cladastats.study import Study
 
 
 def main(args: argparse.Namespace) -> None:
@@ -52,120 +35,39 @@ def main(args: argparse.Namespace) -> None:
     extract(make_placebo(Study(args.study), args.pairs))
 
 
-def make_placebo(study: Study, pairs: int | None = None) -> Study:
-    """Open the placebo study of a study, or build its corpus.
+def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -> pd.DataFrame:
+    """The prefix's effect one token earlier, beside that at the target, on the same pairs (B.1: why token 2,049?).
 
-    Args:
-        study: the study.
-        pairs: of each group, from the first on; None: those that are there, or 32.
-
-    Raises:
-        StudyError: the one that is there has another number of pairs, or belongs to another corpus.
-        InputError: fewer than two pairs.
-    """
-    bos = len(bos_tokens(load_tokenizer(study.config.model)))
-
-    def rows(wanted: int) -> Iterator[dict[str, Any]]:
-        return _rows(study.corpus, wanted, bos, study.config.seed)
-
-    return derived_study(study, "placebo", pairs, rows, {"placebos": list(PLACEBOS)}, study.config.length)
-
-
-def derived_study(
-    study: Study,
-    name: str,
-    pairs: int | None,
-    rows: Callable[[int], Iterator[dict[str, Any]]],
-    facts: dict[str, Any],
-    length: int,
-) -> Study:
-    """Open a study made of another one's first pairs, or build its corpus.
-
-    Args:
-        study: the other one, in whose folder it is kept.
-        name: of its folder.
-        pairs: of each group, as in `make_placebo`.
-        rows: of its corpus, for so many pairs.
-        facts: what its study.json says of the corpus, beside what it was made of.
-        length: tokens before its targets.
-
-    Raises:
-        StudyError, InputError: as in `make_placebo`.
-    """
-    folder, config = study.folder / name, study.config
-    if (folder / "study.json").is_file():
-        found = Study(folder)
-        if found.config.corpus.get("made_of") != config.corpus_sha256:
-            raise StudyError(f"{folder} belongs to another corpus; delete it, and run the command again")
-        if pairs is not None and min(pairs, config.pairs) != found.config.pairs:
-            raise StudyError(f"{folder} has {found.config.pairs} pairs, not {pairs}; delete it to make another")
-        return found
-    wanted = min(pairs or PAIRS, config.pairs)
-    if wanted < 2:
-        raise InputError(f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs")
-    schema = SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else SCHEMA
-    table = pa.Table.from_pylist(list(rows(wanted)), schema=schema)
-    corpus = {"made_of": config.corpus_sha256, **facts}
-    own = replace(config, pairs=wanted, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
-    write_table(folder / "corpus.parquet", table, own.corpus_sha256)
-    write_study(folder, own)
-    return Study(folder)
-
-
-def _rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dict[str, Any]]:
-    corpus = corpus[corpus["pair"] < pairs]
-    for group, members in corpus.groupby("group", sort=True):
-        texts = members[members["role"] == "B"].set_index("pair")["token_ids"]
-        for pair, block in members.groupby("pair"):
-            roles = block[block["role"] != "hybrid"]
-            yield from roles.assign(placebo=None, ratio=None, prefix_len=None).to_dict("records")
-            a = roles.set_index("role")["token_ids"]["A"]
-            for hybrid in block[block["role"] == "hybrid"].itertuples():
-                p = int(hybrid.prefix_len)
-                rng = np.random.default_rng([seed, 3, group == "nls", pair, p])
-                made = placebo_sequences(a, texts[pair], texts[(pair + 1) % pairs], p, bos, rng)
-                for name, ids in made.items():
-                    yield {
-                        "sequence_id": sequence_id(ids),
-                        "group": group,
-                        "role": "hybrid",
-                        "pair": pair,
-                        "ratio": hybrid.ratio,
-                        "prefix_len": p,
-                        "token_ids": ids,
-                        "documents": [0],
-                        "target_distance": None,
-                        "pos_distance": None,
-                        "placebo": name,
-                    }
-
-
-def placebo_sequences(
-    a: np.ndarray, b: np.ndarray, c: np.ndarray, p: int, bos: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """The placebo hybrids of a pair at one prefix length.
-
-    Args:
-        a: token ids of A, [length + 1].
-        b: of B.
-        c: of an unrelated text.
-        p: prefix length.
-        bos: how many tokens the tokenizer puts before every text; they stay at the start.
-        rng: of the shuffle.
+    Makes and extracts a study of its own in `STUDY/earlier`, whose sequences end one token before.
 
     Returns:
-        token ids [length + 1] under the names of `PLACEBOS`; all end in A's target.
+        a row per group and token (`target`, `earlier`): coef per 1,000 tokens, se, ci_low, ci_high, p, n_pairs.
     """
-    length, own = len(a) - 1, b[bos:p]
+    config = study.config
 
-    def moved(begin: int) -> np.ndarray:
-        ids = a.copy()
-        ids[begin : begin + len(own)] = own
-        return ids
+    def rows(wanted: int) -> Iterator[dict[str, Any]]:
+        corpus = study.corpus
+        for (group, pair), block in corpus[corpus["pair"] < wanted].groupby(["group", "pair"], sort=True):
+            a, b = (
+                Window(
+                    row.token_ids[:-1], [d for d in row.documents if d < config.length], max(0, row.target_distance - 1)
+                )
+                for role in ("A", "B")
+                for row in block[block["role"] == role].itertuples()
+            )
+            yield from pair_rows(group, pair, a, b, config.ratios, config.length - 1)
 
-    return {
-        "unrelated": np.concatenate([c[:p], a[p:]]),
-        "shuffled": np.concatenate([a[:bos], rng.permutation(own), a[p:]]),
-        "middle": moved(bos + (length - bos - len(own)) // 2),
-        "end": moved(length - len(own)),
-    }
+    earlier = derived_study(study, "earlier", pairs, rows, {}, config.length - 1)
+    extract(earlier)
+    similarity(earlier, metric)
+    records = []
+    for token, panel in (("target", study.panel(metric)), ("earlier", earlier.panel(metric))):
+        for group, own in panel[panel["pair"] < earlier.config.pairs].groupby("group"):
+            data, _ = complete_rows(own, group, RESPONSES["toward"], ("prefix_len",))
+            found = within_summary(Within.of(data, RESPONSES["toward"], ["prefix_len"]))["prefix_len"]
+            low, high = found.pop("ci")
+            n_pairs = data.index.get_level_values("pair").nunique()
+            records.append(
+                {"group": group, "token": token, **found, "ci_low": low, "ci_high": high, "n_pairs": n_pairs}
+            )
+    return pd.DataFrame.from_records(records)

@@ -12,14 +12,16 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 
 from clada.errors import InputError
-from clada.paths import as_path
+from clada.system.files import as_path
 from cladastats.corpus import DEFAULTS, make_study, repeat_study
 from cladastats.extract import extract
 from cladastats.figures import draw
-from cladastats.regress import regress, summary_sentences, write_coefficients
+from cladastats.panel.columns import summary_sentences
+from cladastats.regress import regress, write_coefficients
 from cladastats.similarity import similarity
 
 SHOWN = "cka"  # whose table ends the run, and whose coefficients the engine reads
+
 METRICS = (SHOWN, "cosine")
 
 

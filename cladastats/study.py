@@ -23,16 +23,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clada.coefficients import newest_studies
 from clada.errors import StudyError
-from clada.jsonfile import read_json, write_json
-from clada.paths import as_path, local_copy, replacing
+from clada.methods.coefficients import newest_studies
+from clada.system.files import as_path, local_copy, replacing
+from clada.system.jsonfile import read_json, write_json
 
 if TYPE_CHECKING:
-    from cladastats.regress import Fit
+    from cladastats.results.fit import Fit
 
 SCHEMA = "cladastats/study/1"
+
 STUDIES = Path("studies")
+
 RECORDED_PACKAGES = (
     "clada",
     "torch",
@@ -53,7 +55,7 @@ class StudyConfig:
 
     Attributes:
         model: the name given to `clada.load_model`.
-        revision: content of the model, as `clada.models.model_revision` says it.
+        revision: content of the model, as `clada.models.open.model_revision` says it.
         dtype: of the forward passes.
         storage_dtype: of the activations on disk.
         threads: of torch during extraction; with it and `batch` fixed, results are bit-identical.
@@ -136,7 +138,7 @@ class Study:
 
     def fit(self, metric: str = "cka", response: str = "toward") -> Fit:
         """The six regressions of a metric and response; shows itself as a table in JupyterLab."""
-        from cladastats.regress import Fit
+        from cladastats.results.fit import Fit
 
         path = self.fit_path(metric, response)
         if not path.exists():

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from clada.errors import StudyError
-from cladastats.parts import DamagedPartError, part_path, read_part, shard_ids, shards_of
+from cladastats.activations.parts import DamagedPartError, part_path, read_part, shard_ids, shards_of
 from cladastats.study import Study
 
 

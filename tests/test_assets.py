@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clada import assets
-from clada.assets import ASSETS, Asset, cache_dir, fetch, locked_scratch
 from clada.errors import AssetError
+from clada.models import assets
+from clada.models.assets import ASSETS, Asset, fetch
+from clada.system.cache import cache_dir, locked_scratch
 
 CONTENT = bytes(range(256)) * 40
 TINY = Asset(
@@ -212,5 +213,7 @@ def test_the_news_asset_holds_the_articles():
 
 
 def test_importing_assets_is_light():
-    heavy = "import sys, clada.assets; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    heavy = (
+        "import sys, clada.models.assets; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0

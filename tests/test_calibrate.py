@@ -13,17 +13,20 @@ import torch
 from tiny_models import tiny_model, tokens
 
 from clada import calibrate as module
-from clada.calibrate import _dtypes, search, tabulate
-from clada.coefficients import NONE, Coefficients
-from clada.decoder import Decoder
+from clada.cpu.decoder import Decoder
+from clada.cpu.pack import pack
 from clada.engine import Engine
 from clada.errors import InputError
-from clada.loss import Scorer
-from clada.models import load_tokenizer
-from clada.plan import GRID, Plan, Shares
-from clada.policies import make_policy, shares_of
-from clada.texts import read_windows
-from clada.weights import pack
+from clada.measure import tables
+from clada.measure.loss import Scorer
+from clada.measure.search import dtypes_of, search
+from clada.measure.tables import tabulate
+from clada.measure.texts import read_windows
+from clada.methods.coefficients import NONE, Coefficients
+from clada.methods.plan import GRID, Plan, Shares
+from clada.methods.policy import make_policy
+from clada.methods.registry import shares_of
+from clada.models.open import load_tokenizer
 
 RULE = Coefficients(-0.6, 0.3, tau_surprisal_bits=9.0, tau_entropy_bits=3.0)
 
@@ -34,9 +37,11 @@ def windows_of(n, length=40):
 
 @pytest.fixture
 def small_search(monkeypatch):
-    for name, value in {"WINDOW": 40, "PROMPT": 16, "SAMPLED": 160}.items():
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(module, "model_revision", lambda _name: "sha256:tiny")
+    monkeypatch.setattr("clada.measure.tables.WINDOW", 40)
+    monkeypatch.setattr("clada.measure.search.PROMPT", 16)
+    monkeypatch.setattr("clada.measure.tables.SAMPLED", 160)
+    for place in (module, tables):
+        monkeypatch.setattr(place, "model_revision", lambda _name: "sha256:tiny")
 
 
 def test_a_plan_without_clada_never_takes_the_place_of_one_with_it(small_search, monkeypatch, tmp_path):
@@ -53,8 +58,9 @@ def test_a_plan_without_clada_never_takes_the_place_of_one_with_it(small_search,
 
 def test_a_search_that_was_finished_is_not_done_again(small_search, monkeypatch, tmp_path, capsys):
     """An interrupted command goes on, another rule or budget is searched for, and what was found stays."""
-    for name, value in {"TABLE_WINDOWS": 2, "SCORED_WINDOWS": 4, "DIVERGENCE_WINDOWS": 2}.items():
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "TABLE_WINDOWS", 2)
+    monkeypatch.setattr(module, "SCORED_WINDOWS", 4)
+    monkeypatch.setattr("clada.measure.search.DIVERGENCE_WINDOWS", 2)
     monkeypatch.setattr(module, "load_model", lambda _name: (tiny_model("llama"), None))
     monkeypatch.setattr(module, "read_windows", lambda *_args: (windows_of(6), "0" * 64))
     searched = []
@@ -87,7 +93,7 @@ def test_a_search_that_was_finished_is_not_done_again(small_search, monkeypatch,
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_tables_are_the_quantiles_of_what_torch_computes(family, small_search, monkeypatch):
-    monkeypatch.setattr(module, "SAMPLED", 10**6)  # every token
+    monkeypatch.setattr(tables, "SAMPLED", 10**6)  # every token
     model = tiny_model(family, seed=2)
     windows = windows_of(3)
     plan = tabulate(model, "tiny", windows, {})
@@ -117,7 +123,7 @@ def test_tables_are_the_quantiles_of_what_torch_computes(family, small_search, m
 
 def test_scored_loss_is_the_engines_token_by_token(small_search, monkeypatch):
     """Windows side by side, teacher-forced, against the engine's steps one by one, under the same loads."""
-    monkeypatch.setattr("clada.policies.LEAST_POSITIONS", 8)  # so that the mean of all values is used
+    monkeypatch.setattr("clada.methods.policy.LEAST_POSITIONS", 8)  # so that the mean of all values is used
     model = tiny_model("llama", seed=5)
     plan = tabulate(model, "tiny", windows_of(4), {})
     shares = Shares(neurons=0.4, gate=0.2, output=0.2, prompt=0.1, attention=0.9)
@@ -190,9 +196,9 @@ def test_budgets_are_kept_and_a_looser_one_never_keeps_more(method, small_search
 def test_int8_of_short_rows_has_a_setting_of_its_own_that_computes_every_neuron(small_search):
     model = tiny_model("llama", seed=3)
     plan = tabulate(model, "tiny", windows_of(4), {})
-    assert _dtypes("clada", model.config) == ["bfloat16", "int8"]
-    assert _dtypes("clada-mlp", model.config) == _dtypes("tt", model.config) == ["bfloat16"]
-    assert _dtypes("clada", SimpleNamespace(hidden_size=1024)) == ["bfloat16"]
+    assert dtypes_of("clada", model.config) == ["bfloat16", "int8"]
+    assert dtypes_of("clada-mlp", model.config) == dtypes_of("tt", model.config) == ["bfloat16"]
+    assert dtypes_of("clada", SimpleNamespace(hidden_size=1024)) == ["bfloat16"]
     for dtype in ("bfloat16", "int8"):
         plan = search(model, plan, "clada", windows_of(8), [5.0], NONE, dtype)
     shares, words = (plan.setting("clada", 5.0, dtype).shares for dtype in ("bfloat16", "int8"))

@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from clada.assets import ASSETS, cache_dir
-from clada.coefficients import read_coefficients
 from clada.errors import NotIdentifiedError, StudyError
+from clada.methods.coefficients import read_coefficients
+from clada.models.assets import ASSETS
+from clada.system.cache import cache_dir
 from cladastats.corpus import DEFAULTS, make_study
-from cladastats.metrics import METRICS
-from cladastats.regress import fit_columns, regress, write_coefficients
+from cladastats.panel.columns import fit_columns
+from cladastats.regress import regress, write_coefficients
+from cladastats.similarities.metrics import METRICS
 from cladastats.similarity import similarity
 from cladastats.study import Study
 

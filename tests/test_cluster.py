@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
+from cladastats.activations.parts import part_path
 from cladastats.cli import main
-from cladastats.parts import part_path
 from cladastats.study import Study
 
 EXTRACT = [sys.executable, "-m", "cladastats", "extract", "--study"]

@@ -16,9 +16,9 @@ from tiny_models import tiny_model
 
 from clada.cli import main as clada
 from clada.errors import InputError
-from clada.models import load_tokenizer, model_revision
-from clada.plan import Plan, resolve_plan
-from clada.texts import read_windows
+from clada.measure.texts import read_windows
+from clada.methods.plan import Plan, resolve_plan
+from clada.models.open import load_tokenizer, model_revision
 from cladastats.cli import main as cladastats
 
 
@@ -332,7 +332,7 @@ def test_shipped_plans_are_of_the_embedded_models(name):
 
 def test_a_damaged_plan_in_the_cache_does_not_hide_the_shipped_one(tmp_path, monkeypatch):
     expected = Plan.load(shipped("smollm2-135m"))
-    monkeypatch.setattr("clada.plan.cached_plan_path", lambda _revision: tmp_path / "plan.json")
+    monkeypatch.setattr("clada.methods.plan.cached_plan_path", lambda _revision: tmp_path / "plan.json")
     for content in ("{", "[]", json.dumps({"schema": "clada/plan/2"})):
         (tmp_path / "plan.json").write_text(content)
         found = resolve_plan(None, "smollm2-135m", expected.revision)
@@ -342,7 +342,7 @@ def test_a_damaged_plan_in_the_cache_does_not_hide_the_shipped_one(tmp_path, mon
 
 def test_a_plan_for_another_budget_does_not_hide_the_shipped_one(tmp_path, monkeypatch):
     expected = Plan.load(shipped("smollm2-135m"))
-    monkeypatch.setattr("clada.plan.cached_plan_path", lambda _revision: tmp_path / "plan.json")
+    monkeypatch.setattr("clada.methods.plan.cached_plan_path", lambda _revision: tmp_path / "plan.json")
     replace(expected, settings=tuple(replace(s, max_loss=0.1) for s in expected.settings)).save(tmp_path / "plan.json")
 
     def found(max_loss):
@@ -486,7 +486,7 @@ def test_interrupted_with_ctrl_c_resumes(tmp_path):
 def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
     import errno
 
-    from clada import paths
+    from clada.system import files as paths
 
     part = small_copy.folder / "activations" / "part-00001.safetensors"
     content = part.read_bytes()

@@ -14,29 +14,15 @@ import pandas as pd
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from clada.assets import fetch
 from clada.errors import InputError, StudyError
-from clada.models import load_tokenizer
+from clada.models.assets import fetch
+from clada.models.open import bos_tokens, load_tokenizer
 from cladastats import corpus
-from cladastats.corpus import (
-    DEFAULTS,
-    RandomSequences,
-    TaggedWords,
-    Window,
-    bos_tokens,
-    build_corpus,
-    check_ratios,
-    make_study,
-    natural_windows,
-    pair_rows,
-    prefix_length,
-    quotas,
-    separator_token,
-    tag_words,
-    tokens_sha256,
-    total_variation,
-)
-from cladastats.sources import Documents
+from cladastats.corpus import DEFAULTS, make_study
+from cladastats.sequences.pairs import build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
+from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
+from cladastats.sequences.sources import Documents
+from cladastats.sequences.windows import Window, natural_windows, separator_token
 
 PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
 
@@ -352,7 +338,7 @@ def test_words_are_tagged_with_their_part_of_speech() -> None:
     text = 'The quick dog chased "the" cats, but I didn\'t see it.\n\nHe paid £5, OK?'
     pool = tag_words([text], 1, np.random.default_rng(SEED))
     tag = dict(zip((word.strip() for word in pool.text), (pool.strata[s] for s in pool.stratum), strict=True))
-    # Tags of the British National Corpus (CLAWS C5).
+    # Tags of the British National PairCorpus (CLAWS C5).
     assert (tag["The"], tag["quick"], tag["dog"], tag["chased"]) == ("AT0", "AJ0", "NN1", "VVD")
     assert tag["The"] == tag["the"]
     assert {name for name, mark in zip(pool.strata, pool.punctuation, strict=True) if mark} == {
@@ -383,7 +369,7 @@ def test_ratios_are_those_of_the_tagged_words(news_words: TaggedWords) -> None:
 
 
 def test_tagging_stops_when_there_are_enough_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "TAGGED_WORDS", (20, 60))
+    monkeypatch.setattr("cladastats.sequences.random_words.TAGGED_WORDS", (20, 60))
     texts = [f"Ten words are in number {i} of these few texts ." for i in range(20)]
     for needed, words in [(1, 20), (35, 44), (1_000, 66)]:  # a text is taken whole: eleven words with its full stop
         assert len(tag_words(texts, needed, np.random.default_rng(SEED)).text) == -(-words // 11) * 11

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from clada.errors import InputError, StudyError
-from clada.evaluate import SCHEMA, Scores
-from clada.jsonfile import check_checksum, with_checksum
-from clada.models import load_tokenizer
-from clada.texts import read_windows
+from clada.measure.scores import SCHEMA, Scores
+from clada.measure.texts import read_windows
+from clada.models.open import load_tokenizer
+from clada.system.jsonfile import check_checksum, with_checksum
 from cladastats.cli import main
 from cladastats.study import Study, is_current, read_table, write_table
 

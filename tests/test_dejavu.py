@@ -7,20 +7,20 @@ from test_engine import plan_of
 from tiny_models import tiny_model, tokens
 
 import clada
-import clada.calibrate as calibrate
-import clada.dejavu as dejavu
-from clada.calibrate import tabulate
-from clada.coefficients import NONE
-from clada.dejavu import TABLES, train
+import clada.methods.dejavu as dejavu
 from clada.engine import Engine
 from clada.errors import InputError
+from clada.measure import tables
+from clada.measure.tables import tabulate
+from clada.methods.coefficients import NONE
+from clada.methods.dejavu import TABLES, train
 
 WINDOWS = [tokens(40, seed=100 + i) for i in range(60)]
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    monkeypatch.setattr(calibrate, "model_revision", lambda _name: "")
+    monkeypatch.setattr(tables, "model_revision", lambda _name: "")
     monkeypatch.setattr(dejavu, "STEPS", 300)
 
     def of(family, rank=None):

@@ -11,13 +11,15 @@ import pytest
 import torch
 from tiny_models import CONFIGS, tiny_model, tokens
 
-from clada.coefficients import Coefficients
-from clada.engine import Engine, RollingLoad, Sampling
+from clada.engine import Engine
 from clada.errors import InputError, ModelError
-from clada.load import surprisal_and_entropy_bits
-from clada.models import load_model
-from clada.plan import GRID, Plan, Setting, Shares
-from clada.policies import METHODS, make_policy, resolve_shares, shares_of
+from clada.methods.coefficients import Coefficients
+from clada.methods.plan import GRID, Plan, Setting, Shares
+from clada.methods.policy import RollingLoad, make_policy, resolve_shares
+from clada.methods.registry import METHODS, shares_of
+from clada.models.open import load_model
+from clada.sampling import Sampling
+from clada.surprisal import surprisal_and_entropy_bits
 
 PROMPT = tokens(40, seed=3)  # longer than the tiny models' sliding window of 16
 
@@ -265,7 +267,7 @@ def test_prompts_run_in_pieces(family, method, monkeypatch):
     plan = plan_of(model, Shares(prompt=0.5), methods=[method])
     engine = Engine(model, None, method=method, plan=plan, coefficients="none")
     whole = engine.prefill([PROMPT])
-    monkeypatch.setattr("clada.decoder.PIECE", 7)
+    monkeypatch.setattr("clada.cpu.decoder.PIECE", 7)
     pieces = engine.prefill([PROMPT])
     # float32 sums in another order
     assert np.abs(pieces.outcome.logits - whole.outcome.logits).max() < 1e-4

@@ -14,9 +14,10 @@ from lm_eval.models.huggingface import HFLM
 import clada
 from clada.cli import main
 from clada.errors import InputError
-from clada.evaluate import as_table, compare
-from clada.harness import TASKS, CladaLM, local_task, read_documents
-from clada.models import load_model
+from clada.harness import CladaLM
+from clada.measure.scores import as_table, compare
+from clada.measure.tasks import TASKS, local_task, read_documents
+from clada.models.open import load_model
 
 DOCUMENTS = {
     "hellaswag": [

@@ -12,12 +12,14 @@ import torch
 from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.errors import ModelError, StudyError
-from clada.families import FAMILIES, capture_last_activations, check_length, decoder_layers, down_norms, family_of
-from cladastats import attention
+from clada.models.architectures import FAMILIES, check_length, decoder_layers, down_norms, family_of
+from clada.models.hooks import capture_last_activations
+from cladastats.activations import attention
+from cladastats.activations.parts import part_path, read_part, read_parts, shard_ids, shards_of
+from cladastats.activations.work import PrefixSharingRunner, Task
+from cladastats.activations.work import sequences_of as extracted
 from cladastats.cli import main
-from cladastats.extract import PrefixSharingRunner, Task, extract
-from cladastats.extract import sequences_of as extracted
-from cladastats.parts import part_path, read_part, read_parts, shard_ids, shards_of
+from cladastats.extract import extract
 from cladastats.study import Study
 
 LENGTH, PREFIXES = 64, [16, 24, 32]  # the sliding window of the tiny models is 16: prefixes reach and exceed it

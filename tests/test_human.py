@@ -14,19 +14,10 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from clada.errors import InputError
 from cladastats import human as module
 from cladastats.cli import main
-from cladastats.human import (
-    analyse,
-    designs,
-    effect_table,
-    fit_random_intercept,
-    folds_of,
-    gain,
-    held_out,
-    read_results,
-    verdicts,
-)
-from cladastats.reading import SOURCES, Measure, open_corpus
-from cladastats.sources import load_documents
+from cladastats.people.corpora import SOURCES, Measure, open_corpus
+from cladastats.people.gains import analyse, designs, fit_random_intercept, folds_of, gain, held_out
+from cladastats.people.results import effect_table, read_results, verdicts
+from cladastats.sequences.sources import load_documents
 
 HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
 
@@ -412,7 +403,7 @@ def made_rows(rng, effort_effect, n_texts=25, n=1500):
 
 
 def test_effort_that_was_put_in_is_found_and_effort_that_was_not_is_not(monkeypatch):
-    monkeypatch.setattr(module, "SHUFFLES", 39)
+    monkeypatch.setattr("cladastats.people.gains.SHUFFLES", 39)
     rng = np.random.default_rng(8)
     found = analyse(made_rows(rng, 9.0), Measure("time"))
     rows = {row["predictor"]: row for row in found["rows"]}
@@ -460,7 +451,7 @@ def test_verdicts_look_at_the_sign(effect, p, said):
 
 
 def test_the_command_goes_on_from_what_is_there(folder, sentences, capsys, monkeypatch):
-    monkeypatch.setattr(module, "SHUFFLES", 19)
+    monkeypatch.setattr("cladastats.people.gains.SHUFFLES", 19)
     arguments = ["human", "--corpus", "ucl_et", "--data", str(folder), "--out", str(folder / "out")]
     assert main(arguments) == 0
     said = capsys.readouterr().out

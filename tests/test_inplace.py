@@ -11,14 +11,14 @@ from tiny_models import CONFIGS, tiny_model, tokens
 from transformers import pipeline
 
 import clada
-from clada.coefficients import NONE, Coefficients
-from clada.decoder import Decoder
+from clada.cpu.decoder import Decoder
+from clada.cpu.pack import pack
 from clada.engine import Engine
 from clada.errors import InputError, ModelError
-from clada.models import load_model
-from clada.plan import Shares
-from clada.policies import basis_of, make_policy
-from clada.weights import pack
+from clada.methods.coefficients import NONE, Coefficients
+from clada.methods.plan import Shares
+from clada.methods.policy import basis_of, make_policy
+from clada.models.open import load_model
 
 PROMPT = tokens(30, seed=3)
 RULE = Coefficients(-0.5, 0.3, tau_surprisal_bits=6.0, tau_entropy_bits=5.0)
@@ -43,7 +43,7 @@ def generated(model, ids, n, **options):
 
 @pytest.fixture(autouse=True)
 def short_contexts_count(monkeypatch):
-    monkeypatch.setattr("clada.policies.LEAST_POSITIONS", 8)  # so that values are left out in tests
+    monkeypatch.setattr("clada.methods.policy.LEAST_POSITIONS", 8)  # so that values are left out in tests
 
 
 @pytest.mark.parametrize("method", SHARES)

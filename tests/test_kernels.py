@@ -9,11 +9,18 @@ import torch
 from numba import njit
 from tiny_models import CONFIGS, tiny_model, tokens
 
-from clada.decoder import Decoder, Team, TorchDecoder
-from clada.kernels import LANES, READ_CACHE, SCREEN_TILE, _add_rows, _highest, _project_rows
-from clada.plan import Shares
-from clada.policies import make_policy
-from clada.weights import Basis, Rows, Screen, pack
+from clada.cpu.decoder import Decoder
+from clada.cpu.kernels.arguments import READ_CACHE
+from clada.cpu.kernels.rows import add_rows, project_rows
+from clada.cpu.kernels.screen import SCREEN_TILE
+from clada.cpu.kernels.team import Team
+from clada.cpu.kernels.vectors import LANES
+from clada.cpu.pack import pack
+from clada.cpu.storage import Rows
+from clada.methods.plan import Shares
+from clada.methods.policy import make_policy
+from clada.methods.screen import Basis, Screen
+from clada.reference.decoder import TorchDecoder
 
 PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer than the sliding window of 16
 
@@ -338,7 +345,7 @@ def test_int8_rows_round_to_half_a_step():
 def test_the_highest_number_is_found_wherever_it_is():
     @njit
     def highest(values):
-        return _highest(values)
+        return highest(values)
 
     assert highest(np.empty(0, np.float32)) == -np.inf
     for n in (1, LANES - 1, LANES, 5 * LANES + 3):
@@ -351,12 +358,12 @@ def test_the_highest_number_is_found_wherever_it_is():
 
 @njit
 def project(out, rows, scales, bias, x, which):
-    _project_rows(out, rows, scales, bias, x, which)
+    project_rows(out, rows, scales, bias, x, which)
 
 
 @njit
 def add(out, rows, begin, which, factors):
-    _add_rows(out, rows, begin, which, factors)
+    add_rows(out, rows, begin, which, factors)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

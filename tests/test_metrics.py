@@ -9,7 +9,7 @@ from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import pearsonr
 
 from clada.errors import InputError
-from cladastats.metrics import (
+from cladastats.similarities.metrics import (
     METRICS,
     SMALLEST_DISTANCE,
     cka_biased,

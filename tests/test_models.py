@@ -18,10 +18,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from clada import models
-from clada.assets import ASSETS, fetch
 from clada.errors import ModelError
-from clada.models import load_config, load_model, load_tokenizer, model_revision
+from clada.models import open as models
+from clada.models.assets import ASSETS, fetch
+from clada.models.open import load_config, load_model, load_tokenizer, model_revision
 
 SENTENCES = [
     "The ferry left at 7:45, as it had done every day since 1968.",

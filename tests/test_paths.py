@@ -4,7 +4,7 @@ import pytest
 from upath import UPath
 
 from clada.errors import InputError
-from clada.paths import as_path, local_copy, replacing
+from clada.system.files import as_path, local_copy, replacing
 from cladastats.cli import main
 from cladastats.study import Study
 

@@ -11,8 +11,9 @@ import torch
 from tiny_models import VOCABULARY, tiny_model, tokens
 
 from clada.errors import InputError, ModelError
-from clada.models import load_model
-from clada.peers import LlamaCpp, Transformers, cached_gguf, write_gguf
+from clada.measure.gguf_export import write_gguf
+from clada.measure.peers import LlamaCpp, Transformers, cached_gguf
+from clada.models.open import load_model
 
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="needs pip install 'clada[bench]'"
@@ -250,7 +251,7 @@ def test_files_are_cached_by_what_they_hold(tmp_path, monkeypatch):
     model.name_or_path = str(tmp_path / "model")
     first = cached_gguf(model, "F16")
     content = first.read_bytes()
-    monkeypatch.setattr("clada.peers.write_gguf", None)
+    monkeypatch.setattr("clada.measure.gguf_export.write_gguf", None)
     assert cached_gguf(model, "F16") == first
     assert first.read_bytes() == content
     monkeypatch.undo()

@@ -12,7 +12,9 @@ from scipy import stats
 from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 from clada.errors import CladaError, InputError, NotIdentifiedError
-from cladastats.regress import COLUMNS, Column, Fit, coefficients_from_fit, fit_columns, summary_sentences
+from cladastats.panel.columns import fit_columns, summary_sentences
+from cladastats.regress import coefficients_from_fit
+from cladastats.results.fit import COLUMNS, Column, Fit
 
 TRUE = {
     "nls": {"prefix_len": 0.5, "surprisal_norm": -0.8, "entropy_norm": -0.12},

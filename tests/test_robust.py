@@ -20,42 +20,33 @@ from scipy import stats
 from test_regress import TRUE, same, simulate_panel, unbalanced_panel
 
 from clada.errors import InputError, NotIdentifiedError, StudyError
-from clada.models import load_model, load_tokenizer
-from cladastats.claims import claims, in_words
+from clada.models.open import load_model, load_tokenizer
+from cladastats.activations.parts import read_parts
 from cladastats.cli import main
 from cladastats.controls import controls
-from cladastats.evidence import CLAIMS, activation_maps, case_gaps, case_study, earlier_token
 from cladastats.figures import coefficient_figure, layer_figure
-from cladastats.parts import read_parts
-from cladastats.placebo import PLACEBOS, make_placebo, placebo_sequences
-from cladastats.regress import COLUMNS, complete_rows, fit_columns
-from cladastats.robust import (
-    Within,
+from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study
+from cladastats.panel.claims import claims, in_words
+from cladastats.panel.columns import complete_rows, fit_columns
+from cladastats.panel.overview import across_measures, descriptive, side_by_side
+from cladastats.panel.robustness import (
     between,
-    bootstrap,
     confirmatory,
     controlled,
     group_difference,
     layers,
     mixed,
     ordered,
-    per_pair,
-    permutation,
     power,
     ratio_effects,
     reuse,
-    within_summary,
 )
+from cladastats.panel.within import Within, bootstrap, per_pair, permutation, within_summary
+from cladastats.placebo import earlier_token
+from cladastats.results.fit import COLUMNS, FORMATS
+from cladastats.results.robustness import ROBUST_COLUMNS, render_robustness, robustness_rows
+from cladastats.sequences.placebos import PLACEBOS, make_placebo, placebo_sequences
 from cladastats.study import Study
-from cladastats.tables import (
-    FORMATS,
-    ROBUST_COLUMNS,
-    across_measures,
-    descriptive,
-    render_robustness,
-    robustness_rows,
-    side_by_side,
-)
 
 FULL = ("prefix_len", "surprisal_norm", "entropy_norm")
 Y = "shift_toward"

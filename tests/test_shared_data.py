@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cladastats.corpus import DEFAULTS, make_study
-from cladastats.sources import load_documents
+from cladastats.sequences.sources import load_documents
 
 XSUM = Path(__file__).parents[2] / "shared" / "data" / "xsum" / "dev.jsonl"
 pytestmark = pytest.mark.skipif(

@@ -11,9 +11,9 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
-from clada.assets import ASSETS
 from clada.errors import InputError
-from cladastats.sources import Documents, load_documents
+from clada.models.assets import ASSETS
+from cladastats.sequences.sources import Documents, load_documents
 
 
 @pytest.fixture(scope="session")

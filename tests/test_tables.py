@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from clada.errors import InputError
-from cladastats.regress import COLUMNS, Column, Fit
-from cladastats.tables import FORMATS, layout
+from cladastats.results.fit import COLUMNS, FORMATS, Column, Fit, layout
 
 COEF = {
     "prefix_len": 0.54321987,

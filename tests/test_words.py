@@ -9,13 +9,13 @@ import torch
 from minicons.scorer import IncrementalLMScorer
 
 from clada.errors import InputError, ModelError
-from clada.families import down_norms, down_projections
-from clada.models import load_model
-from cladastats import words as module
+from clada.models.architectures import down_norms, down_projections
+from clada.models.open import load_model
 from cladastats.cli import main
-from cladastats.corpus import separator_token
-from cladastats.sources import load_documents
-from cladastats.words import Meter, Text, effort_rule, read_texts, tokens_of, word_boundaries, word_table
+from cladastats.people.meter import Meter, Text, effort_rule, tokens_of, word_boundaries, word_table
+from cladastats.sequences.sources import load_documents
+from cladastats.sequences.windows import separator_token
+from cladastats.words import read_texts
 
 SENTENCE = "Yesterday's “unprecedented” storm, forecasters said, wasn't over: it grew."
 
@@ -114,7 +114,7 @@ def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
 
 def test_segments_change_nothing_and_long_texts_have_half_a_window_of_context(smollm2, news, monkeypatch):
     whole = meter_of(smollm2).measure(news)
-    monkeypatch.setattr(module, "SEGMENT", 17)
+    monkeypatch.setattr("cladastats.people.meter.SEGMENT", 17)
     numbers = [name for name in whole if name not in ("word", "text_id")]
     pieces = meter_of(smollm2).measure(news)
     # float32 sums in another order; a neuron at its threshold may flip, one of 1,536 in one of 30 layers

@@ -1,0 +1,358 @@
+"""Decoding state and steps on the CPU's kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from clada.cpu.kernels.arguments import Held, Scratch, Tensors, hold
+from clada.cpu.kernels.screen import SCREEN_TILE
+from clada.cpu.kernels.step import decode_step
+from clada.cpu.kernels.team import Team
+from clada.cpu.kernels.vectors import LANES
+from clada.cpu.pack import Weights
+from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
+from clada.system.machine import aligned, return_memory
+
+PIECE = 1024  # tokens of a prompt that run at once: enough for the full speed of matrix products
+
+
+@dataclass
+class Outcome:
+    """What a step gave for every sequence; arrays are overwritten by the next step.
+
+    Attributes:
+        logits: float32 [B, V], of the next token.
+        log_total: [B], log of the sum of exp(logits).
+        entropy: [B], of the next token in nats.
+        best: [B], the most likely next token.
+        active: [B], neurons that added to the output.
+        bytes_read: of attention weights, MLP, output head and cache.
+    """
+
+    logits: np.ndarray
+    log_total: np.ndarray
+    entropy: np.ndarray
+    best: np.ndarray
+    active: np.ndarray
+    bytes_read: np.ndarray
+
+    def load(self, row: int, token: int) -> tuple[float, float]:
+        """Surprisal of a sequence's next token, and the entropy before it, both in bits."""
+        surprisal = float(self.log_total[row] - self.logits[row, token]) / math.log(2)
+        return max(0.0, surprisal), float(self.entropy[row]) / math.log(2)
+
+
+@dataclass
+class State:
+    """Where decoding of a batch stands.
+
+    Attributes:
+        tokens: of every sequence, those that have been run.
+        outcome: of the last step.
+        statistics: [B, L, N], see `prompt_statistics`; None where nobody asked.
+        memory: caches and buffers, the decoder's own.
+    """
+
+    tokens: list[list[int]]
+    outcome: Outcome
+    statistics: np.ndarray | None
+    memory: Any
+
+
+@dataclass(frozen=True)
+class Bookmark:
+    """A place that `Decoder.rewind` goes back to.
+
+    Attributes:
+        lengths: tokens of every sequence.
+        outcome: a copy.
+        value_sum: of the values that each layer's window holds.
+    """
+
+    lengths: list[int]
+    outcome: Outcome
+    value_sum: np.ndarray
+
+
+class RoundedCache(DynamicCache):
+    """Keys and values as they are kept beside weights of bfloat16 and int8."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Round to bfloat16, then go on as usual."""
+        return super().update(key_states.bfloat16().float(), value_states.bfloat16().float(), *args, **kwargs)
+
+
+def new_cache(weights: Weights) -> DynamicCache:
+    """An empty cache for a packed model."""
+    kind = DynamicCache if weights.dtype == "float32" else RoundedCache
+    return kind(config=weights.model.config)
+
+
+def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
+    """Fill a cache with tokens [1, T], a piece after the other.
+
+    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
+    """
+    for piece in ids.split(PIECE, dim=1):
+        weights.stack(piece, past_key_values=cache, use_cache=True)
+
+
+@dataclass
+class _Memory:
+    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
+
+    scratch: Scratch
+    rotary: np.ndarray
+    rotary_begin: int
+    held: list[tuple[Any, Held]] = field(default_factory=list)
+
+    def hold(self, *values: Any) -> list[Held]:
+        """The kernels' arguments; most are those of the step before."""
+        last = {id(value): held for value, held in self.held}  # the values are kept, so that ids stay theirs
+        self.held = [(value, last.get(id(value)) or hold(value)) for value in values]
+        return [held for _, held in self.held]
+
+
+class _Gathered(NamedTuple):
+    """Of `Decoder`: neurons that some prompts need, their rows side by side; n of them in every layer."""
+
+    made_for: Selection
+    tensors: Tensors
+    gate_weight: np.ndarray  # [L, n]
+    weight: np.ndarray  # [L, n]
+    needed: np.ndarray  # [B, L, n], or [0, L, n] if all of them are
+
+    def serves(self, selection: Selection) -> bool:
+        """Whether these are the selection's neurons: by identity, as arrays of selections never change."""
+        names = ("needed", "gate_weight", "weight")
+        return all(getattr(self.made_for, name) is getattr(selection, name) for name in names)
+
+
+class Decoder:
+    """Runs a packed model on the CPU: prompts dense, then tokens as a `Selection` says.
+
+    Args:
+        weights: the packed model.
+        threads: how many run side by side.
+    """
+
+    def __init__(self, weights: Weights, threads: int) -> None:
+        self.weights = weights
+        self.team = Team(threads)
+        self._gathered: _Gathered | None = None
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], room: int, dense: Selection, statistics: str | None = None
+    ) -> State:
+        """Run prompts, one after the other, and their last tokens together through the kernels.
+
+        Args:
+            prompts: token ids, at least one each.
+            room: for so many more tokens each.
+            dense: a selection that leaves nothing out.
+            statistics: kind of `prompt_statistics` to collect.
+        """
+        longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
+        memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
+        collected = []
+        for b, prompt in enumerate(prompts):
+            with prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as found:
+                if len(prompt) > 1:
+                    cache = new_cache(self.weights)
+                    run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
+                    self._take(cache, memory.scratch, b, len(prompt) - 1)
+                    del cache
+            collected.append(found)
+        return_memory()
+        kept = None if statistics is None else np.stack([found for found in collected if found is not None])
+        state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
+        self.step(state, [prompt[-1] for prompt in prompts], dense)
+        return state
+
+    def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
+        """Run one token of every sequence; `state` moves along.
+
+        Args:
+            state: from `prefill`, with room left.
+            tokens: one per sequence.
+            selection: which rows they need; its arrays must not change afterwards. Rows of `needed` neurons are copied,
+                as much memory again as they have, and kept until other ones are asked for.
+        """
+        memory, scratch = state.memory, state.memory.scratch
+        for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):
+            if len(sequence) >= memory.rotary_begin + len(memory.rotary):
+                raise IndexError(f"no room for token {len(sequence) + 1}; ask prefill for more")
+            scratch.token[b], scratch.position[b] = token, len(sequence)
+            scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
+            sequence.append(token)
+        tensors = self.weights.tensors
+        if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
+            tensors, selection = self._gather(selection)
+        self.team.run(decode_step, *memory.hold(tensors, self.weights.constants, scratch, selection))
+
+    def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
+        """Weights of the neurons that the sequences need, and what to select among them.
+
+        What is fixed for many tokens is copied once: rows with gaps are read slower than as many without (the log in
+        benchmarks/selection-log.md has the times).
+        """
+        last = self._gathered
+        if last is None or not last.serves(selection):
+            self._gathered = None  # or both were in memory at once
+            self._gathered = last = _gathered(self.weights, selection)
+        chosen = selection._replace(gate_weight=last.gate_weight, weight=last.weight, needed=last.needed)
+        return last.tensors, chosen
+
+    def bookmark(self, state: State) -> Bookmark:
+        """Where a state stands, to come back to."""
+        scratch, o = state.memory.scratch, state.outcome
+        outcome = Outcome(*(array.copy() for array in vars(o).values()))
+        return Bookmark([len(tokens) for tokens in state.tokens], outcome, scratch.value_sum.copy())
+
+    def rewind(self, state: State, mark: Bookmark) -> None:
+        """Go back to a bookmark of the same state; its outcome lies in the bookmark until the next step.
+
+        Keys and values of later tokens stay where they are and are overwritten; the sums of values are not.
+        """
+        state.tokens = [tokens[:n] for tokens, n in zip(state.tokens, mark.lengths, strict=True)]
+        state.memory.scratch.value_sum[:] = mark.value_sum
+
+    def select(self, state: State, sequences: Sequence[int]) -> None:
+        """Go on with some of the sequences only."""
+        scratch = state.memory.scratch
+        fewer = self._scratch(len(sequences), scratch.values.shape[3])
+        fewer.keys[:] = scratch.keys[sequences]
+        fewer.values[:] = scratch.values[sequences]
+        fewer.value_sum[:] = scratch.value_sum[sequences]
+        for name in ("logits", "log_total", "entropy", "best", "active"):
+            getattr(fewer, name)[:] = getattr(scratch, name)[sequences]
+        state.memory = _Memory(fewer, state.memory.rotary, state.memory.rotary_begin)
+        state.tokens = [state.tokens[b] for b in sequences]
+        if state.statistics is not None:
+            state.statistics = state.statistics[sequences]
+        state.outcome = _outcome(fewer)
+
+    def _take(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
+        """Copy keys and values of n positions; sliding windows keep only their last ones."""
+        blocks = -(-n // LANES)
+        for layer, kept in enumerate(cache.layers):
+            keys, values = kept.keys[0], kept.values[0]
+            held = slice(n - keys.shape[1], n)
+            scratch.values[b, layer, :, held] = self._stored(values)
+            # Without the position that the next token's window no longer reaches.
+            in_window = values[:, max(0, values.shape[1] + 1 - int(self.weights.constants.window[layer])) :]
+            scratch.value_sum[b, layer] = self._rounded(in_window).sum(1).numpy()
+            padded = keys.new_zeros(keys.shape[0], blocks * LANES, keys.shape[2])
+            padded[:, held] = keys
+            blocked = padded.unflatten(1, (blocks, LANES)).transpose(2, 3).flatten(2)
+            scratch.keys[b, layer, :, :blocks] = self._stored(blocked)
+
+    def _stored(self, x: torch.Tensor) -> np.ndarray:
+        if self.weights.dtype == "float32":
+            return x.numpy()
+        return x.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.weights.dtype == "float32" else x.bfloat16().float()
+
+    def _scratch(self, batch: int, positions: int) -> Scratch:
+        w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
+        layers, width, hidden = w.output.shape
+        neurons, vocabulary = w.down.shape[1], w.head.shape[0]
+        blocks = -(-positions // LANES)
+        positions, share = blocks * LANES, (blocks // threads + 1) * LANES  # of a thread
+        kept = np.dtype(np.float32 if self.weights.dtype == "float32" else np.uint16)
+
+        def f(*shape: int) -> np.ndarray:
+            array = aligned(shape, np.dtype(np.float32))
+            array[:] = 0
+            return array
+
+        rotary = self.weights.rotary(torch.zeros(1, dtype=torch.int64))
+        return Scratch(
+            token=np.zeros(batch, np.int64),
+            position=np.zeros(batch, np.int64),
+            rotary=f(batch, *rotary.shape[1:]),
+            keys=aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), kept),
+            values=aligned((batch, layers, c.kv_heads, positions, c.head_dim), kept),
+            residual=f(threads, batch, hidden),
+            normed=f(threads, batch, hidden),
+            qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
+            query=f(threads, c.heads, c.head_dim),
+            value_sum=f(batch, layers, c.kv_heads, c.head_dim),
+            value_mean=f(batch, c.kv_heads, c.head_dim),
+            scores=f(threads, batch, c.heads, share),
+            relative=f(threads, share),
+            peak=f(threads, batch, c.heads),
+            total=f(threads, batch, c.heads),
+            kept=f(threads, batch, c.heads),
+            mixed=f(threads, batch, c.heads, c.head_dim),
+            after_attention=f(threads, batch, hidden),
+            after_mlp=f(threads, batch, hidden),
+            h=f(batch, neurons),
+            up=f(batch, neurons),
+            alive=np.zeros((batch, neurons), np.uint8),
+            rows=np.zeros((threads, max(neurons, width, hidden, share, vocabulary // threads + 64)), np.int64),
+            sequences=np.zeros((threads, batch), np.int64),
+            near=aligned((threads, max(neurons, 64)), np.dtype(np.uint8)),
+            means=f(threads, batch),
+            floors=f(threads, batch),
+            narrow=f(batch, w.head.shape[1]),
+            screened=f(batch, len(w.screen)),
+            terms=f(threads, len(w.screen)),
+            steps=np.zeros((threads, len(w.screen) + 7), np.int16),
+            estimates=np.zeros((threads, SCREEN_TILE), np.int16),
+            load=f(threads, batch, 3),
+            peaks=np.zeros((threads, batch), np.int64),
+            computed=np.zeros((threads, batch), np.int64),
+            reads=np.zeros((threads, 4), np.int64),
+            logits=f(batch, vocabulary),
+            log_total=f(batch),
+            entropy=f(batch),
+            best=np.zeros(batch, np.int64),
+            active=np.zeros(batch, np.int64),
+            bytes_read=np.zeros(4, np.int64),
+        )
+
+
+def _gathered(weights: Weights, selection: Selection) -> _Gathered:
+    """Copy the rows of the neurons that any sequence needs."""
+    w, any_needed = weights.tensors, selection.needed.any(0)
+    # Those first, in their order; layers that need fewer than others have some besides that no sequence needs.
+    order = np.argsort(~any_needed, axis=1, kind="stable")[:, : any_needed.sum(1).max()]
+    if order.shape == any_needed.shape:
+        return _Gathered(selection, w, selection.gate_weight, selection.weight, selection.needed)
+
+    def taken(array: np.ndarray) -> np.ndarray:
+        if array.shape[1] == 0:  # scales that there are none of
+            return array
+        rows = aligned((*order.shape, *array.shape[2:]), array.dtype)
+        for row, layer, which in zip(rows, array, order, strict=True):
+            np.take(layer, which, axis=0, out=row)
+        return rows
+
+    up = {name: taken(getattr(w, name)) for name in ("up", "up_scale", "up_bias")}
+    gate = {name.replace("up", "gate"): rows for name, rows in up.items()}
+    if weights.constants.gated:
+        gate = {name: taken(getattr(w, name)) for name in gate}
+    needed = np.take_along_axis(selection.needed, np.broadcast_to(order, (len(selection.needed), *order.shape)), 2)
+    return _Gathered(
+        selection,
+        w._replace(**up, **gate, down=taken(w.down)),
+        taken(selection.gate_weight),
+        taken(selection.weight),
+        needed[:0] if needed.all() else needed,
+    )
+
+
+def _outcome(s: Scratch) -> Outcome:
+    """The arrays that a step writes its results to."""
+    return Outcome(s.logits, s.log_total, s.entropy, s.best, s.active, s.bytes_read)

@@ -1,0 +1,229 @@
+"""Attention of one token over the key-value cache, which threads share by positions."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from clada.cpu.kernels.arguments import READ_ATTENTION, READ_CACHE
+from clada.cpu.kernels.rows import FIRST, add_rows, normalise, rotate, row_bytes
+from clada.cpu.kernels.scalars import FASTMATH, fast_exp, fast_tanh, narrow, widen
+from clada.cpu.kernels.team import barrier
+from clada.cpu.kernels.vectors import LANES, highest, mix_values, prefetch_row, score_block
+
+# What `_attend_some` does: everything, or in two goes, between which threads learn each other's sums.
+ATTEND, WEIGH, MIX = range(3)
+
+
+@njit(fastmath=FASTMATH)
+def attend(t, threads, sync, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """Attention of every sequence over this thread's share of its positions."""
+    group, batch, selective = c.heads // c.kv_heads, s.token.shape[0], _attends_selectively(layer, c, s, select)
+    for go in range((1 + selective) * batch):
+        b = go % batch
+        stage = ATTEND if not selective else WEIGH if go < batch else MIX
+        if stage != MIX:
+            _make_queries(t, b, layer, w, c, s)
+            if t == threads - 1:  # its share ends with the token itself
+                _append_to_cache(b, layer, w, c, s)
+        elif b == 0:
+            barrier(sync, threads)
+        # As many heads at a time as share keys and fit the registers.
+        for kv in range(c.kv_heads):
+            h, end = kv * group, (kv + 1) * group
+            while end - h >= 3:
+                _attend_some(stage, t, threads, layer, b, (h, h + 1, h + 2), c, s, select)
+                h += 3
+            if end - h == 2:
+                _attend_some(stage, t, threads, layer, b, (h, h + 1), c, s, select)
+            elif end - h == 1:
+                _attend_some(stage, t, threads, layer, b, (h,), c, s, select)
+
+
+@njit
+def _attends_selectively(layer, c, s, select):  # type: ignore[no-untyped-def]
+    """Whether any sequence sees so many positions that leaving values out saves more than finding them costs."""
+    selective = False
+    for b in range(s.token.shape[0]):
+        seen = min(s.position[b] + 1, c.window[layer])
+        selective |= select.attention_threshold[b] > 0 and seen >= select.attention_from
+    return selective
+
+
+@njit(fastmath=FASTMATH)
+def _make_queries(t, b, layer, w, c, s):  # type: ignore[no-untyped-def]
+    """A sequence's queries, in every thread."""
+    dim = c.head_dim
+    for head in range(c.heads):
+        q = s.query[t, head]
+        for j in range(dim):
+            q[j] = s.qkv[b, head * dim + j]
+        if c.has_head_norms:
+            normalise(q, q, w.head_norms[layer, 0], c.rms, c.eps)
+        if c.rotary[layer] >= 0:
+            rotate(q, s.rotary[b, c.rotary[layer]])
+        for j in range(dim):
+            q[j] *= c.scaling[layer]
+
+
+@njit(fastmath=FASTMATH)
+def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ignore[no-untyped-def]
+    """Attention of some heads that share keys and values."""
+    end = s.position[b] + 1
+    begin = max(0, end - c.window[layer])
+    first_block, blocks = begin // LANES, (end - 1) // LANES + 1 - begin // LANES
+    own, after = first_block + blocks * t // threads, first_block + blocks * (t + 1) // threads
+    at = own * LANES
+    first = max(begin, at)
+    n = max(0, min(end, after * LANES) - first)
+
+    group = c.heads // c.kv_heads
+    kv = heads[0] // group
+    block = kv * s.keys.shape[3]
+    keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
+    values, scores, which = s.values[b, layer, kv], s.scores[t, b], s.rows[t]
+    if stage != MIX:
+        if heads[0] == kv * group:  # what the other heads of a group read again lies in a near cache
+            s.reads[t, READ_CACHE] += n * row_bytes(values)
+        for i in range(own, after):
+            later = block + min(i + 4, after - 1)
+            # Which values will be read may not be known yet.
+            asked, asked_first = (values, i * LANES) if stage == ATTEND else (keys, later)
+            score_block(scores, i * LANES - at, s.query[t], heads, keys, block + i, later, asked, asked_first)
+        for h in heads:
+            weights = scores[h, first - at : first - at + n]
+            if c.softcap > 0:
+                for i in range(n):
+                    weights[i] = c.softcap * fast_tanh(weights[i] / c.softcap)
+            peak = highest(weights)
+            total = np.float32(0)
+            for i in range(n):
+                weights[i] = fast_exp(weights[i] - peak)
+                total += weights[i]
+            s.peak[t, b, h] = peak
+            s.total[t, b, h] = total
+        if stage == WEIGH:
+            return
+    count, asked, asked_first, ahead = n, values, first, FIRST
+    if stage == MIX:
+        least = select.attention_threshold[b] if end - begin >= select.attention_from else np.float32(0)
+        count = _choose(t, threads, b, kv * group, group, first - at, n, least / np.float32(end - begin), s)
+        for r in range(min(count, FIRST)):
+            prefetch_row(values, first + which[r])
+        for h in heads:
+            kept = np.float32(0)
+            for r in range(count):
+                kept += scores[h, first - at + which[r]]
+            s.kept[t, b, h] = kept
+    else:
+        for i in range(n):
+            which[i] = i
+        # Values were asked for while their keys were read; now it is the next head's keys.
+        asked, asked_first, ahead = keys.reshape(-1, c.head_dim), (block + s.keys.shape[3] + own) * LANES, 0
+    if heads[0] == kv * group:
+        s.reads[t, READ_CACHE] += count * row_bytes(values)
+    mix_values(s.mixed[t, b], heads, scores, first - at, values, first, count, which, asked, asked_first, ahead)
+
+
+@njit(fastmath=FASTMATH)
+def _choose(t, threads, b, first_head, group, at, n, threshold, s):  # type: ignore[no-untyped-def]
+    """List this thread's positions that any head of a group gives a weight of at least `threshold`; returns how many.
+
+    All heads that share the values, not only those whose sums are made together: what one needs all get.
+    """
+    relative, which = s.relative[t, :n], s.rows[t]
+    relative[:] = 0
+    for h in range(first_head, first_head + group):
+        peak, total = _over_threads(threads, b, h, s)
+        # Of weights that are relative to this thread's own peak.
+        limit = threshold * total * fast_exp(peak - s.peak[t, b, h])
+        factor = np.float32(1) / max(limit, np.float32(1e-37))
+        weights = s.scores[t, b, h, at : at + n]
+        for i in range(n):
+            relative[i] = max(relative[i], weights[i] * factor)
+    count = 0
+    for i in range(n):
+        which[count] = i
+        count += relative[i] >= 1
+    return count
+
+
+@njit(fastmath=FASTMATH)
+def _over_threads(threads, b, head, s):  # type: ignore[no-untyped-def]
+    """Highest score of a head, and the sum of exp(score - highest), over all positions."""
+    peak = s.peak[0, b, head]
+    for other in range(1, threads):
+        peak = max(peak, s.peak[other, b, head])
+    total = np.float32(0)
+    for other in range(threads):
+        if s.total[other, b, head] > 0:  # a thread may have had no positions
+            total += s.total[other, b, head] * fast_exp(s.peak[other, b, head] - peak)
+    return peak, total
+
+
+@njit(fastmath=FASTMATH)
+def _append_to_cache(b, layer, w, c, s):  # type: ignore[no-untyped-def]
+    """Append the token's key and value to the cache, and the value to the mean of those in the window."""
+    dim, position = c.head_dim, s.position[b]
+    for kv in range(c.kv_heads):
+        offset = (c.heads + kv) * dim
+        k = s.qkv[b, offset : offset + dim]
+        if c.has_head_norms:
+            normalise(k, k, w.head_norms[layer, 1], c.rms, c.eps)
+        if c.rotary[layer] >= 0:
+            rotate(k, s.rotary[b, c.rotary[layer]])
+        v = s.qkv[b, offset + c.kv_heads * dim : offset + c.kv_heads * dim + dim]
+        keys, values = s.keys[b, layer, kv, position // LANES], s.values[b, layer, kv, position]
+        for j in range(dim):
+            keys[j * LANES + position % LANES] = narrow(k[j], keys)
+            values[j] = narrow(v[j], values)
+        total, mean, count = s.value_sum[b, layer, kv], s.value_mean[b, kv], min(position + 1, c.window[layer])
+        for j in range(dim):
+            total[j] += widen(values[j])
+            mean[j] = total[j] / np.float32(count)
+        if count == c.window[layer]:
+            leaving = s.values[b, layer, kv, position + 1 - count]  # at the next token
+            for j in range(dim):
+                total[j] -= widen(leaving[j])
+
+
+@njit(fastmath=FASTMATH)
+def attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
+    """This thread's rows of the output projection, into its partial sums."""
+    dim = c.head_dim
+    width = c.heads * dim
+    begin, end = width * t // threads, width * (t + 1) // threads
+    rows, weight = w.output[layer], select.output_weight[layer]
+    mine = s.query[t].reshape(width)  # done with as queries
+    which = s.rows[t]
+    read, selective = 0, _attends_selectively(layer, c, s, select)
+    for b in range(s.token.shape[0]):
+        s.after_attention[t, b, :] = 0
+    for b in range(s.token.shape[0]):
+        for head in range(begin // dim, (end - 1) // dim + 1):
+            peak, total = _over_threads(threads, b, head, s)
+            first, last = max(begin, head * dim), min(end, (head + 1) * dim)
+            for i in range(first, last):
+                mine[i] = 0
+            kept = np.float32(0)
+            for other in range(threads):
+                if s.total[other, b, head] > 0:
+                    share = fast_exp(s.peak[other, b, head] - peak) / total
+                    mixed = s.mixed[other, b, head]
+                    for i in range(first, last):
+                        mine[i] += share * mixed[i - head * dim]
+                    kept += share * s.kept[other, b, head]
+            if selective:
+                # Positions left out get the mean of all values in the place of their own.
+                mean = s.value_mean[b, head // (c.heads // c.kv_heads)]
+                for i in range(first, last):
+                    mine[i] += (np.float32(1) - kept) * mean[i - head * dim]
+        threshold = select.output_threshold[b, layer]
+        n = 0
+        for i in range(begin, end):  # no branch that a processor could guess wrong
+            which[n] = i
+            n += abs(mine[i]) * weight[i] >= threshold
+        add_rows(s.after_attention[t, b], rows, 0, which[:n], mine)
+        read += n
+    # Rows stay in a near cache from one sequence to the next: at most all are read.
+    s.reads[t, READ_ATTENTION] += min(read, end - begin) * row_bytes(rows)

@@ -1,0 +1,124 @@
+"""The screen of the output head: which words are computed in full."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from clada.cpu.kernels.arguments import READ_HEAD
+from clada.cpu.kernels.rows import FIRST, dots_with_sequences, eight_of, project, project_rows, row_bytes, rows_ahead
+from clada.cpu.kernels.scalars import FASTMATH, fast_exp, scale_of
+from clada.cpu.kernels.team import barrier
+from clada.cpu.kernels.vectors import add_codes, highest
+from clada.methods.screen import BLOCK, CODE_OF_ZERO, CODES, LARGEST_SUM, LINE
+
+SCREEN_TILE = 8192  # words whose estimates stay in a near cache while terms are added; their codes fill a page
+
+
+@njit(fastmath=FASTMATH)
+def softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
+    """Of this thread's logits: the highest, and the sums that surprisal and entropy are made of."""
+    logits = s.logits[b, begin:end]
+    peak = highest(logits)
+    total = np.float32(0)
+    weighted = np.float32(0)
+    for i in range(logits.shape[0]):
+        p = fast_exp(logits[i] - peak)
+        total += p
+        weighted += p * (logits[i] - peak)
+    s.load[t, b, 0], s.load[t, b, 1], s.load[t, b, 2] = peak, total, weighted
+    return peak
+
+
+@njit
+def _screen_unit(total, n):  # type: ignore[no-untyped-def]
+    """What a step of int16 is of n terms with that sum of sizes, so that no sum of theirs with codes is out of range.
+
+    A code is at most CODE_OF_ZERO - 1 from zero, and a term that was rounded to whole steps half a step larger: some
+    9,000 terms at most. `clada.methods.screen.screen_words` rounds as this does.
+    """
+    most = np.float32(CODE_OF_ZERO - 1)
+    return most * max(total, np.float32(1e-30)) / (np.float32(LARGEST_SUM) - np.float32(0.5) * most * np.float32(n))
+
+
+@njit(fastmath=FASTMATH)
+def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
+    """Logits by the screen's largest terms, then in full where the probability they give is not negligible."""
+    batch, terms, vocabulary = s.token.shape[0], w.screen.shape[0], w.head.shape[0]
+    first, last = terms * t // threads, terms * (t + 1) // threads
+    s.reads[t, READ_HEAD] += project(s.screened, w.screen_basis, w.screen_scale, w.screen_offset, x, first, last)
+    barrier(sync, threads)
+    which, factors, steps, estimates = s.rows[t], s.terms[t], s.steps[t], s.estimates[t]
+    means, floors, near, sequences = s.means[t], s.floors[t], s.near[t, :64], s.sequences[t]
+    for b in range(batch):
+        means[b] = 0
+        for j in range(x.shape[1]):
+            means[b] += w.head_mean[j] * x[b, j]
+    blocks = w.screen.shape[1] // LINE
+    begin, end = blocks * t // threads * BLOCK, blocks * (t + 1) // threads * BLOCK
+    read = 0
+    for tile in range(begin, end, SCREEN_TILE):  # read once for all sequences
+        read, size = 0, min(SCREEN_TILE, end - tile)
+        for b in range(batch):
+            n, total = 0, np.float32(0)
+            for k in range(terms):
+                z = s.screened[b, k]
+                if k == 0 or abs(z) * w.screen_weight[k] >= select.screen_threshold[b]:
+                    which[n], factors[n] = k, z * w.screen_scale[k]
+                    total += abs(factors[n])
+                    n += 1
+            read += n
+            unit, lowest = _screen_unit(total, n), 0
+            for r in range(n):
+                steps[r] = np.int16(np.rint(factors[r] / unit))
+                lowest -= CODE_OF_ZERO * steps[r]
+            steps[n : n + 7] = 0  # of the last term, which comes again where there are fewer than eight
+            estimates[:size] = np.int16(lowest)
+            for r in range(0, n, 8):
+                f = steps[r : r + 8]
+                eight = (f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7])
+                later = eight_of(which[:n], r + FIRST)
+                add_codes(estimates[:size], w.screen, tile, eight_of(which[:n], r), eight, later)
+            logits = s.logits[b, tile : min(tile + size, vocabulary)]
+            for i in range(logits.shape[0]):
+                logits[i] = means[b] + unit * estimates[i]
+    for b in range(batch):
+        softmax_sums(t, b, begin, min(end, vocabulary), s)
+    s.reads[t, READ_HEAD] += min(read, terms) * (end - begin) // CODES
+    barrier(sync, threads)
+    for b in range(batch):
+        peak = s.load[0, b, 0]
+        for other in range(1, threads):
+            peak = max(peak, s.load[other, b, 0])
+        total = np.float32(0)
+        for other in range(threads):
+            total += s.load[other, b, 1] * fast_exp(s.load[other, b, 0] - peak)
+        floors[b] = peak + np.log(total) - select.head_margin[b]
+    count = 0
+    # Frequent words tend to come first, so blocks in turn give every thread its share of the likely ones.
+    for block in range(t * 64, vocabulary, threads * 64):
+        size = min(64, vocabulary - block)
+        near[:] = 0
+        for b in range(batch):
+            estimates = s.logits[b, block : block + size]
+            for i in range(size):
+                near[i] |= estimates[i] >= floors[b]
+        for i in range(size):
+            which[count] = block + i
+            count += near[i]
+    if batch == 1:
+        project_rows(s.logits[0], w.head, w.head_scale, np.float32(0), x, which[:count])
+    else:
+        ahead = rows_ahead(w.head)
+        for r in range(count):
+            i, n = which[r], 0
+            for b in range(batch):
+                if s.logits[b, i] >= floors[b]:
+                    sequences[n] = b
+                    n += 1
+            later = which[min(r + ahead, count - 1)]
+            dots_with_sequences(
+                s.logits, w.head, scale_of(w.head, w.head_scale, i), np.float32(0), i, later, x, sequences, n
+            )
+    s.reads[t, READ_HEAD] += count * row_bytes(w.head)
+    barrier(sync, threads)

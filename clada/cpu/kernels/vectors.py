@@ -1,0 +1,462 @@
+"""Instructions written out in vectors, where LLVM makes slower ones of a loop in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from clada.methods.screen import CODES, CODES_OF_SHORT, LINE
+
+LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
+
+WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
+
+# Where rows are asked to, in LLVM's numbers: into the second cache (2); on Zen 5, whose first cache has the places for
+# it, past all others (0), which is about 5 % of a token in bfloat16 and nothing in int8. On Zen 4 that was slower.
+NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
+
+_F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+
+_BYTE = ir.IntType(8).as_pointer()
+
+_CONTRACT = ("contract", "nsz")
+
+
+def _shaped(kind: Any, lanes: int) -> Any:
+    return kind if lanes == 1 else ir.VectorType(kind, lanes)
+
+
+def _item_bytes(stored: Any) -> int:
+    return 4 if stored == types.float32 else int(stored.bitwidth) // 8
+
+
+def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any:
+    """Instructions that load elements from `start + j` on as float32."""
+    size = _item_bytes(stored)
+    kind = _F32 if stored == types.float32 else ir.IntType(8 * size)
+    place = builder.bitcast(builder.gep(start, [j]), _shaped(kind, lanes).as_pointer())
+    v = builder.load(place, align=size)
+    if stored == types.uint16:
+        shift = ir.Constant(_shaped(_I32, lanes), 16 if lanes == 1 else [16] * lanes)
+        return builder.bitcast(builder.shl(builder.zext(v, _shaped(_I32, lanes)), shift), _shaped(_F32, lanes))
+    if stored == types.int8:
+        return builder.sitofp(builder.sext(v, _shaped(_I32, lanes)), _shaped(_F32, lanes))
+    return v
+
+
+def _spread(builder: Any, v: Any, lanes: int) -> Any:
+    """Instructions for a vector of one value."""
+    if lanes == 1:
+        return v
+    undefined = ir.Constant(_shaped(v.type, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, v, _I32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
+
+
+def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
+    """Instructions for the address of an element of a two-dimensional array."""
+    made = context.make_array(array_type)(context, builder, array)
+    stride = builder.extract_value(made.strides, 0)
+    size = _item_bytes(array_type.dtype)
+    kind = _F32 if array_type.dtype == types.float32 else ir.IntType(8 * size)
+    offset = builder.add(builder.mul(row, stride), builder.mul(column, _INDEX(size)))
+    return builder.inttoptr(builder.add(builder.ptrtoint(made.data, _INDEX), offset), kind.as_pointer())
+
+
+def _prefetch(builder: Any, address: Any, near: int = 2) -> None:
+    """An instruction that fetches a line, into the second cache unless told otherwise."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [address, _I32(0), _I32(near), _I32(1)])  # for reading, data
+
+
+def _prefetch_lines(builder: Any, start: Any, j: Any, stored: Any, count: int) -> None:
+    """Ask for the lines that `count` elements from `start + j` on fill; for none if they fill less than one."""
+    line = LINE // _item_bytes(stored)
+    for at in range(0, count // line * line, line):
+        _prefetch(builder, builder.bitcast(builder.gep(start, [builder.add(j, _INDEX(at))]), _BYTE), NEAR)
+
+
+def _in_lanes(builder: Any, n: Any, most: Sequence[int], body: Any) -> None:
+    """body(j, vectors, lanes) for n elements: so many vectors of LANES at a time, the most first, then one by one."""
+    begin = _INDEX(0)
+    for vectors, lanes in (*((vectors, LANES) for vectors in dict.fromkeys((*most, 1))), (1, 1)):
+        step = _INDEX(vectors * lanes)
+        end = builder.add(begin, builder.mul(builder.udiv(builder.sub(n, begin), step), step))
+        with cgutils.for_range_slice(builder, begin, end, step, _INDEX) as (j, _):
+            body(j, vectors, lanes)
+        begin = end
+
+
+def _vectors_of_line(stored: Any) -> int:
+    """Vectors of LANES that a cache line fills."""
+    return LINE // _item_bytes(stored) // LANES
+
+
+@intrinsic
+def add_scaled_rows(
+    _context: Any, out: Any, sequences: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, rows_ahead: Any
+) -> Any:
+    """out[b, j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
+
+    For some sequences b, with factors of the first one first; or of a single one, whose `out` has one dimension.
+    Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Some rows share
+    one pass over `out`, which would else be loaded and stored for each.
+    """
+    count, batch = indices.count, sequences.count
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_type, _, rows_type, _, _, _, _ = signature.args
+        array = context.make_array(out_type)(context, builder, args[0])
+        outs = (
+            [array.data]
+            if out_type.ndim == 1
+            else [
+                _row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), _INDEX(0))
+                for b in range(batch)
+            ]
+        )
+        stored = rows_type.dtype
+        starts, ahead = (
+            [
+                _row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
+                for k in range(count)
+            ]
+            for i in (4, 6)
+        )
+        factors = [builder.extract_value(args[5], k) for k in range(count * batch)]
+
+        def accumulate(j: Any, vectors: int, lanes: int) -> None:
+            parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
+            places = [
+                [builder.bitcast(builder.gep(start, [at]), _shaped(_F32, lanes).as_pointer()) for at in parts]
+                for start in outs
+            ]
+            totals = [[builder.load(place, align=4) for place in some] for some in places]
+            for k, (start, later) in enumerate(zip(starts, ahead, strict=True)):
+                _prefetch_lines(builder, later, j, stored, vectors * lanes)
+                for part, at in enumerate(parts):
+                    v = _load_wide(builder, start, at, stored, lanes)
+                    for b in range(batch):
+                        product = builder.fmul(v, _spread(builder, factors[b * count + k], lanes), flags=_CONTRACT)
+                        totals[b][part] = builder.fadd(totals[b][part], product, flags=_CONTRACT)
+            for own, some in zip(totals, places, strict=True):
+                for total, place in zip(own, some, strict=True):
+                    builder.store(total, place, align=4)
+
+        _in_lanes(
+            builder, builder.extract_value(array.shape, out_type.ndim - 1), (_vectors_of_line(stored),), accumulate
+        )
+        return context.get_dummy_value()
+
+    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count * batch)
+    return types.void(out, sequences, rows, types.int64, i, f, i), codegen
+
+
+@intrinsic
+def add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, rows_ahead: Any) -> Any:
+    """out[j] += sum over k of factors[k] times code begin + j of rows[indices[k]]; rows `ahead` are asked for.
+
+    In int16, which wraps around. `out` has whole blocks: a line of codes is CODES_OF_SHORT vectors of int16, of whose
+    bits the first vector of words has the lowest.
+    """
+    count = indices.count
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_type, rows_type = signature.args[:2]
+        array = context.make_array(out_type)(context, builder, args[0])
+        first = builder.udiv(args[2], _INDEX(CODES))
+        starts, ahead = (
+            [
+                _row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
+                for k in range(count)
+            ]
+            for i in (3, 5)
+        )
+        shorts = LINE // 2
+        kind = ir.VectorType(ir.IntType(16), shorts)
+        factors = [_spread(builder, builder.extract_value(args[4], k), shorts) for k in range(count)]
+        lowest = ir.Constant(kind, [15] * shorts)
+        n = builder.udiv(builder.extract_value(array.shape, 0), _INDEX(CODES))
+        with cgutils.for_range_slice(builder, _INDEX(0), n, _INDEX(LINE), _INDEX) as (at, _):
+            for later in ahead:
+                _prefetch(builder, builder.gep(later, [at]))
+            words = builder.gep(array.data, [builder.mul(at, _INDEX(CODES))])
+            places = [
+                builder.bitcast(builder.gep(words, [_INDEX(part * shorts)]), kind.as_pointer())
+                for part in range(CODES_OF_SHORT)
+            ]
+            totals = [builder.load(place, align=2) for place in places]
+            for start, factor in zip(starts, factors, strict=True):
+                line = builder.load(builder.bitcast(builder.gep(start, [at]), kind.as_pointer()), align=1)
+                for part in range(CODES_OF_SHORT):
+                    code = builder.and_(builder.lshr(line, ir.Constant(kind, [4 * part] * shorts)), lowest)
+                    totals[part] = builder.add(totals[part], builder.mul(code, factor))
+            for total, place in zip(totals, places, strict=True):
+                builder.store(total, place, align=2)
+        return context.get_dummy_value()
+
+    i, f = types.UniTuple(types.int64, count), types.UniTuple(types.int16, count)
+    return types.void(out, rows, types.int64, i, f, i), codegen
+
+
+def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """Instructions that join a vector's elements, halves at a time."""
+    lanes = vector.type.count
+    while lanes > 1:
+        lanes //= 2
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        low, high = (
+            builder.shuffle_vector(
+                vector, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
+            )
+            for at in (0, lanes)
+        )
+        vector = join(low, high)
+    return builder.extract_element(vector, _I32(0))
+
+
+@intrinsic
+def highest(_context: Any, values: Any) -> Any:
+    """The highest of some float32, -inf of none; LLVM, which minds NaN, makes no vectors of the loop."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        least = float("-inf")
+        wide = cgutils.alloca_once_value(builder, ir.Constant(_shaped(_F32, LANES), [least] * LANES))
+        single = cgutils.alloca_once_value(builder, ir.Constant(_F32, least))
+
+        def higher(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def compare(j: Any, _vectors: int, lanes: int) -> None:
+            highest = single if lanes == 1 else wide
+            v = _load_wide(builder, array.data, j, types.float32, lanes)
+            builder.store(higher(v, builder.load(highest)), highest)
+
+        _in_lanes(builder, builder.extract_value(array.shape, 0), (), compare)
+        return higher(builder.load(single), _fold_lanes(builder, builder.load(wide), higher))
+
+    return types.float32(values), codegen
+
+
+@intrinsic
+def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, rows_ahead: Any) -> Any:
+    """Some rows times x[b] for some sequences b; as many rows `ahead` are asked for meanwhile.
+
+    The products of the first row with every sequence, then those of the next; a row is loaded once.
+    """
+    count, batch = which.count, sequences.count
+    chains = max(1, 4 // batch) if count == 1 else 2  # an addition waits for the one before it: more than one at a time
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows_type, _, x_type, _, _ = signature.args
+        stored = rows_type.dtype
+        starts, ahead = (
+            [
+                _row_start(context, builder, rows_type, args[0], builder.extract_value(args[i], k), _INDEX(0))
+                for k in range(count)
+            ]
+            for i in (1, 4)
+        )
+        inputs = [
+            _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
+            for k in range(batch)
+        ]
+        vector = _shaped(_F32, LANES)
+        sums = count * batch
+        wide = [[cgutils.alloca_once(builder, vector) for _ in range(sums)] for _ in range(chains)]
+        single = [cgutils.alloca_once(builder, _F32) for _ in range(sums)]
+        for totals, zero in ((single, ir.Constant(_F32, 0.0)), *((w, ir.Constant(vector, None)) for w in wide)):
+            for total in totals:
+                builder.store(zero, total)
+
+        def accumulate(j: Any, vectors: int, lanes: int) -> None:
+            parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
+            loaded: dict[tuple[int, int], Any] = {}  # inputs, which all rows share
+            for k, (row, later) in enumerate(zip(starts, ahead, strict=True)):
+                _prefetch_lines(builder, later, j, stored, vectors * lanes)
+                for part, at in enumerate(parts):
+                    v = _load_wide(builder, row, at, stored, lanes)
+                    for b, start in enumerate(inputs):
+                        if k == 0:
+                            loaded[part, b] = _load_wide(builder, start, at, types.float32, lanes)
+                        total = (single if lanes == 1 else wide[part % chains])[k * batch + b]
+                        product = builder.fmul(v, loaded[part, b], flags=_CONTRACT)
+                        builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+
+        n = builder.extract_value(context.make_array(rows_type)(context, builder, args[0]).shape, 1)
+        line = _vectors_of_line(stored)
+        # Of several rows two lines of each in turn: processors fetch lines in pairs.
+        _in_lanes(builder, n, (max(line if count == 1 else 2 * line, chains), line), accumulate)
+        dots = []
+        for k in range(sums):
+            total = builder.load(wide[0][k])
+            for totals in wide[1:]:
+                total = builder.fadd(total, builder.load(totals[k]))
+            dots.append(builder.fadd(builder.load(single[k]), _fold_lanes(builder, total, builder.fadd)))
+        return cgutils.pack_array(builder, dots)
+
+    i = types.UniTuple(types.int64, count)
+    return types.UniTuple(types.float32, count * batch)(rows, i, x, sequences, i), codegen
+
+
+@intrinsic
+def score_block(
+    _context: Any,
+    scores: Any,
+    _at: Any,
+    query: Any,
+    heads: Any,
+    keys: Any,
+    _block: Any,
+    _later: Any,
+    values: Any,
+    _first: Any,
+) -> Any:
+    """scores[heads[k], at + i] = query[heads[k]] times key i of a block, for some heads that share keys.
+
+    Meanwhile a later block of keys, and the values of this one's positions, from the first on, are asked for.
+    """
+    count = heads.count
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scores_type, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
+        stored = keys_type.dtype
+        block = _row_start(context, builder, keys_type, args[4], args[5], _INDEX(0))
+        later = _row_start(context, builder, keys_type, args[4], args[6], _INDEX(0))
+        first = _row_start(context, builder, values_type, args[7], args[8], _INDEX(0))
+        queries = [
+            _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
+            for k in range(count)
+        ]
+        vector = _shaped(_F32, LANES)
+        # Even and odd dimensions apart: an addition waits for the one before it.
+        totals = [[cgutils.alloca_once(builder, vector) for _ in range(count)] for _ in range(2)]
+        for total in (*totals[0], *totals[1]):
+            builder.store(ir.Constant(vector, None), total)
+
+        def accumulate(d: Any, parity: int) -> None:
+            j = builder.mul(d, _INDEX(LANES))
+            both = LANES * _item_bytes(stored) == LINE
+            for start in (later, first) if both else (first,) if parity else (later,):  # every line once
+                _prefetch(builder, builder.bitcast(builder.gep(start, [j]), _BYTE))
+            v = _load_wide(builder, block, j, stored, LANES)
+            for start, total in zip(queries, totals[parity], strict=True):
+                product = builder.fmul(
+                    v, _spread(builder, builder.load(builder.gep(start, [d])), LANES), flags=_CONTRACT
+                )
+                builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+
+        width = builder.extract_value(context.make_array(query_type)(context, builder, args[2]).shape, 1)
+        even = builder.and_(width, _INDEX(-2))
+        with cgutils.for_range_slice(builder, _INDEX(0), even, _INDEX(2), _INDEX) as (d, _):
+            accumulate(d, 0)
+            accumulate(builder.add(d, _INDEX(1)), 1)
+        with cgutils.for_range_slice(builder, even, width, _INDEX(1), _INDEX) as (d, _):
+            accumulate(d, 0)
+        for k in range(count):
+            place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
+            total = builder.fadd(builder.load(totals[0][k]), builder.load(totals[1][k]))
+            builder.store(total, builder.bitcast(place, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    i, some = types.int64, types.UniTuple(types.int64, count)
+    return types.void(scores, i, query, some, keys, i, i, values, i), codegen
+
+
+@intrinsic
+def mix_values(
+    _context: Any,
+    mixed: Any,
+    heads: Any,
+    scores: Any,
+    _at: Any,
+    values: Any,
+    _first: Any,
+    _n: Any,
+    which: Any,
+    asked: Any,
+    _asked_first: Any,
+    rows_ahead: Any,
+) -> Any:
+    """mixed[h] = sum over the first n positions i in `which` of scores[h, at + i] values[first + i], for heads h.
+
+    Some heads, which share values. The sums stay in registers over all positions, some dimensions at a time.
+    Meanwhile rows of `asked` are asked for, at the positions that come so many later in `which`.
+    """
+    count = heads.count
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        mixed_type, _, scores_type, _, values_type, _, _, which_type, asked_type, _, _ = signature.args
+        stored = values_type.dtype
+        n = args[6]
+        positions = context.make_array(which_type)(context, builder, args[7]).data
+
+        def rows_of(kind: Any, array: Any, column: Any) -> list[Any]:
+            return [
+                _row_start(context, builder, kind, array, builder.extract_value(args[1], k), column)
+                for k in range(count)
+            ]
+
+        outs, weights = rows_of(mixed_type, args[0], _INDEX(0)), rows_of(scores_type, args[2], args[3])
+        width = builder.extract_value(context.make_array(values_type)(context, builder, args[4]).shape, 1)
+
+        def some_dimensions(d: Any, lanes: int, vectors: int) -> None:
+            kind, read = _shaped(_F32, lanes), lanes * vectors * _item_bytes(stored)
+            totals = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(count)]
+            for head in totals:
+                for total in head:
+                    builder.store(ir.Constant(kind, 0.0 if lanes == 1 else None), total)
+            with cgutils.for_range_slice(builder, _INDEX(0), n, _INDEX(1), _INDEX) as (r, _):
+                i = builder.load(builder.gep(positions, [r]))
+                later, last = builder.add(r, args[10]), builder.sub(n, _INDEX(1))
+                later = builder.select(builder.icmp_signed("<", later, last), later, last)
+                later = builder.add(args[9], builder.load(builder.gep(positions, [later])))
+                start = builder.bitcast(_row_start(context, builder, asked_type, args[8], later, d), _BYTE)
+                for line in range(0, read, LINE) if read >= LINE else ():
+                    _prefetch(builder, builder.gep(start, [_INDEX(line)]))
+                row = _row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
+                loaded = [_load_wide(builder, row, _INDEX(v * lanes), stored, lanes) for v in range(vectors)]
+                for start, head in zip(weights, totals, strict=True):
+                    weight = _spread(builder, builder.load(builder.gep(start, [i])), lanes)
+                    for value, total in zip(loaded, head, strict=True):
+                        product = builder.fmul(value, weight, flags=_CONTRACT)
+                        builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+            for start, head in zip(outs, totals, strict=True):
+                for v, total in enumerate(head):
+                    place = builder.gep(start, [builder.add(d, _INDEX(v * lanes))])
+                    builder.store(builder.load(total), builder.bitcast(place, kind.as_pointer()), align=4)
+
+        begin = _INDEX(0)
+        for lanes, vectors in ((LANES, WIDE), (LANES, 1), (1, 1)):
+            step = lanes * vectors
+            end = builder.add(begin, builder.mul(builder.udiv(builder.sub(width, begin), _INDEX(step)), _INDEX(step)))
+            with cgutils.for_range_slice(builder, begin, end, _INDEX(step), _INDEX) as (d, _):
+                some_dimensions(d, lanes, vectors)
+            begin = end
+        return context.get_dummy_value()
+
+    i, some = types.int64, types.UniTuple(types.int64, count)
+    return types.void(mixed, some, scores, i, values, i, i, which, asked, i, i), codegen
+
+
+@intrinsic
+def prefetch_row(_context: Any, rows: Any, _i: Any) -> Any:
+    """Ask for row i."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        start = builder.bitcast(_row_start(context, builder, kind, args[0], args[1], _INDEX(0)), _BYTE)
+        shape = context.make_array(kind)(context, builder, args[0]).shape
+        length = builder.mul(builder.extract_value(shape, 1), _INDEX(_item_bytes(kind.dtype)))
+        with cgutils.for_range_slice(builder, _INDEX(0), length, _INDEX(LINE), _INDEX) as (j, _):
+            _prefetch(builder, builder.gep(start, [j]))
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64), codegen

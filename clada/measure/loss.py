@@ -1,0 +1,150 @@
+"""What a policy costs: loss of a text's own tokens, decoded by the engine's own steps, against the dense model's.
+
+Windows of text are run as a prompt, dense, and then token by token as the policy says; the loads are those of the
+policy's own distributions, as in generation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from clada.cpu.decoder import Bookmark, Decoder, State
+from clada.methods.policy import Policy
+
+BATCH = 8  # windows side by side: a row of weights is read once for all
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of one policy.
+
+    Attributes:
+        nll: mean negative log-likelihood of each window's scored tokens in nats, [windows].
+        kl: mean Kullback-Leibler divergence of each window from the reference in nats, [windows]; None without one.
+        active: share of the neurons computed.
+        tokens: scored.
+        surprisal: of every scored token in bits, [windows, tokens].
+        entropy: before every scored token in bits, the same shape.
+    """
+
+    nll: np.ndarray
+    kl: np.ndarray | None
+    active: float
+    tokens: int
+    surprisal: np.ndarray
+    entropy: np.ndarray
+
+    def rise(self, dense: Loss) -> tuple[float, float, float]:
+        """Rise of perplexity over dense, as a share, with its 95 % interval.
+
+        Windows are the units: tokens of one text are not independent. Paired, as both saw the same windows.
+        """
+        difference = self.nll - dense.nll
+        mean = float(difference.mean())
+        half = 0.0
+        if len(difference) > 1:
+            half = float(stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / math.sqrt(len(difference)))
+        return math.expm1(mean), math.expm1(mean - half), math.expm1(mean + half)
+
+
+class Scorer:
+    """Scores policies on the same windows; prompts are run once.
+
+    Args:
+        decoder: of the packed model.
+        windows: token ids, all of one length.
+        prompt: how many of them are the prompt, run dense; at least 1.
+        dense: a policy, of which only the dense selection is used here.
+        statistics: kind of prompt statistics that policies will ask for, None for none.
+        progress: called after every batch of windows.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        windows: Sequence[Sequence[int]],
+        prompt: int,
+        dense: Policy,
+        statistics: str | None = None,
+        progress: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self.decoder, self.prompt, self.progress = decoder, prompt, progress
+        self.windows = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
+        self.starts: list[tuple[State, Bookmark]] = []
+        for batch in self.windows:
+            room = len(batch[0]) - prompt
+            state = decoder.prefill([w[:prompt] for w in batch], room, dense.dense(len(batch)), statistics)
+            self.starts.append((state, decoder.bookmark(state)))
+
+    def score(self, policy: Policy, reference: Policy | None = None) -> Loss:
+        """Decode every window's own tokens as the policy says.
+
+        Args:
+            policy: of the weights that the decoder runs.
+            reference: also measure the divergence from this one; costs its decoding on top.
+        """
+        return self.score_all([policy], reference)[0]
+
+    def score_all(self, policies: Sequence[Policy], reference: Policy | None = None) -> list[Loss]:
+        """The same for several policies, against one run of the reference."""
+        found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in policies]
+        for i, batch in enumerate(self.windows):
+            windows = np.array(batch)
+            kept: list[np.ndarray] = []
+            if reference is not None:
+                self._run(i, windows, reference, kept.append)
+            for policy, parts in zip(policies, found, strict=True):
+                divergence: list[np.ndarray] = []
+
+                see = partial(_compare, kept, divergence) if kept else None
+                parts.append((*self._run(i, windows, policy, see), np.array(divergence).T))
+            self.progress()
+        return [self._loss(parts, reference is not None) for parts in found]
+
+    def _loss(self, parts: list[tuple[np.ndarray, ...]], diverges: bool) -> Loss:
+        surprisal, entropy, active, divergence = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return Loss(
+            nll=surprisal.mean(1) * math.log(2),
+            kl=divergence.mean(1) if diverges else None,
+            active=float(active.mean()) / self.decoder.weights.down_norm.size,
+            tokens=surprisal.size,
+            surprisal=surprisal,
+            entropy=entropy,
+        )
+
+    def _run(
+        self, i: int, windows: np.ndarray, policy: Policy, see: Callable[[np.ndarray], Any] | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Surprisal and entropy of every scored token in bits, and neurons active in every step, [windows, steps]."""
+        state, mark = self.starts[i]
+        self.decoder.rewind(state, mark)
+        logits, log_total, entropy = mark.outcome.logits, mark.outcome.log_total, mark.outcome.entropy
+        needed = policy.needed(state.statistics)
+        rows, steps = np.arange(len(windows)), windows.shape[1] - self.prompt
+        found = np.zeros((3, len(windows), steps))
+        for at in range(steps):
+            tokens = windows[:, self.prompt + at]
+            if see is not None:
+                see((logits - log_total[:, None]).astype(np.float32))
+            found[0, :, at] = np.maximum(log_total - logits[rows, tokens], 0) / math.log(2)
+            found[1, :, at] = entropy / math.log(2)
+            if at + 1 < steps:
+                loads = [policy.coefficients.loads(*found[:2, b, at]) for b in rows]
+                self.decoder.step(state, tokens.tolist(), policy.selection(loads, needed))
+                outcome = state.outcome
+                logits, log_total, entropy = outcome.logits, outcome.log_total, outcome.entropy
+                found[2, :, at] = outcome.active
+        return found[0], found[1], found[2][:, : max(1, steps - 1)]
+
+
+def _compare(expected: list[np.ndarray], found: list[np.ndarray], log_p: np.ndarray) -> None:
+    """Note the divergence of a step's log-probabilities [B, V] from those expected at that step."""
+    wanted = expected[len(found)]
+    found.append(np.einsum("bv,bv->b", np.exp(wanted), wanted - log_p))

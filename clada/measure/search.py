@@ -1,0 +1,137 @@
+"""The largest share that a method may leave out within a loss budget (Eq. 10).
+
+The share grows step by step as long as the loss stays within three quarters of the budget, the rest being for other
+texts: the rise of perplexity over the dense model, its upper 95 % bound, on held windows, decoded by the engine's own
+steps with the load rule active. Steps are fixed beforehand and the first failure ends the search (fixed-sequence
+testing), so the bound of the chosen step holds although several were tried on the same text.
+
+Thresholds are judged by the model's output alone. Giving every layer the same error of its own is ruinous: a few
+massive activations own it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from clada.cpu.decoder import Decoder
+from clada.cpu.pack import pack
+from clada.measure.loss import Loss, Scorer
+from clada.methods.coefficients import Coefficients, to_json
+from clada.methods.plan import Plan, Setting, Shares
+from clada.methods.policy import Policy, basis_of, make_policy
+from clada.methods.registry import layout_of, shares_of
+
+PROMPT = 256
+
+DIVERGENCE_WINDOWS = 16
+
+# Shares that are tested, one after the other; below the first little is saved.
+SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
+
+# Of the summed magnitude: the smallest tenth of it is most neurons.
+FINER_SHARES = {"top-p": (0.01, 0.02, 0.03, 0.04, 0.05, 0.07)}
+
+DTYPE = "bfloat16"  # thresholds and losses hardly depend on it
+
+# Of a budget, what the bound may take on the calibration's text: on XSum the shipped plans lost 1.1 to 2 times as much.
+CAREFUL = 0.75
+
+# Bytes. On some machines three fifths of rows that are shorter take as long to read as all; see
+# benchmarks/selection-log.md.
+SHORT_ROW = 1024
+
+
+def dtypes_of(method: str, config: Any) -> list[str]:
+    """Precisions that need a setting of their own: others have the first one's."""
+    return [DTYPE, *(["int8"] if method == "clada" and words_alone_are_left_out(config, "int8") else [])]
+
+
+def words_alone_are_left_out(config: Any, dtype: str) -> bool:
+    """Whether leaving out neurons saves too little: a row of the down-projection, a byte an element, is short."""
+    return dtype == "int8" and config.hidden_size < SHORT_ROW
+
+
+def search(
+    model: Any,
+    plan: Plan,
+    method: str,
+    windows: Sequence[Sequence[int]],
+    budgets: Sequence[float],
+    coefficients: Coefficients,
+    dtype: str = DTYPE,
+) -> Plan:
+    """Find what a method may leave out within each budget.
+
+    Args:
+        model: a transformers model in float32.
+        plan: its tables.
+        method: of `clada.methods.registry.METHODS`.
+        windows: token ids, scored.
+        budgets: rises of perplexity allowed, as shares, ascending.
+        coefficients: the load rule, active while searching.
+        dtype: precision to measure at.
+
+    Returns:
+        the plan with this method's settings, those of the same method, precision and budgets replaced.
+    """
+    coefficients = coefficients.with_quantiles(plan.quantiles)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    words_alone = words_alone_are_left_out(model.config, dtype)
+    family = shares_of(method, 0.5, vocabulary, words_alone)
+    weights = pack(model, dtype, basis_of(plan, family), layout=layout_of(method))
+    decoder = Decoder(weights, torch.get_num_threads())
+
+    def policy(shares: Shares) -> Policy:
+        return make_policy(method, weights, plan, shares, coefficients)
+
+    dense = make_policy("dense", weights, None, Shares())
+    with tqdm(desc=f"calibrate {method} {dtype}", unit="batch", file=sys.stderr) as progress:
+
+        def scorer(part: Sequence[Sequence[int]]) -> Scorer:
+            return Scorer(decoder, part, PROMPT, dense, policy(family).statistics, progress.update)
+
+        held = scorer(windows)
+        held_dense = held.score(dense)
+        best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
+        open_budgets = list(budgets)
+        for dropped in (*FINER_SHARES.get(method, ()), *SHARES):
+            shares = shares_of(method, dropped, vocabulary, words_alone)
+            loss = held.score(policy(shares))
+            rise, _, upper = loss.rise(held_dense)
+            progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
+            open_budgets = [budget for budget in open_budgets if upper <= CAREFUL * budget]
+            best.update(dict.fromkeys(open_budgets, (shares, loss)))
+            if not open_budgets:
+                break
+
+        # The divergence from the model that leaves nothing out; it varies far less than the loss, so that a part of
+        # the windows is enough for what needs the dense model's every distribution beside the method's own.
+        chosen = list(dict.fromkeys(shares for shares, _ in best.values()))
+        part = scorer(windows[:DIVERGENCE_WINDOWS])
+        diverged = dict(zip(chosen, part.score_all([policy(shares) for shares in chosen], dense), strict=True))
+    found = []
+    for budget, (shares, loss) in best.items():
+        rise, _, upper = loss.rise(held_dense)
+        kl = diverged[shares].kl
+        measured = {
+            "ppl_rise": rise,
+            "ppl_rise_upper": upper,
+            "kl_to_dense": 0.0 if kl is None else float(kl.mean()),
+            "dense_perplexity": float(np.exp(held_dense.nll.mean())),
+            "scored_tokens": loss.tokens,
+            "active_fraction": loss.active,
+        }
+        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), dtype))
+
+    def key(setting: Setting) -> tuple[str, str, float]:
+        return setting.method, setting.dtype, setting.max_loss
+
+    kept = [s for s in plan.settings if key(s) not in map(key, found)]
+    return replace(plan, settings=tuple(sorted([*kept, *found], key=key)))

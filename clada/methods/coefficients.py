@@ -1,0 +1,163 @@
+"""The fitted coefficients that the engine reads, and the load rule they parametrise (Eq. 11)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clada.errors import InputError
+from clada.system.jsonfile import read_json
+
+SCHEMA = "clada/coefficients/1"
+
+# Eq. 11 scales a threshold by 1 + lambda + gamma. Fitted coefficients have no bounds, a threshold does: below zero it
+# would keep everything whatever its size, and far above its calibrated value nothing says what is lost.
+FACTOR_RANGE = (0.05, 1.5)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """lambda and gamma with the thresholds of load.
+
+    Attributes:
+        lambda_: change of the base threshold when surprisal is high, as a share; negative relaxes it.
+        gamma: the same for entropy.
+        tau_surprisal_bits: a token above this surprisal is under load; None: the quantile in the plan is used.
+        tau_entropy_bits: the same for entropy.
+        tau_quantile: the corpus quantile that both taus are.
+        source: where they came from: `none`, `paper`, or a file.
+        model: the model they were fitted on, None for the presets.
+        response: the response of the regression, None for the presets.
+    """
+
+    lambda_: float
+    gamma: float
+    tau_surprisal_bits: float | None = None
+    tau_entropy_bits: float | None = None
+    tau_quantile: float = 0.7
+    source: str = "none"
+    model: str | None = None
+    response: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_", "gamma", "tau_surprisal_bits", "tau_entropy_bits", "tau_quantile"):
+            value = getattr(self, name)
+            optional = name in ("tau_surprisal_bits", "tau_entropy_bits")
+            if not (value is None and optional) and not (
+                isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+            ):
+                raise InputError(f"coefficients from {self.source}: {name} is not a finite number; fit them again")
+        if not 0 <= self.tau_quantile <= 1:
+            raise InputError(
+                f"coefficients from {self.source}: tau_quantile {self.tau_quantile:g} is outside 0 to 1; fit them again"
+            )
+        if self.response == "away":
+            raise InputError(
+                f"coefficients from {self.source} were fitted on the response 'away', whose sign is opposite to what "
+                "the engine needs; fit again with 'cladastats regress --response toward'"
+            )
+
+    def with_quantiles(self, quantiles: dict[str, dict[str, float]]) -> Coefficients:
+        """These coefficients, missing taus filled in from a text's quantiles: `{"0.7": {"surprisal_bits": ...}}`."""
+        known = quantiles.get(str(self.tau_quantile), {})
+        return replace(
+            self,
+            tau_surprisal_bits=known.get("surprisal_bits")
+            if self.tau_surprisal_bits is None
+            else self.tau_surprisal_bits,
+            tau_entropy_bits=known.get("entropy_bits") if self.tau_entropy_bits is None else self.tau_entropy_bits,
+        )
+
+    def loads(self, surprisal_bits: float, entropy_bits: float) -> tuple[bool, bool]:
+        """Whether a token is under load by surprisal and by entropy: [s_t > tau_s], [H_t > tau_H]."""
+        tau_s = math.inf if self.tau_surprisal_bits is None else self.tau_surprisal_bits
+        tau_h = math.inf if self.tau_entropy_bits is None else self.tau_entropy_bits
+        return surprisal_bits > tau_s, entropy_bits > tau_h
+
+    def factor(self, load_surprisal: bool, load_entropy: bool) -> float:
+        """What base thresholds are multiplied by: clamp(1 + lambda [s_t > tau_s] + gamma [H_t > tau_H]) (Eq. 11)."""
+        low, high = FACTOR_RANGE
+        return min(max(1 + self.lambda_ * load_surprisal + self.gamma * load_entropy, low), high)
+
+    def factors(self) -> list[float]:
+        """The factors of the four states of load: none, entropy, surprisal, both."""
+        return [self.factor(s, h) for s in (False, True) for h in (False, True)]
+
+    def rule(self) -> tuple[float | None, ...]:
+        """What decides which thresholds a token gets; equal rules give equal choices."""
+        return (self.lambda_, self.gamma, self.tau_surprisal_bits, self.tau_entropy_bits)
+
+
+NONE = Coefficients(0.0, 0.0)
+
+# The values the paper uses for every model (section 3.2.3); the signs are those with which load relaxes a threshold.
+PAPER = Coefficients(-0.80, -0.12, source="paper")
+
+
+def read_coefficients(path: Path) -> Coefficients:
+    """Read a `coefficients.json` as `cladastats regress` writes it.
+
+    Raises:
+        InputError: not such a file, a value missing, or fitted on the response `away`.
+    """
+    value = read_json(path, SCHEMA)
+    try:
+        return Coefficients(
+            value["lambda"],
+            value["gamma"],
+            value["tau_surprisal_bits"],
+            value["tau_entropy_bits"],
+            value["tau_quantile"],
+            source=str(path),
+            model=value["model"],
+            response=value["response"],
+        )
+    except KeyError as missing:
+        raise InputError(f"{path} has no {missing}; write it again with 'cladastats regress'") from None
+
+
+def resolve_coefficients(name: str | Path | None, model: str, studies: Path = Path("studies")) -> Coefficients:
+    """The coefficients a user means.
+
+    Args:
+        name: `none`, `paper`, a file, or None for those of the newest study of this model, `none` without one.
+        model: the model that will run, as given to `load_model`.
+        studies: the folder of studies.
+
+    Raises:
+        InputError: no such file, or it cannot be used.
+    """
+    if name == "none":
+        return NONE
+    if name == "paper":
+        return PAPER
+    if name is not None:
+        return read_coefficients(Path(name))
+    for folder in newest_studies(studies):
+        path = folder / "coefficients.json"
+        # Another model's may be unusable; that is no reason to refuse this one.
+        if path.exists() and read_json(path, SCHEMA).get("model") == model:
+            return read_coefficients(path)
+    return NONE
+
+
+def newest_studies(studies: Path) -> list[Path]:
+    """The folders of studies below a folder, newest `study.json` first."""
+    found = [path for path in studies.glob("*/study.json") if path.is_file()]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def to_json(coefficients: Coefficients) -> dict[str, Any]:
+    """The coefficients as they are recorded in plans."""
+    return {
+        "lambda": coefficients.lambda_,
+        "gamma": coefficients.gamma,
+        "tau_surprisal_bits": coefficients.tau_surprisal_bits,
+        "tau_entropy_bits": coefficients.tau_entropy_bits,
+        "tau_quantile": coefficients.tau_quantile,
+        "source": Path(coefficients.source).name,
+        "model": coefficients.model,
+    }

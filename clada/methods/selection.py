@@ -1,0 +1,123 @@
+"""What a token needs as arrays, a `Selection`, and what it is made of: norms of weights, prompt statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from clada.models.architectures import Anatomy, matrix_of
+
+# The two inputs that `Selection.input_threshold` is about.
+ATTENTION_INPUT, MLP_INPUT = range(2)
+
+# Where the weights that may be left out lie, see `clada.cpu.pack.pack`.
+BY_MATRIX, BY_INPUT = range(2)
+
+
+class Selection(NamedTuple):
+    """Which rows a token of each sequence needs; B sequences."""
+
+    gate_weight: np.ndarray  # [L, N]
+    gate_threshold: np.ndarray  # [B, L], on |act(gate_i)| gate_weight_i
+    weight: np.ndarray  # [L, N]
+    threshold: np.ndarray  # [B, L], on |h_i| weight_i
+    output_weight: np.ndarray  # [L, Q]
+    output_threshold: np.ndarray  # [B, L], on |a_j| output_weight_j
+    input_weight: np.ndarray  # [L, 2, H], by input
+    input_threshold: np.ndarray  # [B, L, 2], on |x_j| input_weight_j
+    needed: np.ndarray  # [B, L, N] uint8, 0: never computed; or [0, L, N]
+    attention_threshold: np.ndarray  # [B], on attention weights, as a share of their average
+    attention_from: int  # positions from which on it counts
+    screen_threshold: np.ndarray  # [B], on |z_k| screen_weight_k
+    head_margin: np.ndarray  # [B], words whose screened log-probability is below the negative of it keep it
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norms of a model's weights, which tests of magnitude weigh with; L layers.
+
+    Attributes:
+        input_norm: [L, 2, H], of the columns of the query, key and value and of the gate and up projections.
+        output_norm: [L, Q], of the columns of the attention's output projection.
+        down_norm: [L, N], ||w_down[:, i]||.
+    """
+
+    input_norm: np.ndarray
+    output_norm: np.ndarray
+    down_norm: np.ndarray
+
+
+@torch.inference_mode()
+def norms_of(parts: Anatomy) -> Norms:
+    """The norms of a model that was taken apart, in float32."""
+
+    def of(*modules: Any) -> np.ndarray:
+        columns = [matrix_of(module).float().square().sum(0) for module in modules if module is not None]
+        return torch.stack(columns).sum(0).sqrt().cpu().numpy()
+
+    layers = parts.layers
+    return Norms(
+        np.stack([np.stack([of(*layer.qkv), of(layer.gate, layer.up)]) for layer in layers]),
+        np.stack([of(layer.output) for layer in layers]),
+        np.stack([of(layer.down) for layer in layers]),
+    )
+
+
+def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.ndarray:
+    """What a layer's neurons did over some tokens; see `prompt_statistics`.
+
+    Args:
+        z: activations [T, N], T at least 1.
+        kind: `flocking` or `magnitude`.
+        down_norm: [N].
+
+    Returns:
+        float32 [N].
+    """
+    if kind == "flocking":
+        z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-20)
+        return np.asarray(z.norm(dim=0).cpu().numpy())
+    return np.asarray(z.square().mean(0).sqrt().cpu().numpy() * down_norm)
+
+
+@contextmanager
+def prompt_statistics(
+    down_projections: Sequence[torch.nn.Module], down_norm: np.ndarray, kind: str | None
+) -> Iterator[np.ndarray | None]:
+    """Within the block, what the neurons did over the tokens that run: float32 [L, N].
+
+    Args:
+        down_projections: of the model that runs, layer by layer.
+        down_norm: [L, N].
+        kind: `flocking` is GRIFFIN's || z_j / ||z_t||_2 ||_2 over tokens t (Dong et al. 2024); `magnitude` the root
+            mean square of c_i = |h_i| ||w_down_i|| (Eq. 9); None: nothing is collected.
+    """
+    if kind is None:
+        yield None
+        return
+    found = np.zeros(down_norm.shape, np.float32)
+    seen = [0] * len(found)  # tokens, of each layer
+
+    def hook_of(layer: int) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            z = inputs[0].reshape(-1, inputs[0].shape[-1])
+            part = neuron_statistics(z, kind, down_norm[layer])
+            if seen[layer]:  # both kinds are roots of sums or means of squares
+                before, now = (1, 1) if kind == "flocking" else np.array([seen[layer], len(z)]) / (seen[layer] + len(z))
+                part = np.sqrt(before * found[layer] ** 2 + now * part**2)
+            found[layer] = part
+            seen[layer] += len(z)
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(down_projections)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

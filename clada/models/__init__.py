@@ -1,0 +1,1 @@
+"""Language models by any kind of name, taken apart. Knows architectures; nothing of what may be left out."""

@@ -1,0 +1,195 @@
+"""Open a language model by any kind of name: embedded, local folder, GGUF file or hub id.
+
+GGUF files, the embedded models among them, are de-quantised once into a plain float32 folder in the cache; from then
+on they load like any folder, in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from clada.errors import ModelError
+from clada.models.assets import ASSETS, fetch
+from clada.models.gguf import convert_gguf, converted_folder
+from clada.models.quiet import as_model_error, first_line, quiet_transformers
+from clada.system.cache import file_sha256
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+HUB_TIMEOUT_S = 4.0  # an unknown name is answered within seconds even where the network swallows packets
+
+MODEL_FILES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}  # config, tokenizer and weights
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that models cannot be on here.
+
+    Raises:
+        ModelError: it is neither "cpu" nor "cuda", or torch has no CUDA device.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ModelError(f"unknown device {device!r}: choose cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("this machine has no CUDA device that torch can use: choose device cpu")
+
+
+def load_model(
+    name: str, dtype: str = "float32", device: str = "cpu"
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Open a model for inference, with its tokenizer.
+
+    Args:
+        name: an embedded name (a model in `clada.models.assets.ASSETS`), a folder with config.json, a GGUF file, or a
+            hub id.
+            An embedded name wins over a folder of the same name (write `./name` for the folder).
+        dtype: "float32" or "bfloat16".
+        device: "cpu" or "cuda".
+
+    Returns:
+        (model in eval mode whose parameters need no gradient, tokenizer).
+
+    Raises:
+        ModelError: the name is unknown, or the model is damaged, quantised or of an architecture that cannot be read.
+        AssetError: an embedded model cannot be fetched.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    check_device(device)
+    config = load_config(name)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown method")
+        raise ModelError(f"{name} has quantised linear layers ({method}): use the unquantised model, or a GGUF file")
+    model = _from_pretrained(AutoModelForCausalLM, name, config=config, dtype=DTYPES[dtype])
+    model.name_or_path = name  # not the cache folder behind it: plans and coefficients are looked up by this name
+    return model.to(device).requires_grad_(False), load_tokenizer(name)
+
+
+def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights.
+
+    Args:
+        name: as for `load_model`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ModelError: the name is unknown, or the tokenizer is missing or damaged.
+        AssetError: an embedded model cannot be fetched.
+    """
+    return _from_pretrained(AutoTokenizer, name)
+
+
+def load_config(name: str) -> transformers.PreTrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Args:
+        name: as for `load_model`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ModelError: the name is unknown, or the configuration is missing or damaged.
+        AssetError: an embedded model cannot be fetched.
+    """
+    return _from_pretrained(AutoConfig, name)
+
+
+def bos_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts before a text: [BOS] or nothing; it is token 0 of every sequence."""
+    ids = tokenizer("a")["input_ids"]
+    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+def model_revision(name: str) -> str:
+    """What identifies the content behind a model name.
+
+    Args:
+        name: as for `load_model`.
+
+    Returns:
+        "sha256:..." of the GGUF file, or over a folder's config, tokenizer and weight files (names and contents); for a
+        hub id the commit hash.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    if name in ASSETS:
+        return f"sha256:{ASSETS[name].sha256}"
+    path = Path(name)
+    if path.is_file():
+        return f"sha256:{file_sha256(path)}"
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(path.iterdir()):
+            if file.suffix in MODEL_FILES and file.is_file():
+                digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+        return f"sha256:{digest.hexdigest()}"
+    load_config(name)  # puts config.json into the hub's local cache, in a folder named after the commit
+    return Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=True)).parent.name
+
+
+def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+    """`auto_class.from_pretrained` from the folder behind the name, or else from the hub's local cache, or the hub."""
+    options["trust_remote_code"] = False
+    folder = _local_folder(name)
+    if folder is not None:
+        with quiet_transformers(), as_model_error(f"cannot open the model in {folder}"):
+            return auto_class.from_pretrained(folder, local_files_only=True, **options)
+    with as_model_error(f"cannot open the hub model {name}"):
+        with quiet_transformers(), contextlib.suppress(OSError):  # OSError: not in the hub's local cache
+            return auto_class.from_pretrained(name, local_files_only=True, **options)
+        _require_on_hub(name)
+        return auto_class.from_pretrained(name, **options)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The transformers folder behind a name; None for what can only be a hub id."""
+    if name in ASSETS:
+        asset = ASSETS[name]
+        if asset.kind != "model":
+            raise ModelError(f"{name} is an embedded {asset.kind}, not a model: choose one of {_embedded_models()}")
+        folder = converted_folder(asset.sha256)
+        return folder if folder.is_dir() else convert_gguf(fetch(name), folder)
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{name} is not a model: give a folder with config.json, or a file that ends in .gguf")
+        folder = converted_folder(file_sha256(path))
+        return folder if folder.is_dir() else convert_gguf(path, folder)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"the folder {name} has no config.json: give a folder that save_pretrained wrote")
+        return path
+    return None
+
+
+def _require_on_hub(name: str) -> None:
+    """One quick question to the hub, before its client goes into time-outs and retries."""
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except (RepositoryNotFoundError, HFValidationError):
+        reason = "the hub knows no such model"
+    except Exception as error:  # the client lets any error of its transport through: refused, timed out, TLS, offline
+        reason = f"the hub gives no answer ({first_line(error)})"
+    else:
+        return
+    raise ModelError(
+        f"unknown model {name!r}: it is not embedded ({_embedded_models()}), no folder or GGUF file, "
+        f"not in the local hub cache, and {reason}"
+    )
+
+
+def _embedded_models() -> str:
+    return ", ".join(name for name, asset in ASSETS.items() if asset.kind == "model")

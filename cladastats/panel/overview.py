@@ -1,0 +1,126 @@
+"""Fits side by side: with the published values, over metrics and responses; what enters them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cladastats.results.fit import LABELS, layout
+from cladastats.results.robustness import with_interval
+
+if TYPE_CHECKING:
+    from cladastats.results.fit import Fit
+    from cladastats.study import Study
+
+# Yang et al., arXiv 2502.19078, Tables 2 (CKA) and 3 (cosine): t statistics by column, and the few coefficients that
+# can still be read in the text we have (starred ones were lost on the way). Its load coefficients of column 6 are the
+# 0.80 and 0.12 of section 3.2.3; their signs are those of its conclusion.
+PUBLISHED: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = {
+    "cka": {
+        "t": {
+            "prefix_len": (22.03, 20.16, 21.53, 21.37, 19.22, 18.84),
+            "surprisal_norm": (None, None, -0.26, -8.19, -0.14, -8.13),
+            "entropy_norm": (None, None, None, None, -4.38, -5.87),
+        },
+        "coef": {
+            "surprisal_norm": (None, None, -0.02, None, -0.09, -0.80),
+            "entropy_norm": (None, None, None, None, -0.36, -0.12),
+        },
+    },
+    "cosine": {
+        "t": {
+            "prefix_len": (22.12, 20.41, 21.35, 21.15, 19.46, 18.53),
+            "surprisal_norm": (None, None, -0.26, -7.32, -0.12, -8.14),
+            "entropy_norm": (None, None, None, None, -4.25, -5.85),
+        },
+        "coef": {
+            "surprisal_norm": (None, None, -0.01, None, -0.07, None),
+            "entropy_norm": (None, None, None, None, -0.35, None),
+        },
+    },
+}
+
+
+def side_by_side(fits: Sequence[Fit]) -> pd.DataFrame:
+    """The six-column tables of several metrics above each other, the paper's published values in rows of their own.
+
+    Args:
+        fits: of a study, for instance `cka` and `cosine`.
+
+    Returns:
+        index (metric, row), a column per model; an empty cell is what the model does not have, "lost" what the paper
+        has but our copy of it does not.
+    """
+    parts = {}
+    for fit in fits:
+        cells = layout(fit)
+        published = PUBLISHED.get(fit.metric)
+        if published is not None:
+            for term, values in published["t"].items():
+                coefs = published["coef"].get(term, (None,) * 6)
+                shown = {
+                    name: ""
+                    if (t := values[column.column - 1]) is None
+                    else f"{'lost' if (c := coefs[column.column - 1]) is None else f'{c:.2f}'} ({t:.2f})"
+                    for name, column in zip(cells.columns, fit.columns, strict=True)
+                }
+                cells.loc[f"{LABELS[term]}, published (t)"] = shown
+        parts[fit.metric] = cells
+    return pd.concat(parts, names=["metric", "row"])
+
+
+def descriptive(panel: pd.DataFrame, response: str = "shift_toward") -> pd.DataFrame:
+    """Mean, standard deviation (also within pairs), minimum and maximum of what enters the table (the paper's Table 9).
+
+    Args:
+        panel: of a study.
+        response: its response column.
+
+    Returns:
+        index (group, variable): mean, std, std_within, min, max, n.
+    """
+    names = ["prefix_len", "surprisal_norm", "entropy_norm", "surprisal_bits", "entropy_bits", "token_len", response]
+    parts = {}
+    for group, rows in panel.groupby("group"):
+        values = rows[names].astype(float)
+        around = values - values.groupby(rows["pair"]).transform("mean")
+        table = values.agg(["mean", "std", "min", "max", "count"]).T
+        freedom = len(values) - rows["pair"].nunique()
+        table.insert(2, "std_within", np.sqrt((around**2).sum() / freedom) if freedom else np.nan)
+        parts[group] = table.rename(columns={"count": "n"})
+    return pd.concat(parts, names=["group", "variable"])
+
+
+def across_measures(studies: Sequence[Study]) -> pd.DataFrame:
+    """Prefix and load effects by every metric and response that was fitted, to see whether the choice decides.
+
+    Args:
+        studies: of the same pairs, for instance with shorter and longer prefixes.
+
+    Returns:
+        a row per study, response, metric and group; estimates with their 95 % intervals as text, uncorrected: the
+        prefix alone (columns 1 and 2), the loads beside it (5 and 6), and, of fits with robustness checks, beside an
+        effect of every ratio in the place of the prefix.
+    """
+    rows = []
+    for study in studies:
+        shares = f"{100 * min(study.config.ratios):g} to {100 * max(study.config.ratios):g} %"
+        for path in sorted((study.folder / "fits").glob("*.json"), key=lambda p: ("-" in p.stem, p.stem)):
+            metric, _, response = path.stem.partition("-")
+            fit = study.fit(metric, response or "toward")
+            columns = {column.column: column for column in fit.columns}
+            for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
+                if full not in columns:
+                    continue
+                prefix, loads = columns[alone], columns[full]
+                row = {"prefixes": shares, "response": fit.response, "metric": metric, "group": group.upper()}
+                row["prefix"] = with_interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"])
+                for load in ("surprisal_norm", "entropy_norm"):
+                    name, same = load.removesuffix("_norm"), fit.robustness.get("ratio_effects", {}).get(group)
+                    row[name] = with_interval(loads.coef[load], loads.ci[load])
+                    row[f"{name} at equal ratio"] = with_interval(same[load]["coef"], same[load]["ci"]) if same else ""
+                rows.append(row)
+    return pd.DataFrame(rows)

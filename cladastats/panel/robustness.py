@@ -1,0 +1,443 @@
+"""Robustness of the panel regressions: what a careful reader would ask of the table, answered in the same output.
+
+Each function answers one question about one response; `robustness` asks all of them of a study. Effects of the prefix
+are in response points per 1,000 tokens, as in the table. Nothing here depends on a sign or on significance.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from linearmodels.panel import PanelOLS
+from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.multitest import multipletests
+
+from clada.errors import NotIdentifiedError
+from cladastats.panel.columns import complete_rows, varies_within
+from cladastats.panel.within import Within, bootstrap, per_pair, permutation, summary_of, within_summary
+from cladastats.results.fit import COLUMNS, LOADS, RESPONSES, Fit
+from cladastats.sequences.placebos import PLACEBOS
+from cladastats.similarities.metrics import METRICS
+from cladastats.study import Study
+
+INDEPENDENT = "independent_surprisal_bits"
+"""Column of the controls: surprisal of the target for another model."""
+
+CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
+"""The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on, corrected together."""
+
+
+def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
+    """Ratio dummies instead of a line: the steps between ratios, whether all rise, whether a line is enough.
+
+    Returns:
+        `steps`, each with its interval and one-sided p for a rise; `p_rising`, of the test that every step is one
+        (intersection-union: the largest of the steps' p); `p_some_fall`, that some step is a fall (the smallest p of
+        a fall times the number of steps: Bonferroni); `p_nonlinear`, of the Wald test that means lie on a line in
+        tokens (F with pairs - 1 degrees of freedom); None with two ratios.
+    """
+    lengths = data.groupby(level="ratio")["prefix_len"].first()
+    ratios = lengths.index.to_numpy()
+    if len(ratios) < 2:
+        raise NotIdentifiedError("a study of one ratio has no steps between ratios; build it with more --ratios")
+    place = data.index.get_level_values("ratio").to_numpy()
+    dummies = pd.DataFrame({f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}, index=data.index)
+    result = PanelOLS(data[outcome], dummies.assign(const=1.0), entity_effects=True).fit(
+        cov_type="clustered", cluster_entity=True, group_debias=True, debiased=True, count_effects=False
+    )
+    k, df = len(ratios) - 1, data.index.get_level_values("pair").nunique() - 1
+    means = result.params.to_numpy()[:k]
+    cov = result.cov.to_numpy()[:k, :k]
+    contrast = np.eye(k) - np.eye(k, k=-1)
+    size, se = contrast @ means, np.sqrt(np.diag(contrast @ cov @ contrast.T))
+    t, half = size / se, stats.t.ppf(0.975, df) * se
+    steps = [
+        {
+            "from": float(ratios[i]),
+            "to": float(ratios[i + 1]),
+            "change": float(size[i]),
+            "ci": [float(size[i] - half[i]), float(size[i] + half[i])],
+            "p_rise": float(stats.t.sf(t[i], df)),
+        }
+        for i in range(k)
+    ]
+    nonlinear = None
+    if k > 1:  # what is left of the means after the best line through the first ratio's zero, k - 1 directions
+        line = (lengths.to_numpy()[1:] - lengths.iloc[0])[:, None]
+        away = np.linalg.svd(line)[0][:, 1:].T
+        d, v = away @ means, away @ cov @ away.T
+        nonlinear = float(stats.f.sf(d @ np.linalg.solve(v, d) / (k - 1), k - 1, df))
+    rises = stats.t.sf(t, df)
+    return {
+        "steps": steps,
+        "p_rising": float(rises.max()),
+        "p_some_fall": float(min(1.0, k * stats.t.cdf(t, df).min())),
+        "p_nonlinear": nonlinear,
+    }
+
+
+def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | None:
+    """NLS minus RTS of every coefficient (the interaction with the group), and an equivalence test of the prefix's.
+
+    The margin was fixed before anything was measured.
+
+    Args:
+        fit: with columns of both groups.
+        margin: largest difference of the prefix's coefficients that counts as none.
+
+    Returns:
+        per term; for the prefix (columns 1 and 2) also `equivalence_p`, its 90 % interval and a verdict; None without
+        one of the groups.
+    """
+    columns = {column.column: column for column in fit.columns}
+    if len({column.group for column in fit.columns}) < 2:
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
+        a, b = columns[rts], columns[nls]
+        difference = b.coef[term] - a.coef[term]
+        found[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
+        if term == "prefix_len":
+            found[term] |= equivalence(difference, found[term]["se"], found[term]["df"], margin)
+            equivalent, differs = found[term]["equivalence_p"] < 0.05, found[term]["p"] < 0.05
+            found[term]["verdict"] = (
+                "equivalent within the margin" if equivalent else "no decision on equivalence"
+            ) + (", different from zero" if differs else ", not different from zero")
+    return found
+
+
+def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
+    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's."""
+    parts = [(one**2, n - 1) for one, n in zip(se, pairs, strict=True)]
+    total = math.sqrt(sum(variance for variance, _ in parts))
+    df = total**4 / sum(variance**2 / n for variance, n in parts)
+    half = stats.t.ppf(0.975, df) * total
+    return {
+        "difference": difference,
+        "se": total,
+        "df": df,
+        "ci": [difference - half, difference + half],
+        "p": float(2 * stats.t.sf(abs(difference) / total, df)),
+    }
+
+
+def equivalence(difference: float, se: float, df: float, margin: float) -> dict[str, Any]:
+    """Two one-sided tests that a difference is smaller than the margin (Schuirmann 1987), and its 90 % interval."""
+    p = max(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
+    half = stats.t.ppf(0.95, df) * se
+    return {"margin": margin, "equivalence_p": float(p), "ci_90": [difference - half, difference + half]}
+
+
+def confirmatory(fit: Fit) -> list[dict[str, Any]]:
+    """Holm's correction over the hypotheses' own tests (`CONFIRMATORY`)."""
+    columns = {column.column: column for column in fit.columns}
+    tests = [(columns[number], term) for number, term in CONFIRMATORY if number in columns]
+    corrected = multipletests([column.p[term] for column, term in tests], method="holm")[1]
+    return [
+        {
+            "column": column.column,
+            "group": column.group,
+            "term": term,
+            "coef": column.coef[term],
+            "p": column.p[term],
+            "p_holm": float(p),
+        }
+        for (column, term), p in zip(tests, corrected, strict=True)
+    ]
+
+
+def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
+    """The table layer by layer: the prefix alone, and loads beside it, with Benjamini-Hochberg over the layers.
+
+    Args:
+        panel: `panel-layers-<metric>`.
+        outcome: its column.
+
+    Returns:
+        a record per group, term and layer; layers whose response is missing, or constant within every pair but for
+        rounding, are left out.
+    """
+    found: list[dict[str, Any]] = []
+    # The prefix's total effect, and the loads' at equal prefix.
+    models = ((("prefix_len",), ("prefix_len",)), (("prefix_len", *LOADS), LOADS))
+    for group in ("rts", "nls"):
+        for names, shown in models:
+            fits: dict[int, dict[str, dict[str, Any]]] = {}
+            for layer, rows in panel[panel["group"] == group].groupby("layer"):
+                data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
+                within = Within.of(data, outcome, names)
+                varies = varies_within(data, outcome)
+                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and varies:
+                    fits[int(layer)] = within_summary(within)
+            for term in shown:
+                corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
+                for (layer, fit), p in zip(fits.items(), corrected, strict=True):
+                    found.append({"group": group, "term": term, "layer": layer, **fit[term], "p_bh": float(p)})
+    return found
+
+
+def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
+    """The loads' coefficients with an effect for every ratio in the place of the line in tokens.
+
+    Where the response bends with the prefix and load does too, a line leaves the bend to the loads.
+    """
+    place = data.index.get_level_values("ratio")
+    steps = {f"ratio {r:g}": (place == r).astype(float) for r in np.unique(place)[1:]}
+    found = within_summary(Within.of(data.assign(**steps), outcome, [*steps, *LOADS]))
+    return {name: found[name] for name in LOADS}
+
+
+def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
+    """Mixed model: a random intercept and prefix slope per pair, and the pair means of every regressor (Mundlak 1978).
+
+    With the means beside them, the regressors' coefficients are effects within pairs, and those of the means are what
+    differs between pairs on top; a random slope lets pairs follow their prefix to different degrees.
+
+    Returns:
+        `terms`: per regressor `coef`, `se`, `ci`, `p` (normal), and the same of the means; standard deviations of
+        intercepts, slopes and residuals, whether it converged, and what statsmodels warned of. No terms where there is
+        no fit at all.
+    """
+    scale = data.std()
+    unit = data / scale  # of like size, which the optimiser needs
+    means = unit[list(names)].groupby(level="pair").transform("mean")
+    exog = unit[list(names)].assign(const=1.0)
+    varying = [name for name in names if means[name].std() > 1e-9]  # the prefix's mean is the same in every whole pair
+    exog = exog.join(means[varying].add_suffix("_mean"))
+    slope = exog[["const", "prefix_len"]]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = MixedLM(unit[outcome], exog, groups=data.index.get_level_values("pair"), exog_re=slope)
+        try:
+            result = model.fit(reml=True, method=["lbfgs", "powell"])
+        except np.linalg.LinAlgError as problem:  # a few pairs may leave the likelihood without a maximum
+            return {"terms": {}, "sd_slope": None, "converged": False, "warnings": [str(problem)]}
+    ratio = {name: scale[outcome] / scale[name] for name in names} | {
+        f"{name}_mean": scale[outcome] / scale[name] for name in varying
+    }
+    variances = np.diag(result.cov_re)
+    return {
+        "terms": _terms(result, result.bse, ratio),
+        "sd_intercept": float(math.sqrt(variances[0]) * scale[outcome]),
+        "sd_slope": float(math.sqrt(variances[1]) * ratio["prefix_len"]),
+        "sd_residual": float(math.sqrt(result.scale) * scale[outcome]),
+        "converged": bool(result.converged),
+        "warnings": sorted({str(w.message).splitlines()[0] for w in caught}),
+    }
+
+
+def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[str, Any]:
+    """The full column with controls that vary within pairs, and the prefix's slope moderated by those that do not.
+
+    Args:
+        data: complete rows with every control.
+        outcome: response column.
+        extra: controls that vary within pairs.
+
+    Returns:
+        `with_controls`: coefficients and intervals; `moderators`: of prefix x (control - its mean), each by itself.
+    """
+    found = {"with_controls": within_summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
+    moderators = {}
+    for name in ("frequency_zipf", "target_length"):
+        product = data["prefix_len"] * (data[name] - data[name].mean())
+        if data[name].std() > 0:
+            term = f"prefix_len x {name}"
+            moderators[term] = within_summary(Within.of(data.assign(**{term: product}), outcome, ["prefix_len", term]))[
+                term
+            ]
+    return {**found, "moderators": moderators}
+
+
+def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
+    """Across pairs instead of within them: ordinary least squares on pair means with HC3 errors.
+
+    What the paper's reading of load needs, as load differs between texts far more than within a pair; but texts differ
+    in much else.
+    """
+    means = data.groupby(level="pair").mean()
+    names = [name for name in names if means[name].std() > 0]
+    if len(means) <= len(names) + 2:
+        return {}
+    result = sm.OLS(means[outcome], sm.add_constant(means[list(names)])).fit(cov_type="HC3", use_t=True)
+    return _terms(result, result.bse, dict.fromkeys(names, 1.0))
+
+
+def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, Any]]:
+    """The smallest true effect that this design finds with probability 0.8: (t_0.975 + t_0.8) standard errors.
+
+    In the coefficient's unit and in within-pair standard deviations of the response per one of the regressor.
+    """
+    found = []
+    for column in fit.columns:
+        for term in column.regressors:
+            df = column.n_pairs - 1
+            size = (stats.t.ppf(1 - level / 2, df) + stats.t.ppf(target, df)) * column.se[term]
+            one = column.standardised[term] / column.coef[term] if column.coef[term] else float("nan")
+            found.append(
+                {
+                    "column": column.column,
+                    "group": column.group,
+                    "term": term,
+                    "smallest_effect": float(size),
+                    "standardised": float(size * one),
+                }
+            )
+    return found
+
+
+def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
+    """The prefix's slope and the mean response of placebo hybrids, beside those of the genuine ones of the same pairs.
+
+    Args:
+        panel: of the placebo study.
+        genuine: the study's panel.
+        outcome: response column.
+
+    Returns:
+        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
+        kinds with fewer than two pairs of several complete rows are left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for group, rows in panel.groupby("group"):
+        same = genuine[(genuine["group"] == group) & genuine["pair"].isin(rows["pair"].unique())]
+        found[group] = {}
+        for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
+            data, _ = complete_rows(part, group, outcome, ("prefix_len",))
+            if (data.groupby(level="pair").size() > 1).sum() < 2:
+                continue
+            means = data[outcome].groupby(level="pair").mean()
+            half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
+            found[group][kind] = {
+                **within_summary(Within.of(data, outcome, ["prefix_len"]))["prefix_len"],
+                "mean": float(means.mean()),
+                "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
+                "n_pairs": len(means),
+            }
+    return found
+
+
+def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
+    """Two-way clustering by the texts A and B where a text is in several pairs, as in a corpus made elsewhere."""
+    corpus = study.corpus
+    texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
+    counts = texts.groupby("group").apply(lambda rows: pd.Series(rows.to_numpy().ravel()).duplicated().any())
+    if not counts.any():
+        return {"reused": False}
+    found: dict[str, Any] = {"reused": True}
+    for group, rows in data.items():
+        codes = texts.loc[group].reindex(rows.index.get_level_values("pair"))
+        clusters = pd.DataFrame({role: pd.factorize(codes[role])[0] for role in ("A", "B")}, index=rows.index)
+        names = ["prefix_len", *LOADS]
+        result = PanelOLS(rows[outcome], rows[names].assign(const=1.0), entity_effects=True).fit(
+            cov_type="clustered", clusters=clusters, group_debias=True, debiased=True, count_effects=False
+        )
+        # Of fewer texts than rows: t with as many degrees of freedom as the rarer of both has texts, less one.
+        found[group] = summary_of(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
+    return found
+
+
+def robustness(
+    study: Study,
+    fit: Fit,
+    controls: pd.DataFrame,
+    trimmed: pd.DataFrame | None = None,
+    placebo: pd.DataFrame | None = None,
+) -> dict[str, Any]:
+    """Ask everything above of a study; seeds are the study's.
+
+    Args:
+        study: a study with activations.
+        fit: the fit that the answers belong to.
+        controls: of the study, as `cladastats controls` makes them.
+        trimmed: panel without the few neurons of massive activity, for metric `cka`; None: not asked.
+        placebo: panel of the study's placebo hybrids; None: there are none.
+
+    Returns:
+        ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `placebo`, `reuse`, `trimmed`, and per
+        group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `ratio_effects`, `mixed`, `controls`,
+        `between`. What a study does not allow is None or left out, and `notes` says why.
+    """
+    outcome = RESPONSES[fit.response]
+    panel = study.panel(fit.metric)
+    extras = controls.drop(columns="independent_model")
+    bits = math.log2(study.config.vocab_size)
+    own = ["previous_surprisal_norm"]
+    notes = []
+    if INDEPENDENT in extras:
+        extras["independent_surprisal_norm"] = extras.pop(INDEPENDENT) / bits
+        own.append("independent_surprisal_norm")
+    else:
+        notes.append("no independent model's surprisal: cladastats controls --independent MODEL adds it")
+    panel = panel.merge(extras, on=["group", "pair", "ratio"])
+    groups = list(dict.fromkeys(column.group for column in fit.columns))
+    data = {group: complete_rows(panel, group, outcome, ("prefix_len", *LOADS))[0] for group in groups}
+    found: dict[str, Any] = {
+        "confirmatory": confirmatory(fit),
+        "group_difference": group_difference(fit, study.config.equivalence_margin),
+        "power": power(fit),
+        "reuse": reuse(study, data, outcome),
+        "bootstrap": {},
+    }
+    for column in fit.columns:
+        rng = np.random.default_rng([study.config.seed, 4, column.column])
+        names = COLUMNS[column.column][1]
+        found["bootstrap"][str(column.column)] = bootstrap(Within.of(data[column.group], outcome, names), rng)
+    static = ("frequency_zipf", "target_length")
+    for name in ("permutation", "per_pair", "ordered", "ratio_effects", "mixed", "controls", "between"):
+        found[name] = {}
+    for group, rows in data.items():
+        rng = np.random.default_rng([study.config.seed, 5, group == "nls"])
+        with_all, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS, *static, *own))
+        found["permutation"][group] = permutation(rows, outcome, rng)
+        found["per_pair"][group] = per_pair(rows, outcome)
+        found["ordered"][group] = ordered(rows, outcome)
+        found["ratio_effects"][group] = ratio_effects(rows, outcome)
+        found["mixed"][group] = mixed(rows, outcome, ["prefix_len", *LOADS])
+        found["controls"][group] = controlled(with_all, outcome, own)
+        found["between"][group] = between(with_all, outcome, [*LOADS, *static, *own])
+    if not all(found["bootstrap"].values()):
+        notes.append("too few pairs for the bootstrap of some columns")
+    if not all(found["between"].values()):
+        notes.append("too few pairs to fit loads and controls between pairs")
+    if METRICS[fit.metric].per_layer:
+        found["layers"] = layers(study.panel(f"layers-{fit.metric}"), outcome)
+    found["trimmed"] = None if trimmed is None else _trimmed(trimmed, fit, outcome)
+    if placebo is not None:
+        found["placebo"] = placebos(placebo, panel, outcome)
+    else:
+        notes.append("no placebo hybrids: cladastats placebo adds them")
+    return {**found, "notes": notes}
+
+
+def _trimmed(panel: pd.DataFrame, fit: Fit, outcome: str) -> dict[str, Any]:
+    """The prefix's slope without the few neurons of massive activity, which can own any similarity."""
+    found = {}
+    for group in dict.fromkeys(column.group for column in fit.columns):
+        data, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS))
+        found[group] = {
+            **within_summary(Within.of(data, outcome, ["prefix_len"])),
+            **{k: v for k, v in within_summary(Within.of(data, outcome, ["prefix_len", *LOADS])).items() if k in LOADS},
+        }
+    return found
+
+
+def _terms(result: Any, se: pd.Series, units: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Coefficients of a fit of statsmodels or linearmodels with intervals and p, each times its unit."""
+    interval = result.conf_int()
+    return {
+        name: {
+            "coef": float(result.params[name] * unit),
+            "se": float(se[name] * unit),
+            "ci": (interval.loc[name] * unit).tolist(),
+            "p": float(result.pvalues[name]),
+        }
+        for name, unit in units.items()
+    }

@@ -1,0 +1,131 @@
+"""Results of `cladastats human`: files, the confirmatory table, and what it says in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+from tabulate import tabulate
+
+from clada.errors import StudyError
+from clada.system.jsonfile import check_checksum, read_json
+from cladastats.people.corpora import SOURCES
+from cladastats.people.gains import STEPS
+
+SCHEMA = "cladastats/human/1"
+
+CONFIRMATORY = STEPS[:3]
+
+COLUMNS = (
+    "corpus", "measure", "predictor", "words", "units", "units_are", "delta_ll", "ci_low", "ci_high", "p", "p_holm",
+    "effect", "effect_low", "effect_high", "unit",
+)  # fmt: skip
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What was found on a corpus.
+
+    Raises:
+        StudyError: the file is missing or damaged.
+    """
+    found = read_json(path, SCHEMA, StudyError)
+    try:
+        check_checksum(found)
+    except ValueError as problem:
+        raise StudyError(f"{path} is damaged ({problem}); delete it and run 'cladastats human' again") from None
+    return found
+
+
+def read_results(folder: Path, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """What was found on a model, corpus by corpus.
+
+    Args:
+        folder: of the model.
+        names: of the corpora; None: those that are there.
+
+    Raises:
+        StudyError: one is missing or damaged.
+    """
+    names = [name for name in SOURCES if (folder / f"{name}.json").is_file()] if names is None else names
+    return [read_result(folder / f"{name}.json") for name in names]
+
+
+def effect_table(folder: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """The confirmatory table: corpora x measures x (surprisal, entropy, effort), columns `COLUMNS`.
+
+    `p_holm` is corrected over the measures of all corpora in the table, for each predictor.
+    """
+    rows = [
+        {"corpus": result["corpus"]}
+        | {name: measure[name] for name in ("measure", "words", "unit", "units", "units_are")}
+        | row
+        for result in read_results(folder, names)
+        for measure in result["measures"]
+        if measure["confirmatory"]
+        for row in measure["rows"]
+        if row["predictor"] in CONFIRMATORY
+    ]
+    table = pd.DataFrame(rows)
+    table["p_holm"] = table.groupby("predictor")["p"].transform(lambda p: multipletests(p, method="holm")[1])
+    return table[list(COLUMNS)]
+
+
+def show(table: pd.DataFrame, fmt: str) -> str:
+    """The confirmatory table as `text`, `markdown`, `csv` or `json`."""
+    if fmt == "json":
+        return str(table.to_json(orient="records"))
+    if fmt == "csv":
+        return str(table.to_csv(index=False)).rstrip()
+    rows = [
+        (
+            row.corpus,
+            row.measure,
+            row.predictor,
+            f"{row.words:,}",
+            f"{row.units} {row.units_are}",
+            f"{1000 * row.delta_ll:+.2f} [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}]",
+            f"{row.p_holm:.4f}",
+            f"{row.effect:+.3g} [{row.effect_low:+.3g}, {row.effect_high:+.3g}] {row.unit}",
+        )
+        for row in table.itertuples()
+    ]
+    heads = (
+        "corpus",
+        "measure",
+        "predictor",
+        "words",
+        "tested over",
+        "gain, nats/1000 words",
+        "p (Holm)",
+        "effect per SD",
+    )
+    return tabulate(rows, heads, tablefmt="github" if fmt == "markdown" else "simple", disable_numparse=True)
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """What the confirmatory table says of effort, in sentences."""
+    effort = table[table["predictor"] == "effort"]
+    found = effort[effort["p_holm"] < 0.05]
+    names = ", ".join(
+        f"{row.corpus} {row.measure} ({'more' if row.effect > 0 else 'less'} with more effort)"
+        for row in found.itertuples()
+    )
+    sentences = [
+        f"Effort beyond surprisal and entropy: {len(found)} of {len(effort)} measures are predicted better with it "
+        f"(Holm-corrected p < 0.05): {names or 'none'}."
+    ]
+    for component, sign in (("N400_uV", -1), ("P600_uV", 1)):  # the deflections that effort would enlarge
+        for row in effort[effort["measure"] == component].itertuples():
+            clear = row.p_holm < 0.05
+            verdict = (
+                "is not supported" if not clear else "is supported" if sign * row.effect > 0 else "is contradicted"
+            )
+            sentences.append(
+                f"A link of effort to the {component.removesuffix('_uV')} {verdict}: gain {1000 * row.delta_ll:+.2f} "
+                f"thousandths of a nat per word [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}], "
+                f"{row.effect:+.3f} microvolt per standard deviation [{row.effect_low:+.3f}, {row.effect_high:+.3f}]."
+            )
+    return sentences

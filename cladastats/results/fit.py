@@ -1,0 +1,310 @@
+"""The six fitted columns of a metric and response, and the table they show themselves as."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any, ClassVar
+
+import pandas as pd
+from tabulate import tabulate
+
+from clada.errors import InputError
+from clada.system.jsonfile import check_checksum, with_checksum
+
+RESPONSES = {"toward": "shift_toward", "matched": "shift_matched", "away": "shift_away", "raw": "sim_hb"}
+"""Panel column of each response."""
+
+RESPONSE_SCALES = {
+    "toward": "0: the prefix changes nothing, 1: the hybrid acts like the text its prefix is from",
+    "matched": "0: the prefix changes nothing, 1: the hybrid acts like the prefix's text before the same last word",
+    "away": "0: the hybrid acts like the text it ends with, growing as it departs from that",
+    "raw": "the similarity of the hybrid to the text its prefix is from",
+}
+
+COLUMNS = {
+    1: ("rts", ("prefix_len",)),
+    2: ("nls", ("prefix_len",)),
+    3: ("rts", ("prefix_len", "surprisal_norm")),
+    4: ("nls", ("prefix_len", "surprisal_norm")),
+    5: ("rts", ("prefix_len", "surprisal_norm", "entropy_norm")),
+    6: ("nls", ("prefix_len", "surprisal_norm", "entropy_norm")),
+}
+"""Group and regressors of the paper's six columns."""
+
+LOADS = {"surprisal_norm": "surprisal", "entropy_norm": "entropy"}
+
+LABELS = {
+    "prefix_len": "Prefix (1,000 tokens)",
+    "surprisal_norm": "Surprisal (norm.)",
+    "entropy_norm": "Entropy (norm.)",
+}
+
+FORMATS = ("text", "markdown", "latex", "csv", "html", "json")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: one group, one set of regressors.
+
+    Attributes:
+        column: 1 to 6, as in the paper.
+        group: "rts" or "nls".
+        regressors: Names in order, controls last, without the constant.
+        coef: Coefficient of each regressor and of "const"; `prefix_len` per 1,000 tokens.
+        se: Standard errors, clustered by pair.
+        t: `coef / se`.
+        p: Two-sided, from Student's t with `n_pairs - 1` degrees of freedom.
+        ci: 95 % interval from the same distribution.
+        standardised: Coefficient in within-pair standard deviations of the response per within-pair standard
+            deviation of the regressor.
+        vif: Variance inflation factors after the within transformation.
+        within: For each regressor `sd_within`, its standard deviation around the pair means (n_obs - n_pairs degrees
+            of freedom), and `share_within`, the share of its sum of squares that lies within pairs.
+        r2: `within`, `between` and `overall` for the regressors alone; `inclusive` with the pair effects; `adjusted`
+            = 1 - (1 - inclusive) (n - 1) / (n - G - k) for n rows, G pairs and k regressors, so that every pair effect
+            counts as a parameter.
+        n_obs: Rows used.
+        n_pairs: Pairs used.
+        cov: How the standard errors were made.
+        notes: What the reader must know about this column.
+    """
+
+    column: int
+    group: str
+    regressors: tuple[str, ...]
+    coef: dict[str, float]
+    se: dict[str, float]
+    t: dict[str, float]
+    p: dict[str, float]
+    ci: dict[str, tuple[float, float]]
+    standardised: dict[str, float]
+    vif: dict[str, float]
+    within: dict[str, dict[str, float]]
+    r2: dict[str, float]
+    n_obs: int
+    n_pairs: int
+    cov: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """The table for one metric and response; it shows itself as a table in JupyterLab and at the prompt.
+
+    Attributes:
+        metric: Name of the similarity the panel was made with.
+        response: A key of `RESPONSES`.
+        columns: In the paper's order; those of an absent group are left out.
+        robustness: Results of robustness checks by name, ready for JSON.
+    """
+
+    SCHEMA: ClassVar[str] = "cladastats/fit/1"
+
+    metric: str
+    response: str
+    columns: tuple[Column, ...]
+    robustness: dict[str, Any] = field(default_factory=dict)
+
+    def column(self, number: int) -> Column:
+        """The column of that number.
+
+        Raises:
+            InputError: The fit has no such column.
+        """
+        for column in self.columns:
+            if column.column == number:
+                return column
+        group, _ = COLUMNS[number]
+        raise InputError(
+            f"the fit has no column {number}: its panel had no {group.upper()} rows; build the study with that group"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `fits/<metric>.json`; undefined numbers are None, so that the JSON is strict."""
+        return with_checksum({"schema": self.SCHEMA, **undefined_to_none(asdict(self))})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Fit:
+        """The fit that `to_dict` wrote, its None read as NaN.
+
+        Raises:
+            ValueError: It was altered since.
+        """
+        check_checksum(data)
+        columns = tuple(_column_from_dict(column) for column in data["columns"])
+        return cls(data["metric"], data["response"], columns, data["robustness"])
+
+    def table(self, fmt: str = "text") -> str:
+        """The fit as text, markdown, latex, csv, html or json (see `cladastats.results.fit.render`)."""
+        return render(self, fmt)
+
+    def __repr__(self) -> str:
+        return self.table("text")
+
+    def _repr_html_(self) -> str:
+        return self.table("html")
+
+
+def render(fit: Fit, fmt: str) -> str:
+    """The fit in one of `FORMATS`.
+
+    Text, Markdown, LaTeX (needs booktabs) and HTML show the six columns as the paper's Table 2 does; CSV is tidy, one
+    row per column and term; JSON is the content of `fits/<metric>.json`.
+
+    Raises:
+        InputError: The format is unknown.
+    """
+    if fmt == "json":
+        return json.dumps(fit.to_dict(), indent=2, allow_nan=False)
+    if fmt == "csv":
+        return tidy(fit).to_csv(index=False)
+    if fmt == "text":
+        return _plain(fit, "simple")
+    if fmt == "markdown":
+        return _plain(fit, "pipe")
+    if fmt == "latex":
+        return _latex(fit)
+    if fmt == "html":
+        return _html(fit)
+    raise InputError(f"unknown table format {fmt!r}; choose one of {', '.join(FORMATS)}")
+
+
+def tidy(fit: Fit) -> pd.DataFrame:
+    """One row per column and term, numbers unrounded."""
+    return pd.DataFrame(
+        {
+            "metric": fit.metric,
+            "response": fit.response,
+            "column": column.column,
+            "group": column.group,
+            "term": term,
+            "coef": column.coef[term],
+            "se": column.se[term],
+            "t": column.t[term],
+            "p": column.p[term],
+            "ci_low": column.ci[term][0],
+            "ci_high": column.ci[term][1],
+            "standardised": column.standardised.get(term),
+            "vif": column.vif.get(term),
+            "n_obs": column.n_obs,
+            "n_pairs": column.n_pairs,
+            **{f"r2_{name}": value for name, value in column.r2.items()},
+        }
+        for column in fit.columns
+        for term in (*column.regressors, "const")
+    )
+
+
+def layout(fit: Fit) -> pd.DataFrame:
+    """The table's cells as text: rows as in the paper's Table 2 with intervals for stars, one column a model."""
+    terms = list(dict.fromkeys(term for column in fit.columns for term in column.regressors))
+    labels = [label for term in terms for label in (LABELS.get(term, term), "(t)", "95 % CI low", "95 % CI high")]
+    labels += ["Observations", "Pairs", "Within R-squared", "Overall R-squared", "Adjusted R-squared"]
+    labels += ["Individual FE", "Constant"]
+    cells = {f"({column.column}) {column.group.upper()}": _cells(column, terms) for column in fit.columns}
+    return pd.DataFrame(cells, index=labels)
+
+
+def _cells(column: Column, terms: list[str]) -> list[str]:
+    cells = []
+    for term in terms:
+        if term in column.regressors:
+            low, high = column.ci[term]
+            cells += [number_text(column.coef[term]), f"({column.t[term]:.2f})", number_text(low), number_text(high)]
+        else:
+            cells += [""] * 4
+    cells += [f"{column.n_obs:,}", f"{column.n_pairs:,}"]
+    cells += [number_text(column.r2[name]) for name in ("within", "overall", "adjusted")]
+    return [*cells, "YES", "YES"]
+
+
+def number_text(value: float) -> str:
+    """Four decimals, or three significant digits where these would hide the value."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+
+
+def _title(fit: Fit) -> str:
+    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects, errors clustered by pair"
+
+
+def _notes(fit: Fit) -> list[str]:
+    """Each note once, with the columns it belongs to."""
+    notes = dict.fromkeys(note for column in fit.columns for note in column.notes)
+    return [
+        f"({', '.join(str(column.column) for column in fit.columns if note in column.notes)}) {note}" for note in notes
+    ]
+
+
+def _latex(fit: Fit) -> str:
+    # A hyphen would be set as one; cells hold nothing else that LaTeX reads as markup.
+    cells = layout(fit).map(lambda cell: cell.replace("-", "$-$"))
+    caption = " ".join(f"{line}." for line in [_title(fit), *_notes(fit)])
+    return (
+        cells.style.format_index(escape="latex", axis=0)
+        .format_index(escape="latex", axis=1)
+        .to_latex(
+            hrules=True,
+            column_format="l" + "r" * len(fit.columns),
+            position_float="centering",
+            caption=latex_text(caption),
+        )
+    )
+
+
+def latex_text(text: str) -> str:
+    """Text whose special characters LaTeX sets as they are."""
+    return re.sub(r"([_%&#$])", r"\\\1", text)
+
+
+def _html(fit: Fit) -> str:
+    # Without a fixed id every rendering of the same fit would differ.
+    caption = "<br>".join(escape(line) for line in [_title(fit), *_notes(fit)])
+    return (
+        layout(fit)
+        .style.format(escape="html")
+        .format_index(escape="html", axis=0)
+        .format_index(escape="html", axis=1)
+        .set_uuid("fit")
+        .set_caption(caption)
+        .to_html()
+    )
+
+
+def _plain(fit: Fit, style: str) -> str:
+    # Cells are finished text: tabulate must not parse "(1.20)" or "1,200" as numbers again.
+    cells = layout(fit)
+    rows = [[label, *row] for label, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    alignment = ["left"] + ["right"] * len(fit.columns)
+    table = tabulate(rows, headers=["", *cells.columns], tablefmt=style, colalign=alignment, disable_numparse=True)
+    return "\n\n".join([_title(fit), table, *_notes(fit)])
+
+
+def undefined_to_none(value: Any) -> Any:
+    """The value with every NaN and infinity, at any depth, as None, and every tuple as a list."""
+    if isinstance(value, dict):
+        return {key: undefined_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [undefined_to_none(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _none_to_nan(value: Any) -> Any:
+    """The value with every None, at any depth, as NaN."""
+    if isinstance(value, dict):
+        return {key: _none_to_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_none_to_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+def _column_from_dict(data: dict[str, Any]) -> Column:
+    values = _none_to_nan(data)
+    values["regressors"], values["notes"] = tuple(values["regressors"]), tuple(values["notes"])
+    values["ci"] = {name: tuple(interval) for name, interval in values["ci"].items()}
+    return Column(**values)

@@ -1,0 +1,190 @@
+"""Controlled corpora: natural and random sequences, their hybrids, and matched references (section 2.1.1).
+
+A sequence has `length` + 1 tokens; the last is the target. Per group (NLS: natural text, RTS: random words with the
+source's part-of-speech ratios) and pair there are
+
+    A, B          two sequences
+    hybrid A'(p)  B[:p] + A[p:], one per ratio; p = round(ratio * length)
+    matched B*    B[:length] + A's target: A and B end in different words and the current word dominates a neuron's
+                  activity; B* has A's word after B's whole context
+
+A, B and B* do not depend on the ratio and are stored once; `sequence_id` is a hash of the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from clada.errors import InputError
+from cladastats.sequences.random_words import RandomSequences, tag_words
+from cladastats.sequences.sources import Documents
+from cladastats.sequences.windows import Window, natural_windows, usable_windows
+
+GROUPS = ("nls", "rts")
+
+SCHEMA = pa.schema(
+    [
+        ("sequence_id", pa.string()),
+        ("group", pa.string()),
+        ("role", pa.string()),
+        ("pair", pa.int32()),
+        ("ratio", pa.float64()),
+        ("prefix_len", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("documents", pa.list_(pa.int32())),
+        ("target_distance", pa.int32()),
+        ("pos_distance", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PairCorpus:
+    """All sequences of a study.
+
+    Attributes:
+        table: columns of `SCHEMA`, a row a sequence.
+        sha256: of all token ids, in order.
+        report: what was measured while building: encoding repair, tagger, distances.
+    """
+
+    table: pa.Table
+    sha256: str
+    report: dict[str, Any]
+
+
+def prefix_length(ratio: float, length: int) -> int:
+    """Tokens of B at the start of a hybrid: round(ratio * length)."""
+    return round(ratio * length)
+
+
+def check_ratios(ratios: Sequence[float], length: int) -> None:
+    """Refuse ratios that give no hybrid.
+
+    Raises:
+        InputError: a ratio outside (0, 1), twice the same, or one whose prefix has no token or leaves none of A.
+    """
+    if not ratios:
+        raise InputError("no ratio given; use for instance --ratios 0.25,0.375,0.5")
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise InputError(f"ratio {ratio} is outside (0, 1); use for instance --ratios 0.25,0.375,0.5")
+        if not 0 < prefix_length(ratio, length) < length:
+            raise InputError(f"ratio {ratio} of length {length} leaves no token of A or of B; use a longer length")
+    if len({prefix_length(ratio, length) for ratio in ratios}) < len(ratios):
+        raise InputError(f"two of the ratios {', '.join(map(str, ratios))} give the same prefix; name each once")
+
+
+def build_corpus(
+    documents: Documents,
+    tokenizer: Any,
+    *,
+    pairs: int,
+    length: int,
+    ratios: Sequence[float],
+    seed: int,
+    windows: str = "stream",
+) -> PairCorpus:
+    """Build both groups of a study.
+
+    Args:
+        documents: the source.
+        tokenizer: of the model, a fast one.
+        pairs: pairs in each group.
+        length: tokens before the target.
+        ratios: prefix shares of the hybrids.
+        seed: of every draw; the same seed gives the same corpus.
+        windows: `stream` cuts the joined documents, `document` stays within one document.
+
+    Raises:
+        InputError: too little text (the message says how many pairs fit), or ratios that give no hybrid.
+    """
+    check_ratios(ratios, length)
+    natural = usable_windows(natural_windows(documents.texts, tokenizer, length, windows), tokenizer, windows)
+    if len(natural) < 2 * pairs:
+        fit = len(natural) // 2
+        raise InputError(
+            f"too little text: {fit:,} pairs of {length + 1:,} tokens fit, {pairs:,} asked; use "
+            + (f"--pairs {fit}, a shorter --length or more text" if fit else "a shorter --length or more text")
+        )
+    order = np.random.default_rng([seed, 0]).permutation(len(natural))[: 2 * pairs]
+    nls = [natural[i] for i in order]
+    pool = tag_words(documents.texts, 2 * pairs * length, np.random.default_rng([seed, 1]))
+    draw = RandomSequences(pool, tokenizer, length)
+    rts = [draw(np.random.default_rng([seed, 2, i])) for i in range(2 * pairs)]
+
+    rows = []
+    for group, sequences in zip(GROUPS, (nls, rts), strict=True):
+        for pair in range(pairs):
+            a, b = sequences[2 * pair : 2 * pair + 2]
+            rows += pair_rows(group, pair, a, b, ratios, length)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    report = {
+        "encoding": documents.encoding,
+        "natural_windows": len(natural),
+        "tagger": f"HanTa {version('HanTa')} (BNC tags)",
+        "tagged_words": len(pool.text),
+        "pos_strata": len(pool.strata),
+        "pos_distance_mean": float(np.mean([s.pos_distance for s in rts])),
+        "pos_distance_max": float(np.max([s.pos_distance for s in rts])),
+        "pos_distance_rounding_max": draw.rounding_max,
+        "punctuation_difference_max": draw.punctuation_max,
+    }
+    return PairCorpus(table, tokens_sha256(table), report)
+
+
+def tokens_sha256(table: pa.Table | pd.DataFrame) -> str:
+    """SHA-256 over the token ids of all rows, in order: what a corpus is, whatever file it came in."""
+    digest = hashlib.sha256()
+    column = table["token_ids"]
+    for ids in column.to_pylist() if isinstance(table, pa.Table) else column:
+        digest.update(np.asarray(ids, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def sequence_id(token_ids: np.ndarray) -> str:
+    """What a sequence is called: a hash of its tokens, so that equal ones are stored once."""
+    return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:20]
+
+
+def pair_rows(
+    group: str, pair: int, a: Window, b: Window, ratios: Sequence[float], length: int
+) -> list[dict[str, Any]]:
+    """The rows of one pair: A, B, the matched reference B*, and one hybrid per ratio."""
+    rows = [_row(group, "A", pair, a), _row(group, "B", pair, b)]
+    ids = np.append(b.token_ids[:length], a.token_ids[length]).astype(np.int32)
+    # The target of B* opens nothing of B: only its own token is of another document.
+    matched = Window(ids, [*[d for d in b.documents if d < length], length], 0)
+    rows.append(_row(group, "matched", pair, matched))
+    for ratio in ratios:
+        p = prefix_length(ratio, length)
+        ids = np.concatenate([b.token_ids[:p], a.token_ids[p:]])
+        starts = [*[d for d in b.documents if d < p], p, *[d for d in a.documents if d > p]]
+        hybrid = Window(ids, starts, min(a.target_distance, length - p))
+        rows.append(_row(group, "hybrid", pair, hybrid, ratio, p))
+    return rows
+
+
+def _row(
+    group: str, role: str, pair: int, s: Window, ratio: float | None = None, prefix: int | None = None
+) -> dict[str, Any]:
+    return {
+        "sequence_id": sequence_id(s.token_ids),
+        "group": group,
+        "role": role,
+        "pair": pair,
+        "ratio": ratio,
+        "prefix_len": prefix,
+        "token_ids": s.token_ids,
+        "documents": s.documents,
+        "target_distance": s.target_distance,
+        "pos_distance": s.pos_distance,
+    }

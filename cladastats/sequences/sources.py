@@ -1,0 +1,177 @@
+"""Where corpus text comes from: `news` (embedded), `xsum` (hub), `jsonl:PATH[:field]`, `text:DIR`.
+
+What each named source is, its licence and checksum stand in `corpora/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import pandas as pd
+
+from clada.errors import InputError
+from clada.models.assets import fetch
+
+DEFAULT_FIELD = "text"
+
+XSUM_REPOSITORY = "EdinburghNLP/xsum"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The texts of a source, encoding repaired, in the source's order.
+
+    Attributes:
+        texts: one string per document; empty ones are left out.
+        sha256: of the source's bytes as they were found.
+        encoding: what the repair did: library, version, number of documents changed.
+    """
+
+    texts: list[str]
+    sha256: str
+    encoding: dict[str, Any]
+
+
+def load_documents(source: str) -> Documents:
+    """Read a source.
+
+    Args:
+        source: `news`, `xsum`, `jsonl:PATH[:field]` (default field `text`) or `text:DIR` (every `*.txt` below it).
+
+    Raises:
+        InputError: unknown source, no such file, not UTF-8, not JSON lines, no such field, no text in it.
+        AssetError: the embedded corpus cannot be fetched.
+    """
+    kind, _, rest = source.partition(":")
+    if source == "news":
+        raw, sha256 = _read_news()
+    elif source == "xsum":
+        raw, sha256 = _read_xsum()
+    elif kind == "jsonl" and rest:
+        raw, sha256 = _read_jsonl(rest)
+    elif kind == "text" and rest:
+        raw, sha256 = _read_text_folder(Path(rest))
+    else:
+        raise InputError(f"unknown source '{source}'; use news, xsum, jsonl:PATH[:field] or text:DIR")
+    # Only the encoding is mended: curly quotes and full-width characters may be the author's, so they stay.
+    repaired = [ftfy.fix_text(text, uncurl_quotes=False, fix_character_width=False) for text in raw]
+    encoding = {
+        "library": f"ftfy {version('ftfy')}",
+        "documents": len(raw),
+        "documents_repaired": sum(a != b for a, b in zip(raw, repaired, strict=True)),
+    }
+    texts = [text for text in repaired if text.strip()]
+    if not texts:
+        raise InputError(f"source '{source}' holds no text; give one with documents in it")
+    return Documents(texts, sha256, encoding)
+
+
+def _read_news() -> tuple[list[str], str]:
+    content = fetch("news").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open("NewsArticles.csv") as handle:
+        articles = pd.read_csv(handle, usecols=["text"])
+    return articles["text"].dropna().tolist(), hashlib.sha256(content).hexdigest()
+
+
+def _read_xsum() -> tuple[list[str], str]:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    from clada.models.open import HUB_TIMEOUT_S
+
+    # The hub converts every public data set to parquet on this branch; it needs no loading script.
+    branch = "refs/convert/parquet"
+    try:
+        found = HfApi().dataset_info(XSUM_REPOSITORY, revision=branch, timeout=HUB_TIMEOUT_S)
+        names = [file.rfilename for file in found.siblings or []]
+        files = sorted(name for name in names if "/train/" in name and name.endswith(".parquet"))
+        paths = [Path(hf_hub_download(XSUM_REPOSITORY, n, repo_type="dataset", revision=branch)) for n in files]
+    except Exception as problem:  # the client lets any error of its transport through
+        raise InputError(
+            f"source 'xsum' cannot be fetched from the hub ({type(problem).__name__}); "
+            "use 'news', or a copy of it with jsonl:PATH:document"
+        ) from None
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    texts = pd.concat([pd.read_parquet(path, columns=["document"]) for path in paths])["document"]
+    return texts.tolist(), digest.hexdigest()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    return _decode(_read_bytes(path), path)
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
+
+
+def _read_jsonl(rest: str) -> tuple[list[str], str]:
+    # A path may hold a colon itself: what exists as a file is a path.
+    name, _, field = rest.rpartition(":") if not Path(rest).is_file() and ":" in rest else (rest, "", DEFAULT_FIELD)
+    path = Path(name)
+    texts = [record[field] for record in read_records(path, field)]
+    return texts, hashlib.sha256(_read_bytes(path)).hexdigest()
+
+
+def read_records(path: Path, field: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, each with a text in one of its fields.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not such an object; with the line.
+    """
+    found = []
+    # At line feeds alone: other line breaks may be in a text as they are.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InputError(f"{path}, line {number:,}: not JSON; a jsonl source has one object a line") from None
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            fields = ", ".join(map(repr, record)) if isinstance(record, dict) else "no fields"
+            raise InputError(
+                f"{path}, line {number:,}: no text in field '{field}' (there: {fields}); name one with jsonl:PATH:field"
+            )
+        found.append(record)
+    return found
+
+
+def _read_text_folder(folder: Path) -> tuple[list[str], str]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; text:DIR reads every *.txt below DIR")
+    paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
+    if not paths:
+        raise InputError(f"{folder} has no *.txt file; text:DIR reads every one below DIR")
+    digest = hashlib.sha256()
+    texts = []
+    for path in paths:
+        content = _read_bytes(path)
+        # Names and lengths too, so that moving a line from one file to the next changes the hash.
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode(errors="surrogateescape"))
+        digest.update(content)
+        texts.append(_decode(content, path))
+    return texts, digest.hexdigest()

@@ -1,0 +1,83 @@
+"""Windows of natural text (section 2.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clada.errors import InputError
+from clada.models.open import bos_tokens
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sequence before it has a role.
+
+    Attributes:
+        token_ids: int32 [length + 1].
+        documents: positions at which a document (or the rest of one) begins; the first is 0.
+        target_distance: tokens since the target's document began, which may be before the sequence.
+        pos_distance: total-variation distance of its part-of-speech ratios from the source's; NaN for natural text.
+    """
+
+    token_ids: np.ndarray
+    documents: list[int]
+    target_distance: int
+    pos_distance: float = float("nan")
+
+
+def separator_token(tokenizer: Any) -> str:
+    """The token that joins documents: the one of pretraining where the vocabulary names it, else end of text.
+
+    Chat models end a turn with a token of its own (`<|im_end|>`), which between plain documents would be out of place.
+
+    Raises:
+        InputError: the tokenizer has neither.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in ("<|endoftext|>", "<|end_of_text|>", tokenizer.eos_token):
+        if token in vocabulary:
+            return str(token)
+    raise InputError("the tokenizer has no end-of-text token to join documents with; use --windows document")
+
+
+def usable_windows(found: list[Window], tokenizer: Any, windows: str) -> list[Window]:
+    """Windows a pair can be made of: each text once, and no target that is the separator instead of a word."""
+    separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer)) if windows == "stream" else None
+    once = {window.token_ids.tobytes(): window for window in reversed(found)}
+    return [w for w in found if once[w.token_ids.tobytes()] is w and w.token_ids[-1] != separator]
+
+
+def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: str) -> list[Window]:
+    """Consecutive, non-overlapping windows of natural text, in the order of the source.
+
+    Args:
+        texts: documents.
+        tokenizer: of the model.
+        length: tokens before the target.
+        windows: `stream`: documents joined by the separator, then cut; `document`: each document cut by itself.
+    """
+    # verbose=False: documents longer than the model's context are meant to be cut here.
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    bos = bos_tokens(tokenizer)
+    size = length + 1 - len(bos)
+    if windows == "document":
+        return [
+            Window(np.array(bos + ids[i : i + size], dtype=np.int32), [0], i + size - 1)
+            for ids in encoded
+            for i in range(0, len(ids) - size + 1, size)
+        ]
+    separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer))
+    stream = np.concatenate([np.array([*ids, separator], dtype=np.int32) for ids in encoded])
+    starts = np.cumsum([0, *[len(ids) + 1 for ids in encoded]])[:-1]
+    cut = []
+    for begin in range(0, len(stream) - size + 1, size):
+        end = begin + size
+        inside = starts[np.searchsorted(starts, begin, side="right") : np.searchsorted(starts, end)]
+        own = starts[np.searchsorted(starts, end - 1, side="right") - 1]
+        ids = np.concatenate([np.array(bos, dtype=np.int32), stream[begin:end]])
+        cut.append(Window(ids, [0, *(inside - begin + len(bos)).tolist()], int(end - 1 - own)))
+    return cut

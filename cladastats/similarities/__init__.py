@@ -1,0 +1,1 @@
+"""Similarity of activations, and panels of it. Knows no regressions."""
