@@ -27,6 +27,7 @@ from clada.methods.registry import INPUT_METHODS, check_method
 from clada.methods.screen import Screen, screen_words
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
 from clada.models.architectures import Layer, anatomy
+from clada.models.hooks import Hooks
 from clada.surprisal import surprisal_and_entropy_bits
 
 PROMPTS = ("dense", "sparse")
@@ -112,20 +113,14 @@ def sparse(
     if basis is not None:
         screen = Screen.of(parts.head.weight.detach().float().cpu(), basis)
         run.screen = [tensor.to(parts.head.weight.device) for tensor in screen.wide()]
-    attention, handles = model.config._attn_implementation, []
-    try:
-        handles += [
-            model.register_forward_pre_hook(run.begin, with_kwargs=True),
-            model.register_forward_hook(run.end, with_kwargs=True, always_call=True),
-            parts.head.register_forward_hook(run.at_head),
-        ]
+    with Hooks() as hooks:
+        hooks.change(model.config, "_attn_implementation", run.attention)  # passes that attend selectively change it
+        hooks.before(model, run.begin, with_kwargs=True)
+        hooks.after(model, run.end, with_kwargs=True, always_call=True)
+        hooks.after(parts.head, run.at_head)
         for i, layer in enumerate(parts.layers):
-            handles += run.hooks_of(i, layer, ACT2FN[parts.activation])
+            run.hook_layer(hooks, i, layer, ACT2FN[parts.activation])
         yield run.counted
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.config._attn_implementation = attention
 
 
 class PromptStatistics:
@@ -277,15 +272,8 @@ class _Run:
 
     # -- inside a layer -----------------------------------------------------------------------------------------------
 
-    def hooks_of(self, i: int, layer: Layer, activation: Any) -> list[Any]:
-        """Hooks that leave out what the selection says; without one they do nothing."""
-        handles = []
-
-        def before(module: Any, hook: Any) -> None:
-            handles.append(module.register_forward_pre_hook(hook))
-
-        def after(module: Any, hook: Any) -> None:
-            handles.append(module.register_forward_hook(hook))
+    def hook_layer(self, hooks: Hooks, i: int, layer: Layer, activation: Any) -> None:
+        """Hook a layer to leave out what the selection says; without one it computes everything."""
 
         def inputs(module: Any, weight: str, threshold: str, place: tuple[int, ...] = ()) -> None:
             def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
@@ -298,7 +286,7 @@ class _Run:
                 )
                 return (x * (test >= limit).view(x.shape),)
 
-            before(module, hook)
+            hooks.before(module, hook)
 
         def at_gate(_module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if self.selection is None:
@@ -342,10 +330,9 @@ class _Run:
                     inputs(module, "input_weight", "input_threshold", (MLP_INPUT,))
         else:
             if layer.gate is not None:
-                after(layer.gate, at_gate)
-            after(layer.up, at_up)
-        before(layer.down, at_down)
-        return handles
+                hooks.after(layer.gate, at_gate)
+            hooks.after(layer.up, at_up)
+        hooks.before(layer.down, at_down)
 
     def at_head(self, _head: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         """Words that the screen finds improbable get its estimate for a logit."""

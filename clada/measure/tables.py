@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from clada.methods.plan import GRID, Plan
 from clada.methods.selection import norms_of
 from clada.models.architectures import anatomy
+from clada.models.hooks import Hooks
 from clada.models.open import model_revision
 from clada.surprisal import surprisal_and_entropy_bits
 
@@ -72,19 +73,16 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
 
         return hook
 
-    handles = []
-    for i, layer in enumerate(parts.layers):
-        handles += [
-            layer.qkv[0].register_forward_pre_hook(taken("attention_input", i)),
-            layer.output.register_forward_pre_hook(taken("output", i)),
-            layer.up.register_forward_pre_hook(taken("mlp_input", i)),
-            layer.down.register_forward_pre_hook(taken("h", i)),
-        ]
-        if layer.gate is not None:
-            handles.append(layer.gate.register_forward_hook(taken("activation", i, output=True, act=True)))
-            handles.append(layer.up.register_forward_hook(taken("up", i, output=True)))
     surprisal, entropy = [], []
-    try:
+    with Hooks() as hooks:
+        for i, layer in enumerate(parts.layers):
+            hooks.before(layer.qkv[0], taken("attention_input", i))
+            hooks.before(layer.output, taken("output", i))
+            hooks.before(layer.up, taken("mlp_input", i))
+            hooks.before(layer.down, taken("h", i))
+            if layer.gate is not None:
+                hooks.after(layer.gate, taken("activation", i, output=True, act=True))
+                hooks.after(layer.up, taken("up", i, output=True))
         for window in tqdm(windows, unit="window", desc="tables", file=sys.stderr):
             ids = torch.tensor(window)
             chosen = torch.from_numpy(sample.choice(len(window) - 1, min(per_window, len(window) - 1), replace=False))
@@ -97,9 +95,6 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
             s, h = surprisal_and_entropy_bits(logits, ids[1:][chosen])
             surprisal.append(s.numpy())
             entropy.append(h.numpy())
-    finally:
-        for handle in handles:
-            handle.remove()
 
     tables: dict[str, np.ndarray] = {}
 

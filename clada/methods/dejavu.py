@@ -22,6 +22,7 @@ from clada.errors import InputError
 from clada.methods.plan import Plan
 from clada.methods.selection import norms_of
 from clada.models.architectures import anatomy
+from clada.models.hooks import Hooks
 
 NEEDED = 0.5  # share of the neurons that count as needed in training; the scores rank them for any share
 
@@ -39,24 +40,21 @@ def _examples(model: Any, windows: Sequence[Sequence[int]], plan: Plan) -> tuple
     limits, norms = plan.threshold("magnitude", NEEDED), norms_of(parts).down_norm
     inputs: list[list[torch.Tensor]] = [[] for _ in parts.layers]
     needed: list[list[np.ndarray]] = [[] for _ in parts.layers]
-    handles = []
-    for i, layer in enumerate(parts.layers):
+    with Hooks() as hooks:
+        for i, layer in enumerate(parts.layers):
 
-        def enters(_module: Any, args: tuple[torch.Tensor], i: int = i) -> None:
-            inputs[i].append(_with_constant(args[0]).half())
+            def enters(_module: Any, args: tuple[torch.Tensor], i: int = i) -> None:
+                inputs[i].append(_with_constant(args[0]).half())
 
-        def leaves(_module: Any, args: tuple[torch.Tensor], i: int = i) -> None:
-            magnitude = args[0].reshape(-1, args[0].shape[-1]).float().abs().numpy() * norms[i]
-            # ReLU may leave more than half at zero, and these are not needed.
-            needed[i].append(np.packbits((magnitude >= limits[i]) & (magnitude > 0), axis=1))
+            def leaves(_module: Any, args: tuple[torch.Tensor], i: int = i) -> None:
+                magnitude = args[0].reshape(-1, args[0].shape[-1]).float().abs().numpy() * norms[i]
+                # ReLU may leave more than half at zero, and these are not needed.
+                needed[i].append(np.packbits((magnitude >= limits[i]) & (magnitude > 0), axis=1))
 
-        handles += [layer.up.register_forward_pre_hook(enters), layer.down.register_forward_pre_hook(leaves)]
-    try:
+            hooks.before(layer.up, enters)
+            hooks.before(layer.down, leaves)
         for window in tqdm(windows, unit="window", desc="dejavu", file=sys.stderr):
             parts.stack(torch.tensor(window)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [torch.cat(rows) for rows in inputs], [np.concatenate(rows) for rows in needed]
 
 

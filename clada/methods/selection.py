@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from clada.models.architectures import Anatomy, matrix_of
+from clada.models.hooks import Hooks
 
 # The two inputs that `Selection.input_threshold` is about.
 ATTENTION_INPUT, MLP_INPUT = range(2)
@@ -115,9 +116,7 @@ def prompt_statistics(
 
         return hook
 
-    handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(down_projections)]
-    try:
+    with Hooks() as hooks:
+        for i, module in enumerate(down_projections):
+            hooks.before(module, hook_of(i))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

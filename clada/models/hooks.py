@@ -1,9 +1,9 @@
-"""The one place that puts hooks into a model and takes them out again, errors included."""
+"""The one manager of hooks: what is put into a model, or changed in it, and taken out again, errors included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from clada.models.architectures import down_projections
@@ -13,12 +13,66 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class Hooks:
+    """A context manager that owns every change of a model; on exit all are undone, the last one first.
+
+    Made after baukit's nethook (Bau et al.), so that no other code registers a hook or puts an attribute back by hand:
+
+        with Hooks() as hooks:
+            hooks.before(module, look)
+            model(ids)
+    """
+
+    def __init__(self) -> None:
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
+        """Call a hook in front of a module: `hook(module, args)`, which may return other arguments.
+
+        Args:
+            module: part of a model.
+            hook: as torch calls it.
+            **options: of `torch.nn.Module.register_forward_pre_hook`.
+        """
+        self._undo.callback(module.register_forward_pre_hook(hook, **options).remove)
+
+    def after(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
+        """Call a hook after a module: `hook(module, args, output)`, which may return another output.
+
+        Args:
+            module: part of a model.
+            hook: as torch calls it.
+            **options: of `torch.nn.Module.register_forward_hook`.
+        """
+        self._undo.callback(module.register_forward_hook(hook, **options).remove)
+
+    def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Let a module compute another function."""
+        own = vars(module)
+        if "forward" in own:  # accelerate's hooks put one there, say
+            self._undo.callback(setattr, module, "forward", own["forward"])
+        else:
+            self._undo.callback(own.pop, "forward", None)
+        module.forward = forward
+
+    def change(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute, of a configuration say; on exit it has the value from before."""
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+
 @contextmanager
 def observe_activations(model: nn.Module, seen: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
     """Within the block every forward pass shows its neuron activations, layer by layer.
 
-    One hook a layer, on the input of the down-projection; all are removed on exit, errors included. One sequence at a
-    time: OPT flattens batch and positions before its MLP.
+    One hook a layer, on the input of the down-projection. One sequence at a time: OPT flattens batch and positions
+    before its MLP.
 
     Args:
         model: a supported model.
@@ -31,12 +85,10 @@ def observe_activations(model: nn.Module, seen: Callable[[int, torch.Tensor], No
 
         return hook
 
-    handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(down_projections(model))]
-    try:
+    with Hooks() as hooks:
+        for i, module in enumerate(down_projections(model)):
+            hooks.before(module, hook_of(i))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -49,19 +101,3 @@ def capture_last_activations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     captured: list[torch.Tensor] = [None] * len(down_projections(model))  # type: ignore[list-item]
     with observe_activations(model, lambda layer, activations: captured.__setitem__(layer, activations[-1])):
         yield captured
-
-
-@contextmanager
-def replaced_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., torch.Tensor]]) -> Iterator[None]:
-    """Within the block each module computes the function given for it; undone on exit, errors included."""
-    before = [module.__dict__.get("forward") for module in modules]  # accelerate's hooks put one there, say
-    try:
-        for module, forward in zip(modules, forwards, strict=True):
-            module.forward = forward
-        yield
-    finally:
-        for module, forward_before in zip(modules, before, strict=True):
-            if forward_before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = forward_before

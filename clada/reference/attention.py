@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from clada.cpu.pack import Weights
+from clada.models.hooks import Hooks
 
 
 def selective_attention(
@@ -72,10 +73,6 @@ def attention_of(weights: Weights, least_weight: float, least_positions: int) ->
     if least_weight == 0:
         yield {}
         return
-    config = weights.model.config
-    before = config._attn_implementation
-    config._attn_implementation = "clada"
-    try:
+    with Hooks() as hooks:
+        hooks.change(weights.model.config, "_attn_implementation", "clada")
         yield {"least_weight": least_weight, "least_positions": least_positions}
-    finally:
-        config._attn_implementation = before

@@ -14,7 +14,7 @@ from clada.cpu.decoder import Outcome, State, new_cache, run_prompt
 from clada.cpu.pack import Weights
 from clada.methods.screen import screen_words
 from clada.methods.selection import ATTENTION_INPUT, BY_INPUT, MLP_INPUT, Selection, prompt_statistics
-from clada.models.hooks import replaced_forwards
+from clada.models.hooks import Hooks
 from clada.reference.attention import attention_of
 
 
@@ -71,7 +71,9 @@ class TorchDecoder:
             modules, forwards = self._forwards(b, selection, counts)
             ids = torch.tensor([[token]], device=self._device)
             attention = attention_of(self.weights, float(selection.attention_threshold[b]), selection.attention_from)
-            with replaced_forwards(modules, forwards), attention as more:
+            with Hooks() as hooks, attention as more:
+                for module, forward in zip(modules, forwards, strict=True):
+                    hooks.replace(module, forward)
                 out = self.weights.model(ids, past_key_values=state.memory[b], use_cache=True, **more)
                 logits.append(out.logits[0, -1])
             active.append(sum(counts))

@@ -16,6 +16,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from clada.models.hooks import Hooks
+
 NAME = "cladastats"
 
 BLOCK = 256  # queries; 64 to 512 differ by less than a fifth, on full attention and on windows
@@ -27,13 +29,10 @@ def causal_blocks(model: Any) -> Iterator[None]:
 
     Only for runs of one sequence at a time, from a cache or from nothing: a mask the caller gives is not looked at.
     """
-    before = model.config._attn_implementation
-    if before == "sdpa" and model.device.type == "cpu":
-        model.config._attn_implementation = NAME
-    try:
+    with Hooks() as hooks:
+        if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
+            hooks.change(model.config, "_attn_implementation", NAME)
         yield
-    finally:
-        model.config._attn_implementation = before
 
 
 def attend(

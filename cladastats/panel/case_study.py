@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from clada.models.architectures import down_projections
+from clada.models.hooks import Hooks
 from cladastats.activations.work import PrefixSharingRunner
 from cladastats.similarities.metrics import METRICS
 from cladastats.study import Study
@@ -122,13 +123,10 @@ def activation_maps(model: Any, study: Study, layer: int, group: str = "nls", pa
     found: dict[str, np.ndarray] = {}
     seen: list[torch.Tensor] = []
     module = down_projections(model)[layer]
-    handle = module.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
-    try:
-        with torch.inference_mode():
-            for name, ids in rows.items():
-                seen.clear()
-                model(torch.tensor(ids, dtype=torch.long)[None], use_cache=False, logits_to_keep=1)
-                found[name] = seen[0].reshape(len(ids), -1).float().numpy()
-    finally:
-        handle.remove()
+    with torch.inference_mode(), Hooks() as hooks:
+        hooks.before(module, lambda _m, inputs: seen.append(inputs[0]))
+        for name, ids in rows.items():
+            seen.clear()
+            model(torch.tensor(ids, dtype=torch.long)[None], use_cache=False, logits_to_keep=1)
+            found[name] = seen[0].reshape(len(ids), -1).float().numpy()
     return found

@@ -41,7 +41,7 @@ from clada.methods.coefficients import PAPER, Coefficients, resolve_coefficients
 from clada.methods.plan import resolve_plan
 from clada.methods.policy import resolve_shares
 from clada.models.architectures import check_length, decoder_layers, down_norms
-from clada.models.hooks import observe_activations
+from clada.models.hooks import Hooks, observe_activations
 from clada.models.open import bos_tokens, load_config, load_model, model_revision
 from clada.surprisal import surprisal_and_entropy_bits
 from cladastats.activations.attention import causal_blocks
@@ -322,24 +322,19 @@ class Meter:
 
         cache = DynamicCache(config=self.model.config)
         surprisal, entropy, boundary = [], [], []
-        handle = decoder_layers(self.model)[-1].register_forward_hook(left)
-        try:
-            with causal_blocks(self.model), observe_activations(self.model, seen):
-                for begin in range(0, len(everything), SEGMENT):
-                    segment = everything[begin : begin + SEGMENT]
-                    logits = self.model(segment[None], past_key_values=cache, use_cache=True).logits[0]
-                    # The token that each position predicts; the last position's is not known and not used.
-                    targets = torch.cat([everything[begin + 1 : begin + 1 + len(segment)], segment[-1:]])[
-                        : len(segment)
-                    ]
-                    s, h = surprisal_and_entropy_bits(logits, targets)
-                    mass = logits.double().logsumexp(-1)
-                    begins = logits[:, self.boundaries].double().logsumexp(-1)
-                    surprisal.append(s.cpu())
-                    entropy.append(h.cpu())
-                    boundary.append(((begins - mass) / math.log(2)).cpu())
-        finally:
-            handle.remove()
+        with causal_blocks(self.model), observe_activations(self.model, seen), Hooks() as hooks:
+            hooks.after(decoder_layers(self.model)[-1], left)
+            for begin in range(0, len(everything), SEGMENT):
+                segment = everything[begin : begin + SEGMENT]
+                logits = self.model(segment[None], past_key_values=cache, use_cache=True).logits[0]
+                # The token that each position predicts; the last position's is not known and not used.
+                targets = torch.cat([everything[begin + 1 : begin + 1 + len(segment)], segment[-1:]])[: len(segment)]
+                s, h = surprisal_and_entropy_bits(logits, targets)
+                mass = logits.double().logsumexp(-1)
+                begins = logits[:, self.boundaries].double().logsumexp(-1)
+                surprisal.append(s.cpu())
+                entropy.append(h.cpu())
+                boundary.append(((begins - mass) / math.log(2)).cpu())
         before = slice(skipped - 1, -1)  # the positions that predict the tokens
         chance = torch.cat(boundary).numpy()
         bits, uncertainty = torch.cat(surprisal).numpy()[before], torch.cat(entropy).numpy()[before]
