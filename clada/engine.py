@@ -21,9 +21,9 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from clada.cpu.decoder import Decoder, State
-from clada.cpu.kernels.arguments import hold
+from clada.cpu.kernels.arguments import box
 from clada.cpu.pack import pack
-from clada.cpu.storage import DTYPES
+from clada.cpu.precision import PRECISIONS
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.plan import Plan, plan_of
@@ -102,8 +102,8 @@ class Engine:
         entropy_quantile: float | None = None,
     ) -> None:
         check_method(method)
-        if dtype not in DTYPES:
-            raise InputError(f"unknown dtype '{dtype}'; use {', '.join(DTYPES)}")
+        if dtype not in PRECISIONS:
+            raise InputError(f"unknown dtype '{dtype}'; use {', '.join(PRECISIONS)}")
         family_of(model.config)
         if model.dtype != torch.float32:
             raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
@@ -127,7 +127,7 @@ class Engine:
         basis = basis_of(self.plan, shares)
         with ThreadPoolExecutor(1) as beside:
             # At its first call numba sets itself up, for a third of a second, while packing waits for memory.
-            beside.submit(hold, 0)
+            beside.submit(box, 0)
             self.weights = pack(model, dtype, basis, layout=layout_of(method))
         device = device or str(model.device)
         self.policy = make_policy(method, self.weights, self.plan, shares, coefficients)

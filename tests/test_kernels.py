@@ -16,6 +16,7 @@ from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
 from clada.cpu.pack import pack
+from clada.cpu.precision import PRECISIONS
 from clada.cpu.storage import Rows
 from clada.methods.plan import Shares
 from clada.methods.policy import make_policy
@@ -370,7 +371,7 @@ def add(out, rows, begin, which, factors):
 @pytest.mark.parametrize("width", [1, 15, 16, 47, 64, 100, 576])
 def test_rows_listed_are_multiplied_and_added_wherever_they_lie(dtype, width):
     rng = np.random.default_rng(width)
-    rows = Rows.empty(dtype, 40, width)
+    rows = Rows.empty(PRECISIONS[dtype], 40, width)
     rows.put(torch.from_numpy(rng.standard_normal((40, width)).astype(np.float32)))
     columns = Rows(rows.values, None if rows.scale is None else torch.ones(width), transposed=True)
     wide, narrow = rows.wide().numpy(), columns.wide().numpy()

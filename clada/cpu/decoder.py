@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from clada.cpu.kernels.arguments import Held, Scratch, Tensors, hold
+from clada.cpu.kernels.arguments import Boxed, Scratch, Tensors, box
 from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
 from clada.cpu.pack import Weights
+from clada.cpu.precision import Precision
 from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
 from clada.system.machine import aligned, return_memory
 
@@ -73,7 +74,7 @@ class Bookmark:
     Attributes:
         lengths: tokens of every sequence.
         outcome: a copy.
-        value_sum: of the values that each layer's window holds.
+        value_sum: of the values in each layer's window.
     """
 
     lengths: list[int]
@@ -82,17 +83,25 @@ class Bookmark:
 
 
 class RoundedCache(DynamicCache):
-    """Keys and values as they are kept beside weights of bfloat16 and int8."""
+    """Keys and values as numbers that a precision stores without scales.
+
+    Args:
+        config: of the model.
+        precision: of its weights.
+    """
+
+    def __init__(self, config: Any, precision: Precision) -> None:
+        super().__init__(config=config)
+        self._rounded = precision.unscaled.rounded
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Round to bfloat16, then go on as usual."""
-        return super().update(key_states.bfloat16().float(), value_states.bfloat16().float(), *args, **kwargs)
+        """Round, then go on as usual."""
+        return super().update(self._rounded(key_states), self._rounded(value_states), *args, **kwargs)
 
 
 def new_cache(weights: Weights) -> DynamicCache:
     """An empty cache for a packed model."""
-    kind = DynamicCache if weights.dtype == "float32" else RoundedCache
-    return kind(config=weights.model.config)
+    return RoundedCache(weights.model.config, weights.precision)
 
 
 def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
@@ -106,18 +115,26 @@ def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None
 
 @dataclass
 class _Memory:
-    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
+    """Buffers of a `State`.
+
+    Attributes:
+        scratch: caches, and what the kernels read and write.
+        rotary: float32 [n, kinds, 2, rotary width], cosines and sines of the positions from `rotary_begin` on.
+        rotary_begin: a position.
+        last_arguments: of the last step, with their boxes.
+    """
 
     scratch: Scratch
     rotary: np.ndarray
     rotary_begin: int
-    held: list[tuple[Any, Held]] = field(default_factory=list)
+    last_arguments: list[tuple[Any, Boxed]] = field(default_factory=list)
 
-    def hold(self, *values: Any) -> list[Held]:
-        """The kernels' arguments; most are those of the step before."""
-        last = {id(value): held for value, held in self.held}  # the values are kept, so that ids stay theirs
-        self.held = [(value, last.get(id(value)) or hold(value)) for value in values]
-        return [held for _, held in self.held]
+    def boxed(self, *arguments: Any) -> list[Boxed]:
+        """The kernels' arguments, boxed; most are those of the step before, whose boxes serve again."""
+        # The arguments are kept beside their boxes, so that no other object gets the id of one of them.
+        last = {id(argument): boxed for argument, boxed in self.last_arguments}
+        self.last_arguments = [(argument, last.get(id(argument)) or box(argument)) for argument in arguments]
+        return [boxed for _, boxed in self.last_arguments]
 
 
 class _Gathered(NamedTuple):
@@ -162,18 +179,18 @@ class Decoder:
         """
         longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
         memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
-        collected = []
+        of_prompts = []
         for b, prompt in enumerate(prompts):
-            with prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as found:
+            with prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
                 if len(prompt) > 1:
                     cache = new_cache(self.weights)
                     run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
-                    self._take(cache, memory.scratch, b, len(prompt) - 1)
+                    self._copy_cache(cache, memory.scratch, b, len(prompt) - 1)
                     del cache
-            collected.append(found)
+            of_prompts.append(of_prompt)
         return_memory()
-        kept = None if statistics is None else np.stack([found for found in collected if found is not None])
-        state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
+        stacked = None if statistics is None else np.stack([array for array in of_prompts if array is not None])
+        state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), stacked, memory)
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
@@ -196,7 +213,7 @@ class Decoder:
         tensors = self.weights.tensors
         if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
             tensors, selection = self._gather(selection)
-        self.team.run(decode_step, *memory.hold(tensors, self.weights.constants, scratch, selection))
+        self.team.run(decode_step, *memory.boxed(tensors, self.weights.constants, scratch, selection))
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.
@@ -240,28 +257,20 @@ class Decoder:
             state.statistics = state.statistics[sequences]
         state.outcome = _outcome(fewer)
 
-    def _take(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
+    def _copy_cache(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
         """Copy keys and values of n positions; sliding windows keep only their last ones."""
-        blocks = -(-n // LANES)
-        for layer, kept in enumerate(cache.layers):
-            keys, values = kept.keys[0], kept.values[0]
-            held = slice(n - keys.shape[1], n)
-            scratch.values[b, layer, :, held] = self._stored(values)
+        blocks, precision = -(-n // LANES), self.weights.precision.unscaled
+        for layer, cached in enumerate(cache.layers):
+            keys, values = cached.keys[0], cached.values[0]
+            positions = slice(n - keys.shape[1], n)
+            scratch.values[b, layer, :, positions] = precision.array(values.to(precision.storage))
             # Without the position that the next token's window no longer reaches.
             in_window = values[:, max(0, values.shape[1] + 1 - int(self.weights.constants.window[layer])) :]
-            scratch.value_sum[b, layer] = self._rounded(in_window).sum(1).numpy()
+            scratch.value_sum[b, layer] = precision.rounded(in_window).sum(1).numpy()
             padded = keys.new_zeros(keys.shape[0], blocks * LANES, keys.shape[2])
-            padded[:, held] = keys
+            padded[:, positions] = keys
             blocked = padded.unflatten(1, (blocks, LANES)).transpose(2, 3).flatten(2)
-            scratch.keys[b, layer, :, :blocks] = self._stored(blocked)
-
-    def _stored(self, x: torch.Tensor) -> np.ndarray:
-        if self.weights.dtype == "float32":
-            return x.numpy()
-        return x.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
-
-    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.weights.dtype == "float32" else x.bfloat16().float()
+            scratch.keys[b, layer, :, :blocks] = precision.array(blocked.to(precision.storage))
 
     def _scratch(self, batch: int, positions: int) -> Scratch:
         w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
@@ -269,7 +278,7 @@ class Decoder:
         neurons, vocabulary = w.down.shape[1], w.head.shape[0]
         blocks = -(-positions // LANES)
         positions, share = blocks * LANES, (blocks // threads + 1) * LANES  # of a thread
-        kept = np.dtype(np.float32 if self.weights.dtype == "float32" else np.uint16)
+        cached = self.weights.precision.unscaled.dtype
 
         def f(*shape: int) -> np.ndarray:
             array = aligned(shape, np.dtype(np.float32))
@@ -281,8 +290,8 @@ class Decoder:
             token=np.zeros(batch, np.int64),
             position=np.zeros(batch, np.int64),
             rotary=f(batch, *rotary.shape[1:]),
-            keys=aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), kept),
-            values=aligned((batch, layers, c.kv_heads, positions, c.head_dim), kept),
+            keys=aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), cached),
+            values=aligned((batch, layers, c.kv_heads, positions, c.head_dim), cached),
             residual=f(threads, batch, hidden),
             normed=f(threads, batch, hidden),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),

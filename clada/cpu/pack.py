@@ -8,6 +8,7 @@ that was packed, so that its memory is free once the caller lets go of it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from clada.cpu.kernels.arguments import Constants, Tensors
+from clada.cpu.precision import PRECISIONS, Precision
 from clada.cpu.storage import PackedEmbedding, PackedLinear, Rows
 from clada.methods.screen import Basis, Screen
 from clada.methods.selection import BY_INPUT, BY_MATRIX, Norms, norms_of
@@ -36,7 +38,7 @@ class Weights(Norms):
         constants: for the kernels.
         model: a transformers model on the same memory.
         stack: the part of it that maps tokens to the last hidden states.
-        dtype: of the weights.
+        dtype: name of the weights' precision.
         rotary_kinds: layer types that `rotary_rows` is asked for.
         qkv: of `model`, by layer, the query, key and value projections.
         gate: the gate projections, None where there are none.
@@ -61,11 +63,168 @@ class Weights(Norms):
     screen: Screen
     activation: str
 
+    @property
+    def precision(self) -> Precision:
+        """Of the weights."""
+        return PRECISIONS[self.dtype]
+
     def rotary(self, positions: torch.Tensor) -> np.ndarray:
         """Cosines and sines of positions for the kernels, float32 [n, kinds, 2, rotary width]."""
         if not self.rotary_kinds:
             return np.empty((len(positions), 0, 2, 0), np.float32)
         return np.ascontiguousarray(rotary_rows(self.stack.rotary_emb, self.rotary_kinds, positions).numpy())
+
+
+class _Shell:
+    """The model again on the same tensors, whose parts can be replaced without changing the model."""
+
+    def __init__(self, model: Any) -> None:
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.model: Any = copy.deepcopy(model, shared)
+        self._names = {module: name for name, module in model.named_modules()}
+
+    def replace(self, module: nn.Module, packed: nn.Module) -> None:
+        """Put a packed layer in the place of the model's."""
+        self.model.set_submodule(self._names[module], packed)
+
+    def counterpart(self, module: Any) -> Any:
+        """What is in the place of one of the model's modules; None for None."""
+        return module and self.model.get_submodule(self._names[module])
+
+    def copy_parameters(self) -> None:
+        """Copy what is still the model's: one norm would keep the whole file that it is part of in memory."""
+        for module in self.model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Weights of all layers; `gate` and its bias are those of `up` without a gate. Shapes as in `Tensors`."""
+
+    qkv: Rows
+    output: Rows
+    gate: Rows
+    up: Rows
+    down: Rows
+    qkv_bias: torch.Tensor
+    output_bias: torch.Tensor
+    gate_bias: torch.Tensor
+    up_bias: torch.Tensor
+    down_bias: torch.Tensor
+    norms: torch.Tensor
+    head_norms: torch.Tensor
+
+    @classmethod
+    def empty(cls, parts: Anatomy, hidden: int, precision: Precision, input_major: bool) -> _Layers:
+        """Memory for the weights: matrices uninitialised, as packing fills them; biases and norms zero."""
+        n, gated = len(parts.layers), parts.layers[0].gate is not None
+        width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
+        neurons = matrix_of(parts.layers[0].up).shape[0]
+
+        def inputs_of_hidden(outputs: int) -> Rows:
+            shape = (hidden, outputs) if input_major else (outputs, hidden)
+            return Rows.empty(precision, n, *shape, transposed=input_major)
+
+        qkv, output = inputs_of_hidden(width + 2 * kv_width), Rows.empty(precision, n, width, hidden, transposed=True)
+        up, down = inputs_of_hidden(neurons), Rows.empty(precision, n, neurons, hidden, transposed=True)
+        up_bias = torch.zeros(n, neurons)
+        return cls(
+            qkv=qkv,
+            output=output,
+            gate=inputs_of_hidden(neurons) if gated else up,
+            up=up,
+            down=down,
+            qkv_bias=torch.zeros(n, width + 2 * kv_width),
+            output_bias=torch.zeros(n, hidden),
+            gate_bias=torch.zeros(n, neurons) if gated else up_bias,
+            up_bias=up_bias,
+            down_bias=torch.zeros(n, hidden),
+            norms=torch.zeros(n, 6, 2, hidden),
+            head_norms=torch.zeros(n, 2, 2, parts.head_dim),
+        )
+
+    def pack(self, i: int, parts: Anatomy, shell: _Shell) -> None:
+        """Copy layer i, and put packed layers in the place of its projections."""
+        layer = parts.layers[i]
+        self._pack_qkv(i, layer.qkv, shell)
+        for module, rows, bias in (
+            (layer.output, self.output[i], self.output_bias[i]),
+            (layer.gate, self.gate[i], self.gate_bias[i]),
+            (layer.up, self.up[i], self.up_bias[i]),
+            (layer.down, self.down[i], self.down_bias[i]),
+        ):
+            if module is None:
+                continue
+            matrix = matrix_of(module)
+            rows.put(matrix.t() if rows.transposed else matrix)
+            _put_bias(bias, module)
+            shell.replace(module, PackedLinear(rows, bias))
+        for place, norm in enumerate(layer.norms):
+            if norm is not None:
+                _put_norm(self.norms[i, place], norm, parts)
+        for which, norm in enumerate(layer.head_norms or ()):
+            _put_norm(self.head_norms[i, which], norm, parts)
+
+    def _pack_qkv(self, i: int, modules: Sequence[Any], shell: _Shell) -> None:
+        """Copy queries, keys and values side by side, as the kernels read them in one pass."""
+        rows, begin = self.qkv[i], 0
+        merged = torch.cat([matrix_of(module) for module in modules])
+        rows.put(merged.t() if rows.transposed else merged)
+        for module in modules:
+            part = slice(begin, begin + len(matrix_of(module)))
+            _put_bias(self.qkv_bias[i, part], module)
+            scale = None if rows.scale is None else rows.scale[part]
+            own = Rows(rows.values[:, part] if rows.transposed else rows.values[part], scale, rows.transposed)
+            shell.replace(module, PackedLinear(own, self.qkv_bias[i, part]))
+            begin = part.stop
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Weights before the first layer and after the last one. Shapes as in `Tensors`."""
+
+    embedding: Rows
+    embedding_factor: float
+    positions: torch.Tensor
+    before_layers: Rows
+    final_norm: torch.Tensor
+    before_head: Rows
+    head: Rows
+
+    @classmethod
+    def pack(cls, parts: Anatomy, hidden: int, precision: Precision, shell: _Shell) -> _Ends:
+        """Copy them, and put packed layers in their place."""
+        final_norm = torch.zeros(2, hidden)
+        if parts.final_norm is not None:
+            _put_norm(final_norm, parts.final_norm, parts)
+        matrix = matrix_of(parts.head)
+        embedding = head = _packed(matrix, precision)
+        shell.replace(parts.head, PackedLinear(head))
+        if not parts.tied:
+            embedding = _packed(parts.embedding.weight.detach().cpu(), precision)
+        factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
+        shell.replace(parts.embedding, PackedEmbedding(embedding, factor))
+        table = torch.empty(0, hidden) if parts.positions is None else parts.positions.detach().float().cpu().clone()
+        # Small: scales for one matrix of its own would be one more case in the kernels.
+        before_layers = _projection(parts.project_in, matrix.shape[1], precision.unscaled, shell)
+        before_head = _projection(parts.project_out, hidden, precision.unscaled, shell)
+        return cls(embedding, factor, table, before_layers, final_norm, before_head, head)
+
+
+def _packed(matrix: torch.Tensor, precision: Precision) -> Rows:
+    rows = Rows.empty(precision, *matrix.shape)
+    rows.put(matrix)
+    return rows
+
+
+def _projection(module: Any, inputs: int, precision: Precision, shell: _Shell) -> Rows:
+    """A projection that most families have not, packed; no rows where it is absent."""
+    if module is None:
+        return Rows.empty(precision, 0, inputs)
+    rows = _packed(matrix_of(module), precision)
+    shell.replace(module, PackedLinear(rows))
+    return rows
 
 
 @torch.inference_mode()
@@ -74,7 +233,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
 
     Args:
         model: a transformers model in float32, of a supported family; it is not changed.
-        dtype: `float32`, `bfloat16` or `int8` (one scale per output, its largest weight is 127).
+        dtype: of `PRECISIONS`, what the weights are stored at.
         basis: adds a screen to the output head; None leaves it out.
         layout: of `LAYOUTS`, how the projections lie in memory: `matrix` by rows, `input` by columns, so that inputs
             can be left out instead of neurons.
@@ -83,96 +242,40 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         ModelError: the engine cannot decode this model.
     """
     parts = anatomy(model)
-    # Products, beside copies that wait for memory: a tenth of a second of a start.
+    # Products, beside copies that wait for memory.
     making_screen = ThreadPoolExecutor(1).submit(Screen.of, matrix_of(parts.head), basis)
-    layers, hidden = parts.layers, model.config.hidden_size
-    width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
-    neurons = matrix_of(layers[0].up).shape[0]
-    gated = layers[0].gate is not None
-    n = len(layers)
-    input_major = layout == "input"
-
-    def room(outputs: int) -> Rows:
-        shape = (hidden, outputs) if input_major else (outputs, hidden)
-        return Rows.empty(dtype, n, *shape, transposed=input_major)
-
-    qkv = room(width + 2 * kv_width)
-    output = Rows.empty(dtype, n, width, hidden, transposed=True)
-    up, down = room(neurons), Rows.empty(dtype, n, neurons, hidden, transposed=True)
-    gate = room(neurons) if gated else up
-    qkv_bias, output_bias = torch.zeros(n, width + 2 * kv_width), torch.zeros(n, hidden)
-    up_bias, down_bias = torch.zeros(n, neurons), torch.zeros(n, hidden)
-    gate_bias = torch.zeros(n, neurons) if gated else up_bias
-    norms, head_norms = torch.zeros(n, 6, 2, hidden), torch.zeros(n, 2, 2, parts.head_dim)
-
-    shell = _shell(model)
-    name_of = {module: name for name, module in model.named_modules()}
-
-    def place(module: nn.Module, packed: nn.Module) -> None:
-        shell.set_submodule(name_of[module], packed)
-
-    for i, layer in enumerate(layers):
-        merged = torch.cat([matrix_of(module) for module in layer.qkv])
-        qkv[i].put(merged.t() if input_major else merged)
-        at = 0
-        for module in layer.qkv:
-            part = slice(at, at + len(matrix_of(module)))
-            _put_bias(qkv_bias[i, part], module)
-            whole = qkv[i]
-            scale = None if whole.scale is None else whole.scale[part]
-            rows = Rows(whole.values[:, part] if input_major else whole.values[part], scale, input_major)
-            place(module, PackedLinear(rows, qkv_bias[i, part]))
-            at = part.stop
-        for module, packed, bias in (
-            (layer.output, output[i], output_bias[i]),
-            (layer.gate, gate[i], gate_bias[i]),
-            (layer.up, up[i], up_bias[i]),
-            (layer.down, down[i], down_bias[i]),
-        ):
-            if module is None:
-                continue
-            matrix = matrix_of(module)
-            packed.put(matrix.t() if packed.transposed else matrix)
-            _put_bias(bias, module)
-            place(module, PackedLinear(packed, bias))
-        for place_of_norm, norm in enumerate(layer.norms):
-            if norm is not None:
-                _put_norm(norms[i, place_of_norm], norm, parts)
-        for which, norm in enumerate(layer.head_norms or ()):
-            _put_norm(head_norms[i, which], norm, parts)
-
-    final_norm = torch.zeros(2, hidden)
-    if parts.final_norm is not None:
-        _put_norm(final_norm, parts.final_norm, parts)
-    vector_dtype = "float32" if dtype == "float32" else "bfloat16"  # int8 would need scales for one small matrix
-    before_head = Rows.empty(vector_dtype, 0, hidden)
-    if parts.project_out is not None:
-        before_head = Rows.empty(vector_dtype, *parts.project_out.weight.shape)
-        before_head.put(matrix_of(parts.project_out))
-        place(parts.project_out, PackedLinear(before_head))
-    matrix = matrix_of(parts.head)
-    head = Rows.empty(dtype, *matrix.shape)
-    head.put(matrix)
-    place(parts.head, PackedLinear(head))
-    embedding = head
-    if not parts.tied:
-        embedding = Rows.empty(dtype, *parts.embedding.weight.shape)
-        embedding.put(parts.embedding.weight.detach().cpu())
-    factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
-    place(parts.embedding, PackedEmbedding(embedding, factor))
+    hidden, precision, shell = model.config.hidden_size, PRECISIONS[dtype], _Shell(model)
+    packed = _Layers.empty(parts, hidden, precision, input_major=layout == "input")
+    for i in range(len(parts.layers)):
+        packed.pack(i, parts, shell)
+    ends = _Ends.pack(parts, hidden, precision, shell)
     screen = making_screen.result()
-    before_layers = Rows.empty(vector_dtype, 0, matrix.shape[1])
-    if parts.project_in is not None:
-        before_layers = Rows.empty(vector_dtype, *parts.project_in.weight.shape)
-        before_layers.put(matrix_of(parts.project_in))
-        place(parts.project_in, PackedLinear(before_layers))
-    positions = torch.empty(0, hidden) if parts.positions is None else parts.positions.detach().float().cpu().clone()
+    shell.copy_parameters()
 
-    _own(shell)
+    kinds = tuple(dict.fromkeys(layer.rotary for layer in parts.layers if layer.rotary is not None))
+    counterpart = shell.counterpart
+    return Weights(
+        **vars(norms_of(parts)),
+        tensors=_tensors(packed, ends, screen),
+        constants=_constants(parts, ends.embedding_factor, kinds, layout),
+        model=shell.model,
+        stack=counterpart(parts.stack),
+        dtype=dtype,
+        rotary_kinds=kinds,
+        qkv=[[counterpart(module) for module in layer.qkv] for layer in parts.layers],
+        gate=[counterpart(layer.gate) for layer in parts.layers],
+        up=[counterpart(layer.up) for layer in parts.layers],
+        down=[counterpart(layer.down) for layer in parts.layers],
+        outputs=[counterpart(layer.output) for layer in parts.layers],
+        screen=screen,
+        activation=parts.activation,
+    )
 
-    kinds = tuple(dict.fromkeys(layer.rotary for layer in layers if layer.rotary is not None))
-    constants = Constants(
-        embedding_factor=np.float32(factor),
+
+def _constants(parts: Anatomy, embedding_factor: float, kinds: Sequence[str], layout: str) -> Constants:
+    layers = parts.layers
+    return Constants(
+        embedding_factor=np.float32(embedding_factor),
         heads=parts.heads,
         kv_heads=parts.kv_heads,
         head_dim=parts.head_dim,
@@ -186,58 +289,32 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         softcap=np.float32(parts.softcap),
         final_softcap=np.float32(parts.final_softcap),
         window=np.array([layer.window or NO_WINDOW for layer in layers], np.int64),
-        gated=int(gated),
+        gated=int(layers[0].gate is not None),
         layout=LAYOUTS[layout],
         rotary=np.array([-1 if layer.rotary is None else kinds.index(layer.rotary) for layer in layers], np.int64),
     )
-    tensors = Tensors(
-        embedding.array, embedding.scales, positions.numpy(), before_layers.array,
-        qkv.array, qkv.scales, qkv_bias.numpy(),
-        output.array, output.scales, output_bias.numpy(),
-        gate.array, gate.scales, gate_bias.numpy(),
-        up.array, up.scales, up_bias.numpy(),
-        down.array, down.scales, down_bias.numpy(),
-        norms.numpy(), head_norms.numpy(), final_norm.numpy(),
-        before_head.array, head.array, head.scales,
+
+
+def _tensors(layers: _Layers, ends: _Ends, screen: Screen) -> Tensors:
+    return Tensors(
+        ends.embedding.array, ends.embedding.scales, ends.positions.numpy(), ends.before_layers.array,
+        layers.qkv.array, layers.qkv.scales, layers.qkv_bias.numpy(),
+        layers.output.array, layers.output.scales, layers.output_bias.numpy(),
+        layers.gate.array, layers.gate.scales, layers.gate_bias.numpy(),
+        layers.up.array, layers.up.scales, layers.up_bias.numpy(),
+        layers.down.array, layers.down.scales, layers.down_bias.numpy(),
+        layers.norms.numpy(), layers.head_norms.numpy(), ends.final_norm.numpy(),
+        ends.before_head.array, ends.head.array, ends.head.scales,
         screen.codes, screen.scale, screen.basis, screen.offset, screen.weight, screen.mean,
     )  # fmt: skip
-    return Weights(
-        **vars(norms_of(parts)),
-        tensors=tensors,
-        constants=constants,
-        model=shell,
-        stack=shell.get_submodule(name_of[parts.stack]),
-        dtype=dtype,
-        rotary_kinds=kinds,
-        qkv=[[shell.get_submodule(name_of[module]) for module in layer.qkv] for layer in layers],
-        gate=[layer.gate and shell.get_submodule(name_of[layer.gate]) for layer in layers],
-        up=[shell.get_submodule(name_of[layer.up]) for layer in layers],
-        down=[shell.get_submodule(name_of[layer.down]) for layer in layers],
-        outputs=[shell.get_submodule(name_of[layer.output]) for layer in layers],
-        screen=screen,
-        activation=parts.activation,
-    )
 
 
-def _shell(model: Any) -> Any:
-    """The model again on the same tensors; parts can be replaced without changing the model."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
-def _own(shell: nn.Module) -> None:
-    """Copy the parameters that are still the model's: one norm would keep the whole file it is part of in memory."""
-    for module in shell.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
-
-
-def _put_bias(room: torch.Tensor, module: Any) -> None:
+def _put_bias(values: torch.Tensor, module: Any) -> None:
     if getattr(module, "bias", None) is not None:
-        room.copy_(module.bias.detach())
+        values.copy_(module.bias.detach())
 
 
-def _put_norm(room: torch.Tensor, norm: Any, parts: Anatomy) -> None:
+def _put_norm(values: torch.Tensor, norm: Any, parts: Anatomy) -> None:
     weight = getattr(norm, "weight", None)  # OPT can have norms without one
-    room[0] = 1.0 if weight is None else weight.detach().float() + (1.0 if parts.unit_offset else 0.0)
-    _put_bias(room[1], norm)
+    values[0] = 1.0 if weight is None else weight.detach().float() + (1.0 if parts.unit_offset else 0.0)
+    _put_bias(values[1], norm)

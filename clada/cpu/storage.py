@@ -10,26 +10,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from clada.cpu.precision import Precision, of_tensor
 from clada.system.machine import PAGE, aligned
-
-STORED = {"float32": np.float32, "bfloat16": np.int16, "int8": np.int8}  # what arrays hold; bfloat16 is none of numpy's
-
-DTYPES = tuple(STORED)
 
 WIDEN_AT_ONCE = 2**24  # elements; a whole output head as float32 can be larger than the model
 
 
-def _room(dtype: str, *shape: int) -> torch.Tensor:
-    """An uninitialised tensor for weights, whose pages torch's threads asked for side by side.
+def _empty_pages(precision: Precision, *shape: int) -> torch.Tensor:
+    """An uninitialised tensor for weights, whose pages are touched by as many threads as torch has.
 
-    A virtual machine whose host took back what was free gets new memory at 0.4 GB/s in one thread: packing SmolLM2-135M
-    in float32 takes 0.95 s there when pages are asked for as they are filled, 0.75 s with two threads.
+    New memory can be slow to come, and comes faster to several threads (benchmarks/selection-log.md has the times).
     """
-    array = aligned(shape, np.dtype(STORED[dtype]))
-    pages, threads = array.reshape(-1).view(np.uint8)[::PAGE], torch.get_num_threads()
+    array = aligned((*shape[:-1], shape[-1] * precision.itemsize), np.dtype(np.uint8))
+    pages, threads = array.reshape(-1)[::PAGE], torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda part: part.fill(0), np.array_split(pages, threads)))
-    return torch.from_numpy(array).view(getattr(torch, dtype))
+    return torch.from_numpy(array).view(precision.storage)
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,9 @@ class Rows:
     """A matrix stored by rows, each read whole or not at all.
 
     Attributes:
-        values: [..., rows, columns] in float32, bfloat16 or int8.
-        scale: float32 of int8 values, one per output of the matrix; None for the others.
-        transposed: outputs are columns, not rows. Massive activations are a few outputs of the down-projection that
-            dwarf the others: a scale across outputs would round the others away (a divergence of 0.06 nats instead
-            of 0.002 on SmolLM2-135M).
+        values: [..., rows, columns] as the precision stores them.
+        scale: float32 [..., outputs] where the precision has scales, else None.
+        transposed: outputs are columns, not rows.
     """
 
     values: torch.Tensor
@@ -49,42 +43,38 @@ class Rows:
     transposed: bool = False
 
     @classmethod
-    def empty(cls, dtype: str, *shape: int, transposed: bool = False) -> Rows:
-        """Room for a matrix; the last two dimensions are rows and columns."""
-        outputs = (*shape[:-2], shape[-1] if transposed else shape[-2])
-        scale = torch.empty(outputs) if dtype == "int8" else None
-        return cls(_room(dtype, *shape), scale, transposed)
+    def empty(cls, precision: Precision, *shape: int, transposed: bool = False) -> Rows:
+        """Uninitialised matrices; the last two dimensions are rows and columns."""
+        scale = precision.scales(*shape[:-2], shape[-1] if transposed else shape[-2])
+        return cls(_empty_pages(precision, *shape), scale, transposed)
+
+    @property
+    def precision(self) -> Precision:
+        """What the values are stored at."""
+        return of_tensor(self.values)
 
     def __getitem__(self, index: Any) -> Rows:
         return Rows(self.values[index], None if self.scale is None else self.scale[index], self.transposed)
 
     def put(self, matrix: torch.Tensor) -> None:
-        """Store a float32 [rows, columns]; int8 rounds to 127 steps of the output's largest weight."""
-        if self.scale is None:
-            self.values.copy_(matrix)
-            return
-        inputs = 0 if self.transposed else 1
-        self.scale.copy_(matrix.abs().amax(inputs) / 127)
-        step = self.scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(inputs)
-        self.values.copy_((matrix / step).round_())
+        """Store a float32 [rows, columns]."""
+        self.precision.pack(matrix, self)
 
     def wide(self, index: Any = slice(None)) -> torch.Tensor:
         """Rows as float32, without a copy where that is what they are."""
-        values = self.values[index].float()
-        if self.scale is None:
-            return values
-        return values * (self.scale if self.transposed else self.scale[index][..., None])
+        scale = self.scale
+        if scale is not None and not self.transposed:
+            scale = scale[index][..., None]
+        return self.precision.widen(self.values[index], scale)
 
     @property
     def array(self) -> np.ndarray:
-        """For the kernels: bfloat16 as uint16."""
-        if self.values.dtype == torch.bfloat16:
-            return self.values.view(torch.int16).numpy().view(np.uint16)
-        return self.values.numpy()
+        """The values for the kernels."""
+        return self.precision.array(self.values)
 
     @property
     def scales(self) -> np.ndarray:
-        """For the kernels: empty, of as many dimensions, where there are none."""
+        """The scales for the kernels; empty, of as many dimensions, where there are none."""
         if self.scale is None:
             return np.empty((*self.values.shape[:-2], 0), np.float32)
         return self.scale.numpy()
@@ -119,7 +109,7 @@ class PackedLinear(nn.Module):
         n, width = rows.values.shape
         if self.transposed:
             return nn.functional.linear(x, rows.wide().t(), self.bias)
-        block = n if rows.values.dtype == torch.float32 else max(1, WIDEN_AT_ONCE // width)
+        block = n if not rows.precision.copied else max(1, WIDEN_AT_ONCE // width)
         parts = [nn.functional.linear(x, rows.wide(slice(i, i + block))) for i in range(0, n, block)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if self.bias is None else y + self.bias

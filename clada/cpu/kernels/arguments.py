@@ -18,7 +18,7 @@ READ_ATTENTION, READ_MLP, READ_HEAD, READ_CACHE = range(4)
 class Tensors(NamedTuple):
     """Weights of a model; L layers, H hidden, N neurons, Q and K the widths of all query and all key heads.
 
-    Scales hold one float32 per output (of the screen: per term) for int8 and are empty otherwise. Absent parts are
+    Scales box one float32 per output (of the screen: per term) for int8 and are empty otherwise. Absent parts are
     empty. By input, qkv, gate and up are transposed ([L, H, Q + 2 K], [L, H, N]).
     """
 
@@ -127,22 +127,22 @@ class Scratch(NamedTuple):
 
 
 @structref.register
-class _HeldType(types.StructRef):
+class _BoxedType(types.StructRef):
     pass
 
 
-class Held(structref.StructRefProxy):
-    """One of the tuples above as compiled functions see it, made by `hold`.
+class Boxed(structref.StructRefProxy):
+    """One of the tuples above as compiled functions see it, made by `box`.
 
-    To take a hundred arrays out of Python's objects at every call, in one thread after the other as Python's lock
-    demands, with caches that the weights have just swept, takes 2 % of a token in int8.
+    numba takes a tuple's hundred arrays out of Python's objects at every call, in one thread after the other as
+    Python's lock demands. It takes one field out of a box, which is made once for many calls.
     """
 
 
-structref.define_proxy(Held, _HeldType, ["value"])
+structref.define_proxy(Boxed, _BoxedType, ["value"])
 
 
 @njit(cache=True)
-def hold(value):  # type: ignore[no-untyped-def]  # numba infers the types, here and below
-    """A `Held` of a tuple; its arrays live as long."""
-    return Held(value)
+def box(value):  # type: ignore[no-untyped-def]  # numba infers the types, here and below
+    """A `Boxed` of a tuple; the tuple's arrays live as long as the box."""
+    return Boxed(value)

@@ -14,7 +14,7 @@ from clada.cpu.kernels.team import barrier
 
 @njit(fastmath=FASTMATH)
 def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
-    """Logits, and what surprisal and entropy need, in the same pass."""
+    """Logits of this thread's words, and its part of what surprisal and entropy need."""
     batch, vocabulary = s.token.shape[0], w.head.shape[0]
     for b in range(batch):
         if c.has_final_norm:
@@ -49,7 +49,7 @@ def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
 
 @njit(fastmath=FASTMATH)
 def merge_threads(threads, s):  # type: ignore[no-untyped-def]
-    """Put together what the threads found."""
+    """Put the threads' parts of surprisal and entropy together."""
     for b in range(s.token.shape[0]):
         s.active[b] = 0
         peak = np.float32(-np.inf)

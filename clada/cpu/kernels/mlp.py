@@ -110,9 +110,10 @@ def mlp_of_batch(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
 def _list_kept(rows, count, h, factor, activation, weight, threshold, later):  # type: ignore[no-untyped-def]
     """Finish h of the listed neurons, by their factor or the nonlinearity, and list those above a threshold.
 
-    Rows of `later` that are on the new list are asked for at once: memory would idle meanwhile. Returns how many are.
+    Rows of `later` that are on the new list are fetched into a cache at once: memory would idle meanwhile. Returns how
+    many neurons are on it.
     """
-    kept, asked = 0, 0
+    kept, prefetched = 0, 0
     for begin in range(0, count, LANES * 4):
         end = min(begin + LANES * 4, count)
         part = slice(rows[begin], rows[end - 1] + 1)  # with what lies between, which nothing reads
@@ -130,15 +131,15 @@ def _list_kept(rows, count, h, factor, activation, weight, threshold, later):  #
                 kept += abs(h[i]) * weight[i] >= threshold
         else:
             kept = end
-        while asked < min(kept, WAITING):
-            prefetch_row(later, rows[asked])
-            asked += 1
+        while prefetched < min(kept, WAITING):
+            prefetch_row(later, rows[prefetched])
+            prefetched += 1
     return kept
 
 
 @njit(fastmath=FASTMATH)
 def mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """The same for a single sequence, without the books that a batch needs: a quarter of its time."""
+    """This thread's neurons of a single sequence, into its partial sums; without the lists that a batch needs."""
     x, h, factor, neurons = s.normed[t], s.h[0], s.up[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows, up, down = s.rows[t], w.up[layer], w.down[layer]
@@ -166,7 +167,7 @@ def mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-d
 
 @njit(fastmath=FASTMATH)
 def mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """The same on input-major tensors: inputs of the three projections are left out, not neurons."""
+    """This thread's neurons on input-major tensors, into its partial sums: inputs are left out, not neurons."""
     x, batch, neurons = s.normed[t], s.token.shape[0], w.down.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows = s.rows[t]

@@ -8,22 +8,22 @@ from numba import njit
 from clada.cpu.kernels.scalars import FASTMATH, bias_of, scale_of, widen
 from clada.cpu.kernels.vectors import add_scaled_rows, dots_of_rows
 
-AHEAD = 7 * 1024  # bytes between the row that is used and the one that is asked for
+AHEAD = 7 * 1024  # bytes between the row that is used and the one that is fetched into a cache
 
-FIRST = 12  # rows that are asked for before a part begins, terms of the screen before they are added
+FIRST = 12  # rows that are fetched ahead when a part begins, terms of the screen before they are added
 
-WAITING = 64  # the same at most, while there is nothing else to do
+WAITING = 64  # rows that are fetched ahead at most, while there is nothing else to do
 
 
 @njit
 def row_bytes(rows):  # type: ignore[no-untyped-def]
-    """Of the weights; int8's scales, four bytes a row, are not counted."""
+    """Bytes of a stored row; int8's scales, four bytes a row, are not counted."""
     return rows.shape[1] * rows.itemsize
 
 
 @njit(inline="always")
 def rows_ahead(rows):  # type: ignore[no-untyped-def]
-    """Rows between the one that is used and the one that is asked for."""
+    """Rows between the one that is used and the one that is fetched into a cache."""
     return max(4, AHEAD // row_bytes(rows))  # four are read side by side
 
 
@@ -42,7 +42,7 @@ def four_of(which, r):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def eight_of(which, r):  # type: ignore[no-untyped-def]
-    """The same, eight entries."""
+    """Eight entries from the r-th on, the last one again where there are fewer."""
     return four_of(which, r) + four_of(which, r + 4)
 
 
@@ -108,7 +108,7 @@ def dots_with_sequences(out, rows, scale, bias, i, ahead, x, which, n):  # type:
 def four_rows_times_all(out, rows, scales, bias, x, four, ahead):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for four rows i and all sequences b.
 
-    Two sequences at a time, so that a row is widened for both: a product takes half the time of one row's with one.
+    Two sequences at a time, so that a row is widened to float32 once for both.
     """
     batch = x.shape[0]
     i0, i1, i2, i3 = four
@@ -158,7 +158,10 @@ def project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-
 
 @njit(fastmath=FASTMATH)
 def project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin, end):  # type: ignore[no-untyped-def]
-    """The same for columns begin to end of input-major rows, leaving out inputs below a threshold."""
+    """out[b, i] = the inputs x[b] times column i + bias[i] for a slice of columns of input-major rows.
+
+    Inputs are left out where |x[b, j]| weight[j] is below the sequence's threshold. Returns bytes read.
+    """
     read = 0
     for b in range(x.shape[0]):
         n = 0
@@ -225,7 +228,7 @@ def normalise(out, x, weights, rms, eps):  # type: ignore[no-untyped-def]
 
 @njit
 def copy_into(out, x):  # type: ignore[no-untyped-def]
-    """out[:] = x, which numba compiles only where arrays can be allocated: x might overlap out."""
+    """out[:] = x, which numba itself compiles only where arrays can be allocated, as x might overlap out."""
     for j in range(x.shape[0]):
         out[j] = x[j]
 

@@ -10,6 +10,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
+from clada.cpu.precision import of_element
+
 # Sums may be reordered into vector lanes; infinities and NaN keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -25,52 +27,33 @@ def bits_to_float(_context: Any, _bits: Any) -> Any:
 
 
 @intrinsic
-def float_to_bits(_context: Any, _value: Any) -> Any:
-    """The 32 bits of a float32."""
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
-
-
-def widen(v):  # type: ignore[no-untyped-def]
+def widen(_context: Any, v: Any) -> Any:
     """A stored weight as float32, without its scale."""
-    raise NotImplementedError
+
+    def codegen(_context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return of_element(signature.args[0]).to_float32(builder, args[0], 1)
+
+    return types.float32(v), codegen
 
 
-@overload(widen, inline="always")
-def _typed_widen(v):  # type: ignore[no-untyped-def]
-    if v == types.uint16:
-        return lambda v: bits_to_float(np.uint32(v) << np.uint32(16))
-    return lambda v: np.float32(v)
+@intrinsic
+def narrow(_context: Any, _v: Any, like: Any) -> Any:
+    """A float32 as the array `like` stores it."""
 
+    def codegen(_context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return of_element(signature.args[1].dtype).from_float32(builder, args[0])
 
-def narrow(v, like):  # type: ignore[no-untyped-def]
-    """A float32 in the type of the array `like`; bfloat16 rounds to nearest, ties to even."""
-    raise NotImplementedError
-
-
-@overload(narrow, inline="always")
-def _typed_narrow(v, like):  # type: ignore[no-untyped-def]
-    if like.dtype == types.uint16:
-
-        def to_bfloat16(v, like):  # type: ignore[no-untyped-def]
-            bits = float_to_bits(np.float32(v))
-            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-        return to_bfloat16
-    return lambda v, like: v
+    return like.dtype(types.float32, like), codegen
 
 
 def scale_of(rows, scales, i):  # type: ignore[no-untyped-def]
-    """The scale of output i, 1 where weights have none."""
+    """The scale of output i, 1 where the precision has none."""
     raise NotImplementedError
 
 
 @overload(scale_of, inline="always")
 def _typed_scale_of(rows, scales, i):  # type: ignore[no-untyped-def]
-    if rows.dtype == types.int8:
+    if of_element(rows.dtype).scaled:
         return lambda rows, scales, i: scales[i]
     return lambda rows, scales, i: np.float32(1)
 

@@ -17,7 +17,7 @@ SCREEN_TILE = 8192  # words whose estimates stay in a near cache while terms are
 
 @njit(fastmath=FASTMATH)
 def softmax_sums(t, b, begin, end, s):  # type: ignore[no-untyped-def]
-    """Of this thread's logits: the highest, and the sums that surprisal and entropy are made of."""
+    """The highest of this thread's logits, and the sums that surprisal and entropy are made of."""
     logits = s.logits[b, begin:end]
     peak = highest(logits)
     total = np.float32(0)

@@ -94,7 +94,7 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         t: 0 to threads - 1.
         threads: how many run.
         sync: of the team, see `clada.cpu.kernels.team.Team`.
-        w: `Tensors`, as all that follow held by `hold`.
+        w: `Tensors`, as all that follow boxed by `box`.
         c: `Constants`.
         s: `Scratch`; `token`, `position` and `rotary` are the input, what follows `reads` the output; the caches grow
             by one position.
@@ -103,9 +103,9 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
     _step(t, threads, sync, w.value, c.value, s.value, select.value)
 
 
-# What this calls is compiled with the same flags. Without reference counts, so that nothing can be allocated: those of
-# the arrays in these tuples cost a microsecond a call, a tenth of a token in int8. Division as numpy's: a check
-# for zero would keep loops from vectors.
+# What this calls is compiled with the same flags. Without reference counts, so that nothing can be allocated: counting
+# those of all arrays in these tuples at every call is a good part of a token. Division as numpy's: a check for zero
+# would keep loops from vectors.
 @njit(fastmath=FASTMATH, _nrt=False, error_model="numpy")
 def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     begin_call(t, sync)

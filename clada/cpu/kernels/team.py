@@ -37,7 +37,7 @@ def _atomic_load(_context: Any, _array: Any) -> Any:
     return types.int64(types.Array(types.int64, 1, "C")), codegen
 
 
-AWAKE = 1 << 20  # looks at a number that others change: about a millisecond
+AWAKE = 1 << 20  # times that a thread looks for the next call before it sleeps
 
 # A thread that waits for another one gives its core away now and then, in case the other one needs it.
 _yield_core = types.ExternalFunction(
@@ -67,7 +67,7 @@ def barrier(sync, threads):  # type: ignore[no-untyped-def]
 
 @njit
 def barrier_before(rows, begin, sync, threads):  # type: ignore[no-untyped-def]
-    """The same, asking for the rows that the next part begins with: a few, and more for as long as others work."""
+    """Wait for all threads, and meanwhile fetch the rows that the next part begins with into a cache."""
     for i in range(begin, min(begin + FIRST, rows.shape[0])):
         prefetch_row(rows, i)
     number, spins = _arrive(sync, threads), 0
@@ -93,9 +93,9 @@ def begin_call(t, sync):  # type: ignore[no-untyped-def]
 
 @njit
 def end_call(t, threads, sync):  # type: ignore[no-untyped-def]
-    """What it ends with: wait for all, then all but the first for the next call, which follows soon while decoding.
+    """What a function for a team ends with: wait for all; then all but the first wait for the next call.
 
-    Waking a thread that sleeps takes a tenth of a millisecond, some per cent of a token; after a while it sleeps.
+    While decoding it follows sooner than a sleeping thread could be woken. After a while they sleep.
     """
     seen, spins = _atomic_load(sync[2]), 0
     barrier(sync, threads)

@@ -10,14 +10,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from clada.cpu.precision import of_element, vector_of
 from clada.methods.screen import CODES, CODES_OF_SHORT, LINE
 
 LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
 
 WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
 
-# Where rows are asked to, in LLVM's numbers: into the second cache (2); on Zen 5, whose first cache has the places for
-# it, past all others (0), which is about 5 % of a token in bfloat16 and nothing in int8. On Zen 4 that was slower.
+# Where rows are fetched to, in LLVM's numbers: the second cache (2), or past all caches but the first (0) on Zen 5,
+# whose first cache has the places for it. benchmarks/selection-log.md has what each gives.
 NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
 
 _F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -27,33 +28,20 @@ _BYTE = ir.IntType(8).as_pointer()
 _CONTRACT = ("contract", "nsz")
 
 
-def _shaped(kind: Any, lanes: int) -> Any:
-    return kind if lanes == 1 else ir.VectorType(kind, lanes)
-
-
-def _item_bytes(stored: Any) -> int:
-    return 4 if stored == types.float32 else int(stored.bitwidth) // 8
+def _element_bytes(stored: Any) -> int:
+    return int(stored.bitwidth) // 8
 
 
 def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any:
     """Instructions that load elements from `start + j` on as float32."""
-    size = _item_bytes(stored)
-    kind = _F32 if stored == types.float32 else ir.IntType(8 * size)
-    place = builder.bitcast(builder.gep(start, [j]), _shaped(kind, lanes).as_pointer())
-    v = builder.load(place, align=size)
-    if stored == types.uint16:
-        shift = ir.Constant(_shaped(_I32, lanes), 16 if lanes == 1 else [16] * lanes)
-        return builder.bitcast(builder.shl(builder.zext(v, _shaped(_I32, lanes)), shift), _shaped(_F32, lanes))
-    if stored == types.int8:
-        return builder.sitofp(builder.sext(v, _shaped(_I32, lanes)), _shaped(_F32, lanes))
-    return v
+    return of_element(stored).load(builder, start, j, lanes)
 
 
 def _spread(builder: Any, v: Any, lanes: int) -> Any:
     """Instructions for a vector of one value."""
     if lanes == 1:
         return v
-    undefined = ir.Constant(_shaped(v.type, lanes), ir.Undefined)
+    undefined = ir.Constant(vector_of(v.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, v, _I32(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
 
@@ -62,7 +50,7 @@ def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any
     """Instructions for the address of an element of a two-dimensional array."""
     made = context.make_array(array_type)(context, builder, array)
     stride = builder.extract_value(made.strides, 0)
-    size = _item_bytes(array_type.dtype)
+    size = _element_bytes(array_type.dtype)
     kind = _F32 if array_type.dtype == types.float32 else ir.IntType(8 * size)
     offset = builder.add(builder.mul(row, stride), builder.mul(column, _INDEX(size)))
     return builder.inttoptr(builder.add(builder.ptrtoint(made.data, _INDEX), offset), kind.as_pointer())
@@ -76,8 +64,8 @@ def _prefetch(builder: Any, address: Any, near: int = 2) -> None:
 
 
 def _prefetch_lines(builder: Any, start: Any, j: Any, stored: Any, count: int) -> None:
-    """Ask for the lines that `count` elements from `start + j` on fill; for none if they fill less than one."""
-    line = LINE // _item_bytes(stored)
+    """Instructions that fetch the lines that `count` elements from `start + j` on fill; none if they fill less."""
+    line = LINE // _element_bytes(stored)
     for at in range(0, count // line * line, line):
         _prefetch(builder, builder.bitcast(builder.gep(start, [builder.add(j, _INDEX(at))]), _BYTE), NEAR)
 
@@ -95,18 +83,18 @@ def _in_lanes(builder: Any, n: Any, most: Sequence[int], body: Any) -> None:
 
 def _vectors_of_line(stored: Any) -> int:
     """Vectors of LANES that a cache line fills."""
-    return LINE // _item_bytes(stored) // LANES
+    return LINE // _element_bytes(stored) // LANES
 
 
 @intrinsic
 def add_scaled_rows(
     _context: Any, out: Any, sequences: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, rows_ahead: Any
 ) -> Any:
-    """out[b, j] += sum over k of factors[k] rows[indices[k], begin + j]; rows `ahead` are asked for meanwhile.
+    """out[b, j] += sum over k of factors[k] rows[indices[k], begin + j]; fetches `rows_ahead` meanwhile.
 
     For some sequences b, with factors of the first one first; or of a single one, whose `out` has one dimension.
-    Written out in vectors: of the same loop in Python LLVM makes code that reads two thirds slower. Some rows share
-    one pass over `out`, which would else be loaded and stored for each.
+    Written out in vectors, as LLVM makes slower code of the same loop in Python. Some rows share one pass over `out`,
+    which would else be loaded and stored for each.
     """
     count, batch = indices.count, sequences.count
 
@@ -134,7 +122,7 @@ def add_scaled_rows(
         def accumulate(j: Any, vectors: int, lanes: int) -> None:
             parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
             places = [
-                [builder.bitcast(builder.gep(start, [at]), _shaped(_F32, lanes).as_pointer()) for at in parts]
+                [builder.bitcast(builder.gep(start, [at]), vector_of(_F32, lanes).as_pointer()) for at in parts]
                 for start in outs
             ]
             totals = [[builder.load(place, align=4) for place in some] for some in places]
@@ -145,8 +133,8 @@ def add_scaled_rows(
                     for b in range(batch):
                         product = builder.fmul(v, _spread(builder, factors[b * count + k], lanes), flags=_CONTRACT)
                         totals[b][part] = builder.fadd(totals[b][part], product, flags=_CONTRACT)
-            for own, some in zip(totals, places, strict=True):
-                for total, place in zip(own, some, strict=True):
+            for of_sequence, places_of_sequence in zip(totals, places, strict=True):
+                for total, place in zip(of_sequence, places_of_sequence, strict=True):
                     builder.store(total, place, align=4)
 
         _in_lanes(
@@ -160,7 +148,7 @@ def add_scaled_rows(
 
 @intrinsic
 def add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _factors: Any, rows_ahead: Any) -> Any:
-    """out[j] += sum over k of factors[k] times code begin + j of rows[indices[k]]; rows `ahead` are asked for.
+    """out[j] += sum over k of factors[k] times code begin + j of rows[indices[k]]; fetches `rows_ahead`.
 
     In int16, which wraps around. `out` has whole blocks: a line of codes is CODES_OF_SHORT vectors of int16, of whose
     bits the first vector of words has the lowest.
@@ -228,7 +216,7 @@ def highest(_context: Any, values: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
         least = float("-inf")
-        wide = cgutils.alloca_once_value(builder, ir.Constant(_shaped(_F32, LANES), [least] * LANES))
+        wide = cgutils.alloca_once_value(builder, ir.Constant(vector_of(_F32, LANES), [least] * LANES))
         single = cgutils.alloca_once_value(builder, ir.Constant(_F32, least))
 
         def higher(a: Any, b: Any) -> Any:
@@ -247,7 +235,7 @@ def highest(_context: Any, values: Any) -> Any:
 
 @intrinsic
 def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, rows_ahead: Any) -> Any:
-    """Some rows times x[b] for some sequences b; as many rows `ahead` are asked for meanwhile.
+    """Some rows times x[b] for some sequences b; fetches as many `rows_ahead` into a cache meanwhile.
 
     The products of the first row with every sequence, then those of the next; a row is loaded once.
     """
@@ -268,7 +256,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, r
             _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
             for k in range(batch)
         ]
-        vector = _shaped(_F32, LANES)
+        vector = vector_of(_F32, LANES)
         sums = count * batch
         wide = [[cgutils.alloca_once(builder, vector) for _ in range(sums)] for _ in range(chains)]
         single = [cgutils.alloca_once(builder, _F32) for _ in range(sums)]
@@ -321,7 +309,7 @@ def score_block(
 ) -> Any:
     """scores[heads[k], at + i] = query[heads[k]] times key i of a block, for some heads that share keys.
 
-    Meanwhile a later block of keys, and the values of this one's positions, from the first on, are asked for.
+    Meanwhile a later block of keys, and the values of this one's positions from the first on, are fetched into a cache.
     """
     count = heads.count
 
@@ -335,7 +323,7 @@ def score_block(
             _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
             for k in range(count)
         ]
-        vector = _shaped(_F32, LANES)
+        vector = vector_of(_F32, LANES)
         # Even and odd dimensions apart: an addition waits for the one before it.
         totals = [[cgutils.alloca_once(builder, vector) for _ in range(count)] for _ in range(2)]
         for total in (*totals[0], *totals[1]):
@@ -343,7 +331,7 @@ def score_block(
 
         def accumulate(d: Any, parity: int) -> None:
             j = builder.mul(d, _INDEX(LANES))
-            both = LANES * _item_bytes(stored) == LINE
+            both = LANES * _element_bytes(stored) == LINE
             for start in (later, first) if both else (first,) if parity else (later,):  # every line once
                 _prefetch(builder, builder.bitcast(builder.gep(start, [j]), _BYTE))
             v = _load_wide(builder, block, j, stored, LANES)
@@ -381,19 +369,19 @@ def mix_values(
     _first: Any,
     _n: Any,
     which: Any,
-    asked: Any,
-    _asked_first: Any,
+    prefetched: Any,
+    _prefetched_first: Any,
     rows_ahead: Any,
 ) -> Any:
     """mixed[h] = sum over the first n positions i in `which` of scores[h, at + i] values[first + i], for heads h.
 
     Some heads, which share values. The sums stay in registers over all positions, some dimensions at a time.
-    Meanwhile rows of `asked` are asked for, at the positions that come so many later in `which`.
+    Meanwhile rows of `prefetched` are fetched into a cache, at the positions that come so many later in `which`.
     """
     count = heads.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        mixed_type, _, scores_type, _, values_type, _, _, which_type, asked_type, _, _ = signature.args
+        mixed_type, _, scores_type, _, values_type, _, _, which_type, prefetched_type, _, _ = signature.args
         stored = values_type.dtype
         n = args[6]
         positions = context.make_array(which_type)(context, builder, args[7]).data
@@ -408,7 +396,7 @@ def mix_values(
         width = builder.extract_value(context.make_array(values_type)(context, builder, args[4]).shape, 1)
 
         def some_dimensions(d: Any, lanes: int, vectors: int) -> None:
-            kind, read = _shaped(_F32, lanes), lanes * vectors * _item_bytes(stored)
+            kind, read = vector_of(_F32, lanes), lanes * vectors * _element_bytes(stored)
             totals = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(count)]
             for head in totals:
                 for total in head:
@@ -418,7 +406,7 @@ def mix_values(
                 later, last = builder.add(r, args[10]), builder.sub(n, _INDEX(1))
                 later = builder.select(builder.icmp_signed("<", later, last), later, last)
                 later = builder.add(args[9], builder.load(builder.gep(positions, [later])))
-                start = builder.bitcast(_row_start(context, builder, asked_type, args[8], later, d), _BYTE)
+                start = builder.bitcast(_row_start(context, builder, prefetched_type, args[8], later, d), _BYTE)
                 for line in range(0, read, LINE) if read >= LINE else ():
                     _prefetch(builder, builder.gep(start, [_INDEX(line)]))
                 row = _row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
@@ -443,18 +431,18 @@ def mix_values(
         return context.get_dummy_value()
 
     i, some = types.int64, types.UniTuple(types.int64, count)
-    return types.void(mixed, some, scores, i, values, i, i, which, asked, i, i), codegen
+    return types.void(mixed, some, scores, i, values, i, i, which, prefetched, i, i), codegen
 
 
 @intrinsic
 def prefetch_row(_context: Any, rows: Any, _i: Any) -> Any:
-    """Ask for row i."""
+    """Fetch row i into a cache, without waiting for it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args[0]
         start = builder.bitcast(_row_start(context, builder, kind, args[0], args[1], _INDEX(0)), _BYTE)
         shape = context.make_array(kind)(context, builder, args[0]).shape
-        length = builder.mul(builder.extract_value(shape, 1), _INDEX(_item_bytes(kind.dtype)))
+        length = builder.mul(builder.extract_value(shape, 1), _INDEX(_element_bytes(kind.dtype)))
         with cgutils.for_range_slice(builder, _INDEX(0), length, _INDEX(LINE), _INDEX) as (j, _):
             _prefetch(builder, builder.gep(start, [j]))
         return context.get_dummy_value()
