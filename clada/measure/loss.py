@@ -141,7 +141,8 @@ class Scorer:
             return own_tokens(outcome, sequences)
 
         # The last token is scored, but nothing follows that it would have to run for.
-        loads, active = [], []
+        loads: list[Any] = []
+        active = []
         for record in steps(self.decoder, policy, state, sampler, windows.shape[1] - self.prompt - 1):
             loads.append((record.surprisal, record.entropy))
             active.append(state.outcome.active.copy())
