@@ -21,7 +21,7 @@ from clada.system.jsonfile import write_json
 from cladastats.panel.columns import fit_columns
 from cladastats.results.fit import Fit, undefined_to_none
 from cladastats.results.robustness import render_robustness
-from cladastats.similarities.metrics import metric_name
+from cladastats.similarities.metrics import POPULATION, metric_name
 from cladastats.study import Study
 
 TAU_QUANTILE = 0.7
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     """
     study = Study(args.study)
     metric = metric_name(args.metric, args.estimator)
-    if metric == "cka_population":
+    if metric == POPULATION:
         raise InputError(
             "population CKA compares sets of pairs, so there is no panel to regress; use another estimator"
         )

@@ -15,8 +15,10 @@ import hashlib
 import pandas as pd
 
 from clada.errors import StudyError
-from cladastats.similarities.metrics import METRICS, SMALLEST_DISTANCE, metric_name, shifts
-from cladastats.similarities.panels import compare_all, panel_keys, population_cka, row_facts
+from cladastats.similarities.blocks import panel_keys
+from cladastats.similarities.formulas import SMALLEST_DISTANCE, shifts
+from cladastats.similarities.metrics import METRICS, POPULATION, Metric, metric_name
+from cladastats.similarities.panels import compare_all, population_cka, row_facts
 from cladastats.study import Study, is_current, write_table
 
 
@@ -34,29 +36,42 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
 
     The estimator `population` writes `population-cka.parquet` instead: it compares sets of pairs, not pairs.
 
+    Args:
+        study: A study with activations.
+        metric: A key of `cladastats.similarities.metrics.METRICS`.
+        estimator: Of the metric `cka`: a key of `cladastats.similarities.metrics.ESTIMATORS`.
+
     Raises:
-        InputError: unknown metric, or too few pairs for it.
-        StudyError: activations are missing or damaged, or a placebo study and the estimator `population`.
+        InputError: The metric is unknown, or there are too few pairs for it.
+        StudyError: Activations are missing or damaged, or a placebo study and the estimator `population`.
     """
     name = metric_name(metric, estimator)
     index = study.index
     inputs = hashlib.sha256(
         pd.util.hash_pandas_object(index).to_numpy().tobytes() + study.config.identity().encode()
     ).hexdigest()
-    if name == "cka_population":
-        if "placebos" in study.config.corpus:
-            raise StudyError(
-                f"{study.folder} holds hybrids of several kinds, which 'cladastats regress --robust' of its study "
-                "compares; population CKA is of one kind: give that study"
-            )
-        path = study.folder / "population-cka.parquet"
-        if not is_current(path, inputs):
-            write_table(path, population_cka(study), inputs)
+    if name == POPULATION:
+        _write_population(study, inputs)
+    else:
+        _write_panels(study, METRICS[name], index, inputs)
+
+
+def _write_population(study: Study, inputs: str) -> None:
+    if "placebos" in study.config.corpus:
+        raise StudyError(
+            f"{study.folder} holds hybrids of several kinds, which 'cladastats regress --robust' of its study "
+            "compares; population CKA is of one kind: give that study"
+        )
+    path = study.folder / "population-cka.parquet"
+    if not is_current(path, inputs):
+        write_table(path, population_cka(study), inputs)
+
+
+def _write_panels(study: Study, metric: Metric, index: pd.DataFrame, inputs: str) -> None:
+    pooled_path, layered_path = (study.folder / f"panel-{kind}{metric.name}.parquet" for kind in ("", "layers-"))
+    if is_current(pooled_path, inputs) and (not metric.per_layer or is_current(layered_path, inputs)):
         return
-    pooled_path, layered_path = (study.folder / f"panel-{kind}{name}.parquet" for kind in ("", "layers-"))
-    if is_current(pooled_path, inputs) and (not METRICS[name].per_layer or is_current(layered_path, inputs)):
-        return
-    layered = compare_all(study, METRICS[name], name)
+    layered = compare_all(study, metric)
     facts = row_facts(study, index)
     keys = panel_keys(study)
     sims = [column for column in layered.columns if column.startswith("sim_")]
@@ -67,10 +82,11 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
     missing = int(pooled[["shift_toward", "shift_matched"]].isna().any(axis=1).sum())
     if missing:
         print(
-            f"cladastats: {name}: {missing} of {len(pooled)} rows have no shift (1 - sim(A, B) < {SMALLEST_DISTANCE})",
+            f"cladastats: {metric.name}: {missing} of {len(pooled)} rows have no shift (1 - sim(A, B) < "
+            f"{SMALLEST_DISTANCE})",
             file=sys.stderr,
         )
-    if METRICS[name].per_layer:
+    if metric.per_layer:
         layered = pd.concat([layered, shifts(layered)], axis=1).merge(facts, on=keys)
         write_table(layered_path, layered, inputs)
     write_table(pooled_path, pooled, inputs)

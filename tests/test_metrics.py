@@ -1,5 +1,6 @@
 """Similarities against formulas written independently, and what each form does and does not react to."""
 
+import argparse
 import warnings
 
 import numpy as np
@@ -9,8 +10,8 @@ from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import pearsonr
 
 from clada.errors import InputError
-from cladastats.similarities.metrics import (
-    METRICS,
+from cladastats.cli import COMMANDS
+from cladastats.similarities.formulas import (
     SMALLEST_DISTANCE,
     cka_biased,
     cka_debiased,
@@ -19,9 +20,9 @@ from cladastats.similarities.metrics import (
     cosine,
     hsic1,
     jaccard,
-    metric_name,
     shifts,
 )
+from cladastats.similarities.metrics import ESTIMATORS, METRICS, metric_name
 
 LAYERS, NEURONS = 30, 2000
 # Two ways to sum a few thousand float64 products differ by well under 1e-12 of their value.
@@ -251,6 +252,13 @@ def test_debiased_needs_four_observations_and_the_jackknife_five(rng: np.random.
 
 
 # -- names --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_offers_every_estimator_of_the_registry() -> None:
+    parser = argparse.ArgumentParser()
+    COMMANDS["similarity"][1](parser)
+    action = next(a for a in parser._actions if a.dest == "estimator")
+    assert sorted(action.choices or ()) == sorted(ESTIMATORS)
 
 
 @pytest.mark.parametrize("name", METRICS)

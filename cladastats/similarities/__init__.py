@@ -1,1 +1,1 @@
-"""Similarity of activations, and panels of it. Knows no regressions."""
+"""Similarities of activations: formulas, the metrics made of them, and panels of a study. Knows no regressions."""

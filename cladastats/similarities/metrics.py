@@ -1,9 +1,11 @@
-"""Similarity of activations, and how far a hybrid has shifted (section 2.1.3, Eqs. 2-4): numbers only.
+"""The metrics: a row per similarity, with what it does to activations before it compares them.
 
-Every metric compares two activation matrices [layers, neurons] in float64. Per-layer metrics give one value a layer,
-averaged for the panel. Linear CKA comes in forms that differ in what counts as an observation; `cka` is the per-layer
-form `within`, since neuron i of one layer has nothing to do with neuron i of the next: relabelling the neurons of a
-layer (the same way in both matrices) must change nothing, and no one layer's scale may own the result.
+`cka` is the per-layer form, since neuron i of one layer has nothing to do with neuron i of the next: relabelling the
+neurons of a layer, in the same way in both matrices, must change nothing, and no one layer's scale may decide the
+result.
+
+A metric is added as a row of `METRICS`. Where it transforms activations first, it is a subclass with a `prepare` of its
+own.
 """
 
 from __future__ import annotations
@@ -13,239 +15,136 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from clada.errors import InputError
+from cladastats.activations.parts import read_norms, read_parts
+from cladastats.similarities.blocks import Block, read_blocks
+from cladastats.similarities.formulas import cka_biased, cka_debiased, cka_within, cosine, jaccard
+from cladastats.study import Study
 
-# Below this distance between A and B a shift is a ratio of two roundings.
-SMALLEST_DISTANCE = 0.01
+TRIMMED = 0.01
+"""Share of each layer's neurons that `cka_trimmed` leaves out, those of the largest mean square."""
 
+POPULATION = "cka_population"
+"""Name of CKA with pairs as observations: it compares sets of pairs, so it fills no panel and is no row below."""
 
-def cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Cosine similarity of each layer (Eq. 4).
-
-    Args:
-        x: [layers, neurons].
-        y: [layers, neurons].
-
-    Returns:
-        [layers], in [-1, 1]; NaN where a layer is all zero.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
-
-
-def cka_within(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Linear CKA of each layer with neurons as observations and one feature: the squared centred correlation.
-
-    Args:
-        x: [layers, neurons].
-        y: [layers, neurons].
-
-    Returns:
-        [layers], in [0, 1]; NaN where all neurons of a layer are equal.
-    """
-    return cosine(x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)) ** 2
-
-
-def cka_biased(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear CKA as the paper writes it (Eq. 3; Kornblith et al. 2019): rows are observations, columns features.
-
-    With layers as rows (30 or so) and thousands of neurons it is near 1 whatever the neurons do; kept for comparison.
-
-    Args:
-        x: [observations, features].
-        y: [observations, features].
-
-    Returns:
-        in [0, 1].
-    """
-    x = x - x.mean(0)
-    y = y - y.mean(0)
-    # tr(XX'YY') = ||Y'X||^2: the smaller of observations x observations and features x features is enough.
-    if len(x) > x.shape[1]:
-        xy, xx, yy = ((a.T @ b) ** 2 for a, b in ((x, y), (x, x), (y, y)))
-    else:
-        k, m = x @ x.T, y @ y.T
-        xy, xx, yy = k * m, k * k, m * m
-    return float(xy.sum() / np.sqrt(xx.sum() * yy.sum()))
-
-
-def hsic1(k: np.ndarray, m: np.ndarray) -> float:
-    """Unbiased estimator HSIC_1 of the Hilbert-Schmidt independence criterion (Song et al. 2012, Eq. 5).
-
-    Args:
-        k: Gram matrix [n, n] of the first variable; n > 3.
-        m: Gram matrix [n, n] of the second.
-
-    Returns:
-        may be negative.
-
-    Raises:
-        InputError: n <= 3.
-    """
-    return float(_hsic1_sums(*_hsic1_terms(k, m), len(k)))
-
-
-def cka_debiased(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear CKA from HSIC_1: right on average for independent data, noisy with few rows; never clipped.
-
-    Args:
-        x: [observations, features], more than 3 observations.
-        y: [observations, features].
-
-    Returns:
-        at most 1, may be negative.
-    """
-    k, m = _gram(x), _gram(y)
-    return hsic1(k, m) / np.sqrt(hsic1(k, k) * hsic1(m, m))
-
-
-def cka_debiased_jackknife(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Debiased linear CKA with the jackknife standard error over observations.
-
-    Not the bootstrap: a resample holds observations twice, whose similarity to themselves is not left out as the
-    diagonal is, so a U-statistic like HSIC_1 is biased in it.
-
-    Args:
-        x: [observations, features], more than 4 observations.
-        y: [observations, features].
-
-    Returns:
-        (estimate, standard error).
-
-    Raises:
-        InputError: 4 observations or fewer: HSIC_1 of the rest is not defined.
-    """
-    n = len(x)
-    if n <= 4:
-        raise InputError(f"the error of debiased CKA needs more than 4 observations, there are {n}; use more pairs")
-    k, m = _gram(x), _gram(y)
-    whole = hsic1(k, m) / np.sqrt(hsic1(k, k) * hsic1(m, m))
-    without = _hsic1_without_each(k, m) / np.sqrt(_hsic1_without_each(k, k) * _hsic1_without_each(m, m))
-    return whole, float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-
-
-def jaccard(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Overlap of the top half of each layer's neurons by magnitude (Eq. 9): intersection over union.
-
-    A neuron that is silent is never among the top half: where ReLU leaves fewer than half of them active, ties at zero
-    would otherwise be broken alike in both matrices and count as overlap.
-
-    Args:
-        x: magnitudes [layers, neurons].
-        y: magnitudes [layers, neurons].
-
-    Returns:
-        [layers], in [0, 1]; 1/3 on average for independent magnitudes; NaN where both layers are silent.
-    """
-    half = x.shape[1] // 2
-    top_x, top_y = np.zeros(x.shape, dtype=bool), np.zeros(y.shape, dtype=bool)
-    for top, magnitudes in ((top_x, np.abs(x)), (top_y, np.abs(y))):
-        np.put_along_axis(top, np.argpartition(-magnitudes, half, axis=1)[:, :half], True, axis=1)
-        top &= magnitudes > 0
-    with np.errstate(invalid="ignore"):
-        return (top_x & top_y).sum(1) / (top_x | top_y).sum(1)
-
-
-def _gram(x: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(0)  # HSIC_1 does not change by it, its rounding error does
-    return centred @ centred.T
-
-
-def _hsic1_terms(k: np.ndarray, m: np.ndarray) -> tuple[Any, Any, Any, Any]:
-    if len(k) <= 3:
-        raise InputError(
-            f"debiased CKA needs more than 3 observations, there are {len(k)}; use more pairs (of layers as "
-            "observations: another estimator)"
-        )
-    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
-    return (k * m).sum(), k.sum(), m.sum(), k.sum(0) @ m.sum(0)
-
-
-def _hsic1_sums(trace: Any, k_sum: Any, l_sum: Any, cross: Any, n: int) -> Any:
-    return (trace + k_sum * l_sum / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / (n * (n - 3))
-
-
-def _hsic1_without_each(k: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """HSIC_1 with each observation left out in turn, from row sums: n values for the price of one."""
-    n = len(k)
-    trace, k_sum, l_sum, cross = _hsic1_terms(k, m)
-    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
-    k_row, l_row, product_row = k.sum(0), m.sum(0), (k * m).sum(0)
-    return np.asarray(
-        _hsic1_sums(
-            trace - 2 * product_row,
-            k_sum - 2 * k_row,
-            l_sum - 2 * l_row,
-            cross - k_row * l_row - m @ k_row - k @ l_row + product_row,
-            n - 1,
-        )
-    )
+Transform = Callable[[np.ndarray, Block], np.ndarray]
+"""What a metric does to a matrix [layers, neurons] of a block before it compares it."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A similarity by name.
+    """A similarity of two activation matrices.
 
     Attributes:
-        compare: two matrices [layers, neurons] -> [layers], or one number for the matrix forms of CKA.
-        prepare: what is done to activations first: "" nothing, "centre" (subtract each neuron's mean over other
-            pairs), "magnitude" (multiply by the norm of the neuron's down-projection column, Eq. 9), "trim" (leave out
-            the hundredth of each layer's neurons with the largest mean square).
+        name: of its panel.
+        compare: two matrices [layers, neurons] -> [layers], or one number where `per_layer` is False.
         per_layer: False for the forms of CKA that compare whole matrices.
+        estimator: the value of `--estimator` that chooses it beside `--metric cka`; None: chosen by its name.
     """
 
+    name: str
     compare: Callable[[np.ndarray, np.ndarray], Any]
-    prepare: str = ""
     per_layer: bool = True
+    estimator: str | None = None
+
+    def prepare(self, study: Study) -> Transform:  # noqa: ARG002
+        """The transformation of a study's activations that this metric compares; here they stay as they are.
+
+        Args:
+            study: with activations.
+
+        Returns:
+            A function of a matrix and the block it belongs to.
+
+        Raises:
+            InputError: The study has too few pairs for it.
+            StudyError: Activations are missing or damaged.
+        """
+        return lambda matrix, _block: matrix
+
+
+class CentredMetric(Metric):
+    """A metric of activations from which each neuron's mean over the other pairs of the group is subtracted."""
+
+    def prepare(self, study: Study) -> Transform:
+        """Subtract the mean of A and B of all other pairs; B* and the hybrids are made of these."""
+        if study.config.pairs < 2:
+            raise InputError(
+                f"{self.name} needs at least 2 pairs, as the mean comes from other pairs; use more --pairs"
+            )
+
+        def sum_of(block: Block) -> np.ndarray:
+            return block.matrices["A"] + block.matrices["B"]
+
+        totals: dict[str, np.ndarray | float] = {}
+        for block in read_blocks(study):
+            totals[block.group] = totals.get(block.group, 0.0) + sum_of(block)
+        others = 2 * (study.config.pairs - 1)
+        return lambda matrix, block: matrix - (totals[block.group] - sum_of(block)) / others
+
+
+class MagnitudeMetric(Metric):
+    """A metric of magnitudes: activations times the norm of their neuron's down-projection column (Eq. 9)."""
+
+    def prepare(self, study: Study) -> Transform:
+        """Multiply by the norms [layers, neurons] of the study's model."""
+        norms = read_norms(study).astype(float)
+        return lambda matrix, _block: matrix * norms
+
+
+class TrimmedMetric(Metric):
+    """A metric of all neurons but the few of massive activity (`TRIMMED`), which can dominate any similarity."""
+
+    def prepare(self, study: Study) -> Transform:
+        """Leave out the same neurons everywhere: chosen anew for each comparison, the choice would make them alike."""
+        squares: np.ndarray | float = 0.0
+        for part, _ in read_parts(study):
+            squares = squares + (part.tensors["activations"].astype(float) ** 2).sum(0)
+        squares = np.asarray(squares)
+        few = max(1, round(TRIMMED * squares.shape[1]))
+        kept = np.sort(np.argsort(squares, axis=1)[:, :-few], axis=1)
+        return lambda matrix, _block: np.take_along_axis(matrix, kept, axis=1)
 
 
 METRICS: dict[str, Metric] = {
-    "cka": Metric(cka_within),
-    "cka_trimmed": Metric(cka_within, "trim"),
-    "cosine": Metric(cosine),
-    "cosine_centred": Metric(cosine, "centre"),
-    "jaccard": Metric(jaccard, "magnitude"),
-    "cka_neurons": Metric(lambda x, y: cka_biased(x.T, y.T), per_layer=False),
-    "cka_debiased": Metric(cka_debiased, per_layer=False),
-    "cka_biased": Metric(cka_biased, per_layer=False),
+    metric.name: metric
+    for metric in (
+        Metric("cka", cka_within, estimator="within"),
+        TrimmedMetric("cka_trimmed", cka_within, estimator="trimmed"),
+        Metric("cosine", cosine),
+        CentredMetric("cosine_centred", cosine),
+        MagnitudeMetric("jaccard", jaccard),
+        Metric("cka_neurons", lambda x, y: cka_biased(x.T, y.T), per_layer=False, estimator="neurons"),
+        Metric("cka_debiased", cka_debiased, per_layer=False, estimator="debiased"),
+        Metric("cka_biased", cka_biased, per_layer=False, estimator="biased"),
+    )
 }
+
+ESTIMATORS: dict[str, str] = {
+    **{metric.estimator: name for name, metric in METRICS.items() if metric.estimator is not None},
+    "population": POPULATION,
+}
+"""Name of the panel that each `--estimator` of `--metric cka` makes."""
 
 
 def metric_name(metric: str, estimator: str | None = None) -> str:
-    """The name of a metric's panel: `cka` with estimator `within` is `cka`, with `biased` it is `cka_biased`.
+    """The name of a metric's panel: `cka` with the estimator `biased` is `cka_biased`.
+
+    Args:
+        metric: A key of `METRICS`.
+        estimator: A key of `ESTIMATORS`, with the metric `cka` only.
+
+    Returns:
+        A key of `METRICS`, or `POPULATION`.
 
     Raises:
-        InputError: unknown metric, or an estimator with a metric other than cka.
+        InputError: The metric or the estimator is unknown, or an estimator is given with another metric than `cka`.
     """
     if estimator is not None and metric != "cka":
         raise InputError(f"--estimator belongs to --metric cka, not to '{metric}'; leave it out")
-    if estimator not in (None, "within"):
-        metric = f"cka_{estimator}"
-    if metric not in METRICS and metric != "cka_population":
+    if estimator is not None:
+        metric = ESTIMATORS.get(estimator, f"cka_{estimator}")
+    if metric not in METRICS and metric != POPULATION:
         raise InputError(f"unknown metric '{metric}'; use {', '.join(METRICS)}")
     return metric
-
-
-def shifts(sims: pd.DataFrame) -> pd.DataFrame:
-    """The responses that are computed from similarities (Eq. 2 and its variants).
-
-    Args:
-        sims: columns sim_ab, sim_hb, sim_ha, sim_hb_matched, sim_ab_matched.
-
-    Returns:
-        columns shift_toward, shift_matched: 0 when the prefix changes nothing, 1 when A' acts like B (like B*); NaN
-        where A and B are too similar to tell (1 - sim < 0.01). shift_away: 1 - sim(A', A).
-    """
-
-    def toward(hybrid: pd.Series, start: pd.Series) -> pd.Series:
-        return ((hybrid - start) / (1 - start)).where(1 - start >= SMALLEST_DISTANCE)
-
-    return pd.DataFrame(
-        {
-            "shift_toward": toward(sims["sim_hb"], sims["sim_ab"]),
-            "shift_matched": toward(sims["sim_hb_matched"], sims["sim_ab_matched"]),
-            "shift_away": 1 - sims["sim_ha"],
-        }
-    )

@@ -1,4 +1,4 @@
-"""Similarities of every pair of a study, row by row."""
+"""Tables of a study's similarities: of every pair, and of its pairs as a population."""
 
 from __future__ import annotations
 
@@ -9,111 +9,78 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from clada.errors import InputError
 from clada.system.files import local_folder
-from cladastats.activations.parts import Part, read_layer, read_norms, read_parts
-from cladastats.similarities.metrics import Metric, cka_debiased_jackknife
+from cladastats.activations.parts import read_layer, read_parts
+from cladastats.similarities.blocks import Block, panel_keys, read_blocks
+from cladastats.similarities.formulas import cka_debiased_jackknife
+from cladastats.similarities.metrics import Metric, Transform
 from cladastats.study import Study
 
-TRIMMED = 0.01  # of each layer's neurons, those of the largest mean square
 
+def compare_all(study: Study, metric: Metric) -> pd.DataFrame:
+    """Similarities of every hybrid of a study to A, B and the matched reference of its pair.
 
-def compare_all(study: Study, metric: Metric, name: str) -> pd.DataFrame:
-    """Similarities of every row, and of every layer where the metric is per layer (column `layer`)."""
+    Args:
+        study: With activations.
+        metric: A row of `cladastats.similarities.metrics.METRICS`.
+
+    Returns:
+        Columns `panel_keys(study)`, `layer` where the metric is per layer, and sim_ab, sim_ab_matched, sim_hb, sim_ha,
+        sim_hb_matched; a row per hybrid, or per hybrid and layer.
+
+    Raises:
+        InputError: The study has too few pairs for the metric.
+        StudyError: Activations are missing or damaged.
+    """
+    transform = metric.prepare(study)
     keys = panel_keys(study)
-    prepare = _Preparation(study, metric.prepare, keys)
+    pairs = study.corpus.groupby(["group", "pair"]).ngroups
     records: list[dict[str, Any]] = []
-    blocks = study.corpus.groupby(["group", "pair"], sort=True)
-    with tqdm(total=blocks.ngroups, unit="pair", desc=f"similarity {name}", file=sys.stderr, leave=False) as progress:
-        for part, members in read_parts(study):
-            for block in members:
-                group, pair = block["group"].iloc[0], int(block["pair"].iloc[0])
-                matrices = _block_matrices(part, block, keys)
-                get = {key: prepare(matrix, group, matrices) for key, matrix in matrices.items()}
-                fixed = {
-                    "sim_ab": metric.compare(get["A"], get["B"]),
-                    "sim_ab_matched": metric.compare(get["A"], get["matched"]),
-                }
-                for key in sorted(key for key in get if isinstance(key, tuple)):
-                    hybrid = get[key]
-                    sims = {
-                        **fixed,
-                        "sim_hb": metric.compare(hybrid, get["B"]),
-                        "sim_ha": metric.compare(hybrid, get["A"]),
-                        "sim_hb_matched": metric.compare(hybrid, get["matched"]),
-                    }
-                    row = dict(zip(keys, (group, pair, *key), strict=True))
-                    if metric.per_layer:
-                        layers = range(len(get["A"]))
-                        records += [{**row, "layer": i, **{k: v[i] for k, v in sims.items()}} for i in layers]
-                    else:
-                        records.append({**row, **sims})
-                progress.update()
+    with tqdm(total=pairs, unit="pair", desc=f"similarity {metric.name}", file=sys.stderr, leave=False) as progress:
+        for block in read_blocks(study):
+            for key, sims in _compare_block(block, metric, transform):
+                row = dict(zip(keys, (block.group, block.pair, *key), strict=True))
+                if metric.per_layer:
+                    layers = range(len(block.matrices["A"]))
+                    records += [{**row, "layer": i, **{name: v[i] for name, v in sims.items()}} for i in layers]
+                else:
+                    records.append({**row, **sims})
+            progress.update()
     return pd.DataFrame.from_records(records)
 
 
-def panel_keys(study: Study) -> list[str]:
-    """What tells the rows of a panel apart."""
-    return ["group", "pair", "ratio", *(["placebo"] if "placebos" in study.config.corpus else [])]
-
-
-def _block_matrices(part: Part, block: pd.DataFrame, keys: list[str]) -> dict[str | tuple[Any, ...], np.ndarray]:
-    """Activations of one block in float64: under "A", "B", "matched", and of each hybrid its keys from `ratio` on."""
-    row_of = {sequence_id: row for row, sequence_id in enumerate(part.sequence_ids)}
-    names = [
-        role if role != "hybrid" else tuple(key)
-        for role, *key in block[["role", *keys[2:]]].itertuples(index=False, name=None)
-    ]
-    return {
-        name: part.tensors["activations"][row_of[sequence_id]].astype(float)
-        for name, sequence_id in zip(names, block["sequence_id"], strict=True)
+def _compare_block(block: Block, metric: Metric, transform: Transform) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The similarities of each hybrid of a pair, beside those of its references, which are the same for all."""
+    prepared = {key: transform(matrix, block) for key, matrix in block.matrices.items()}
+    references = {
+        "sim_ab": metric.compare(prepared["A"], prepared["B"]),
+        "sim_ab_matched": metric.compare(prepared["A"], prepared["matched"]),
     }
-
-
-class _Preparation:
-    """What a metric wants done to activations before it compares them."""
-
-    def __init__(self, study: Study, kind: str, keys: list[str]) -> None:
-        self.kind = kind
-        if kind == "magnitude":
-            self.norms = read_norms(study).astype(float)
-        if kind == "centre":
-            if study.config.pairs < 2:
-                raise InputError(
-                    "cosine_centred needs at least 2 pairs, as the mean comes from other pairs; use more --pairs"
-                )
-            self.total: dict[str, np.ndarray | float] = {}
-            for part, members in read_parts(study):
-                for block in members:
-                    group = block["group"].iloc[0]
-                    self.total[group] = self.total.get(group, 0.0) + _own_sum(_block_matrices(part, block, keys))
-            self.others = 2 * (study.config.pairs - 1)
-        if kind == "trim":
-            # The same neurons for every comparison: chosen by comparison, the choice itself would make them alike.
-            squares: np.ndarray | float = 0.0
-            for part, _ in read_parts(study):
-                squares = squares + (part.tensors["activations"].astype(float) ** 2).sum(0)
-            squares = np.asarray(squares)
-            few = max(1, round(TRIMMED * squares.shape[1]))
-            self.kept = np.sort(np.argsort(squares, axis=1)[:, :-few], axis=1)
-
-    def __call__(self, matrix: np.ndarray, group: str, block: dict[str | tuple[Any, ...], np.ndarray]) -> np.ndarray:
-        if self.kind == "magnitude":
-            return matrix * self.norms
-        if self.kind == "trim":
-            return np.take_along_axis(matrix, self.kept, axis=1)
-        if self.kind == "centre":
-            return matrix - (self.total[group] - _own_sum(block)) / self.others
-        return matrix
-
-
-def _own_sum(block: dict[str | tuple[Any, ...], np.ndarray]) -> np.ndarray:
-    """What a block gives to its group's mean: A and B. B* and the hybrids are made of them."""
-    return block["A"] + block["B"]
+    return [
+        (
+            key,
+            {
+                **references,
+                "sim_hb": metric.compare(prepared[key], prepared["B"]),
+                "sim_ha": metric.compare(prepared[key], prepared["A"]),
+                "sim_hb_matched": metric.compare(prepared[key], prepared["matched"]),
+            },
+        )
+        for key in block.hybrids
+    ]
 
 
 def row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
-    """Load of the hybrids and lengths, a row per group, pair and ratio."""
+    """Load of the hybrids' targets and lengths of their sequences.
+
+    Args:
+        study: A study.
+        index: Its `activations/index.parquet`.
+
+    Returns:
+        A row per hybrid: `panel_keys(study)`, prefix_len and token_len (tokens), surprisal_bits, entropy_bits (bits),
+        surprisal_norm, entropy_norm (the same in shares of log2 of the vocabulary).
+    """
     corpus = study.corpus
     hybrids = corpus.loc[corpus["role"] == "hybrid", [*panel_keys(study), "prefix_len", "sequence_id"]]
     facts = hybrids.merge(index[["sequence_id", "surprisal_bits", "entropy_bits"]], on="sequence_id").drop(
