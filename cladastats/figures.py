@@ -150,13 +150,17 @@ def layer_figure(fit: Fit) -> Figure:
     return figure
 
 
-def case_figure(found: CaseStudy) -> Figure:
-    """Similarity of the 13 sentences' activations, mean over layers (the paper's Fig. 7)."""
+def case_figure(study: CaseStudy) -> Figure:
+    """Similarity of the 13 sentences' activations, mean over layers (the paper's Fig. 7).
+
+    Args:
+        study: of `cladastats.panel.case_study.case_study`.
+    """
     figure = Figure(figsize=(3.5, 3.1), layout="constrained")
     axis = figure.subplots()
-    labels = range(1, len(found.similarity) + 1)
+    labels = range(1, len(study.similarity) + 1)
     sns.heatmap(
-        found.similarity, cmap="Greys", vmin=0, vmax=1, xticklabels=labels, yticklabels=labels, square=True,
+        study.similarity, cmap="Greys", vmin=0, vmax=1, xticklabels=labels, yticklabels=labels, square=True,
         annot=True, fmt=".2f", annot_kws={"fontsize": 4}, cbar_kws={"shrink": 0.8}, ax=axis,
     )  # fmt: skip
     axis.tick_params(labelsize=7)
@@ -235,9 +239,9 @@ def gain_layers_figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
     for axis in axes.flat[len(measures) :]:
         axis.set_visible(False)
     for axis, (corpus, measure) in zip(axes.flat, measures, strict=False):
-        for number, (model, found) in enumerate(results.items()):
+        for number, (model, corpora) in enumerate(results.items()):
             layers = next(
-                m["layers"] for r in found if r["corpus"] == corpus for m in r["measures"] if m["measure"] == measure
+                m["layers"] for r in corpora if r["corpus"] == corpus for m in r["measures"] if m["measure"] == measure
             )
             depth = np.arange(len(layers)) / max(1, len(layers) - 1)
             value, low, high = (

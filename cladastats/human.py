@@ -23,9 +23,8 @@ from clada.models.open import model_revision
 from clada.system.jsonfile import with_checksum, write_json
 from cladastats.people.corpora import SOURCES, ReadingCorpus, open_corpus
 from cladastats.people.gains import BINS, FOLDS, RESAMPLES, SEED, SHUFFLES, STEPS, analyse, prepared
-from cladastats.people.meter import SCHEMA as WORDS_SCHEMA
-from cladastats.people.meter import Text, effort_rule, measure_texts
-from cladastats.people.results import SCHEMA, effect_table, read_result, show, verdicts
+from cladastats.people.meter import WORDS_SCHEMA, Text, effort_rule, measure_texts
+from cladastats.people.results import HUMAN_SCHEMA, effect_table, read_result, show, verdicts
 from cladastats.study import is_current, read_table, write_table
 
 
@@ -55,7 +54,7 @@ def human(corpus: ReadingCorpus, model: str, out: Path) -> dict[str, Any]:
         out: where words (`words-NAME.parquet`) and results (`NAME.json`) are kept, of this model.
 
     Returns:
-        the content of `NAME.json`: `measures`, each with its `rows` (one per step), and what was asked beside.
+        the content of `NAME.json`: `measures`, each with its `rows` (one per step), and what else is known of it.
 
     Raises:
         CladaError: the model cannot be opened or has no plan.
@@ -63,12 +62,12 @@ def human(corpus: ReadingCorpus, model: str, out: Path) -> dict[str, Any]:
     words = measured_words(corpus.texts, model, out / f"words-{corpus.name}.parquet")
     digest = hashlib.sha256(pd.util.hash_pandas_object(words, index=False).to_numpy().tobytes())
     digest.update(pd.util.hash_pandas_object(corpus.table, index=False).to_numpy().tobytes())
-    digest.update(f"{SCHEMA} {STEPS} {FOLDS} {RESAMPLES} {SHUFFLES} {SEED} {BINS} {corpus.measures}".encode())
+    digest.update(f"{HUMAN_SCHEMA} {STEPS} {FOLDS} {RESAMPLES} {SHUFFLES} {SEED} {BINS} {corpus.measures}".encode())
     path = out / f"{corpus.name}.json"
     if path.is_file():
-        found = read_result(path)
-        if found["inputs"] == digest.hexdigest():
-            return found
+        kept = read_result(path)
+        if kept["inputs"] == digest.hexdigest():
+            return kept
     rows = prepared(corpus, words)
     measures = []
     fixed = corpus.source.measures[: corpus.source.confirmatory]
@@ -82,7 +81,7 @@ def human(corpus: ReadingCorpus, model: str, out: Path) -> dict[str, Any]:
             }
         )
     result = {
-        "schema": SCHEMA,
+        "schema": HUMAN_SCHEMA,
         "corpus": corpus.name,
         "model": model,
         "revision": model_revision(model),

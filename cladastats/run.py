@@ -18,11 +18,10 @@ from cladastats.extract import extract
 from cladastats.figures import draw
 from cladastats.panel.columns import summary_sentences
 from cladastats.regress import regress, write_coefficients
+from cladastats.results.fit import PAPER_METRICS
 from cladastats.similarity import similarity
 
-SHOWN = "cka"  # whose table ends the run, and whose coefficients the engine reads
-
-METRICS = (SHOWN, "cosine")
+SHOWN = PAPER_METRICS[0]  # whose table ends the run, and whose coefficients the engine reads
 
 
 def main(args: argparse.Namespace) -> None:
@@ -31,18 +30,18 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    asked = {name: getattr(args, name) for name in DEFAULTS}
+    settings = {name: getattr(args, name) for name in DEFAULTS}
     if args.recorded is not None:
-        if any(value is not None for value in asked.values()):
+        if any(value is not None for value in settings.values()):
             raise InputError("--from takes everything from the file; leave the other settings out")
         study = repeat_study(as_path(args.recorded), args.study)
     else:
-        study = make_study(args.study, asked)
+        study = make_study(args.study, settings)
     print(f"cladastats: {study!r}", file=sys.stderr)
     extract(study)
-    for metric in METRICS:
+    for metric in PAPER_METRICS:
         similarity(study, metric)
-    fits = {metric: regress(study, metric) for metric in METRICS}
+    fits = {metric: regress(study, metric) for metric in PAPER_METRICS}
     fit = fits[SHOWN]
     write_coefficients(study, fit)
     draw(study)

@@ -138,7 +138,7 @@ class Study:
 
     def fit(self, metric: str = "cka", response: str = "toward") -> Fit:
         """The six regressions of a metric and response; shows itself as a table in JupyterLab."""
-        from cladastats.results.fit import Fit
+        from cladastats.results.fit import FIT_SCHEMA, Fit
 
         path = self.fit_path(metric, response)
         if not path.exists():
@@ -146,7 +146,7 @@ class Study:
                 f"{self.folder} has no {path.relative_to(self.folder)}; run 'cladastats regress --study {self.folder} "
                 f"--metric {metric} --response {response}'"
             )
-        value = read_json(path, Fit.SCHEMA, StudyError)
+        value = read_json(path, FIT_SCHEMA, StudyError)
         try:
             return Fit.from_dict(value)
         except (KeyError, TypeError, ValueError, AttributeError) as problem:

@@ -55,18 +55,18 @@ def read_texts(name: str) -> list[Text]:
     """
     path = Path(name)
     if path.suffix != ".jsonl":
-        found = [Text(path.stem, tuple(read_text(path).split()))]
+        texts = [Text(path.stem, tuple(read_text(path).split()))]
     else:
         rows = read_records(path, "text")
-        found = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
-    found = [text for text in found if text.words]
+        texts = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
+    texts = [text for text in texts if text.words]
     try:
-        " ".join(word for text in found for word in text.words).encode()
+        " ".join(word for text in texts for word in text.words).encode()
     except UnicodeEncodeError:
         raise InputError(f"{path} holds half a character (a lone surrogate); mend the text") from None
-    if not found:
+    if not texts:
         raise InputError(f"{path} has no words; give another file")
-    return found
+    return texts
 
 
 def write_words(path: Path, table: pd.DataFrame) -> None:

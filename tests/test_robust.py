@@ -39,7 +39,7 @@ from cladastats.panel.robustness import (
     ordered,
     power,
     ratio_effects,
-    reuse,
+    two_way_clusters,
 )
 from cladastats.panel.within import Within, bootstrap, per_pair, permutation, within_summary
 from cladastats.placebo import earlier_token
@@ -302,12 +302,12 @@ def test_texts_in_several_pairs_are_clustered_by_both():
     names = [(group, pair, role) for group in ("nls", "rts") for pair in range(40) for role in ("A", "B")]
     corpus = pd.DataFrame(names, columns=["group", "pair", "role"])
     study = SimpleNamespace(corpus=corpus.assign(sequence_id=[f"{g}{p}{r}" for g, p, r in names]))
-    assert reuse(study, {"nls": data}, Y) == {"reused": False}
+    assert two_way_clusters(study, {"nls": data}, Y) == {"reused": False}
     text = [p % 10 if role == "A" else p // 4 for _, p, role in names]  # every A in four pairs, every B in four others
     study = SimpleNamespace(
         corpus=corpus.assign(sequence_id=[f"{n[0]}{t}{n[2]}" for n, t in zip(names, text, strict=True)])
     )
-    found = reuse(study, {"nls": data}, Y)
+    found = two_way_clusters(study, {"nls": data}, Y)
     pair = data.index.get_level_values("pair").to_numpy()
 
     # Cameron, Gelbach and Miller: the variances by one text and by the other, less that by both together.

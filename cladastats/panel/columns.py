@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from linearmodels.panel import PanelOLS
 from scipy import stats
 
 from clada.errors import InputError, NotIdentifiedError
+from cladastats.panel.within import pair_effects_ols
 from cladastats.results.fit import COLUMNS, LOADS, RESPONSE_SCALES, RESPONSES, Column, Fit
 
 # Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
@@ -195,14 +195,7 @@ def _fit_column(
     except (InputError, NotIdentifiedError) as error:
         raise type(error)(f"column {number} ({group.upper()}): {error}") from None
 
-    result = PanelOLS(data[outcome], data[names].assign(const=1.0), entity_effects=True).fit(
-        cov_type="clustered",
-        cluster_entity=True,
-        group_debias=True,
-        debiased=True,
-        auto_df=False,  # else linearmodels ignores the next choice and makes its own
-        count_effects=False,
-    )
+    result = pair_effects_ols(data[outcome], data[names])
     coef, se = result.params, result.std_errors
     t = coef / se
     df = n_pairs - 1

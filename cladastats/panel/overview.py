@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Yang et al., arXiv 2502.19078, Tables 2 (CKA) and 3 (cosine): t statistics by column, and the few coefficients that
 # can still be read in the text we have (starred ones were lost on the way). Its load coefficients of column 6 are the
 # 0.80 and 0.12 of section 3.2.3; their signs are those of its conclusion.
-PUBLISHED: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = {
+PAPER_VALUES: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = {
     "cka": {
         "t": {
             "prefix_len": (22.03, 20.16, 21.53, 21.37, 19.22, 18.84),
@@ -57,7 +57,7 @@ def side_by_side(fits: Sequence[Fit]) -> pd.DataFrame:
     parts = {}
     for fit in fits:
         cells = layout(fit)
-        published = PUBLISHED.get(fit.metric)
+        published = PAPER_VALUES.get(fit.metric)
         if published is not None:
             for term, values in published["t"].items():
                 coefs = published["coef"].get(term, (None,) * 6)

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from linearmodels.panel import PanelOLS
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
 
 from clada.errors import NotIdentifiedError
 from cladastats.panel.columns import complete_rows, varies_within
-from cladastats.panel.within import Within, bootstrap, per_pair, permutation, summary_of, within_summary
+from cladastats.panel.within import (
+    Within,
+    bootstrap,
+    pair_effects_ols,
+    per_pair,
+    permutation,
+    summary_of,
+    within_summary,
+)
 from cladastats.results.fit import COLUMNS, LOADS, RESPONSES, Fit
 from cladastats.sequences.placebos import PLACEBOS
 from cladastats.similarities.metrics import METRICS
@@ -29,6 +37,9 @@ from cladastats.study import Study
 
 INDEPENDENT = "independent_surprisal_bits"
 """Column of the controls: surprisal of the target for another model."""
+
+STATIC_CONTROLS = ("frequency_zipf", "target_length")
+"""Controls that are properties of the pair's target."""
 
 CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
 """The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on, corrected together."""
@@ -49,9 +60,7 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
         raise NotIdentifiedError("a study of one ratio has no steps between ratios; build it with more --ratios")
     place = data.index.get_level_values("ratio").to_numpy()
     dummies = pd.DataFrame({f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}, index=data.index)
-    result = PanelOLS(data[outcome], dummies.assign(const=1.0), entity_effects=True).fit(
-        cov_type="clustered", cluster_entity=True, group_debias=True, debiased=True, count_effects=False
-    )
+    result = pair_effects_ols(data[outcome], dummies)
     k, df = len(ratios) - 1, data.index.get_level_values("pair").nunique() - 1
     means = result.params.to_numpy()[:k]
     cov = result.cov.to_numpy()[:k, :k]
@@ -99,18 +108,18 @@ def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | Non
     columns = {column.column: column for column in fit.columns}
     if len({column.group for column in fit.columns}) < 2:
         return None
-    found: dict[str, dict[str, Any]] = {}
+    differences: dict[str, dict[str, Any]] = {}
     for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
         a, b = columns[rts], columns[nls]
         difference = b.coef[term] - a.coef[term]
-        found[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
+        differences[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
         if term == "prefix_len":
-            found[term] |= equivalence(difference, found[term]["se"], found[term]["df"], margin)
-            equivalent, differs = found[term]["equivalence_p"] < 0.05, found[term]["p"] < 0.05
-            found[term]["verdict"] = (
+            differences[term] |= equivalence(difference, differences[term]["se"], differences[term]["df"], margin)
+            equivalent, differs = differences[term]["equivalence_p"] < 0.05, differences[term]["p"] < 0.05
+            differences[term]["verdict"] = (
                 "equivalent within the margin" if equivalent else "no decision on equivalence"
             ) + (", different from zero" if differs else ", not different from zero")
-    return found
+    return differences
 
 
 def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
@@ -164,7 +173,7 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
         a record per group, term and layer; layers whose response is missing, or constant within every pair but for
         rounding, are left out.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     # The prefix's total effect, and the loads' at equal prefix.
     models = ((("prefix_len",), ("prefix_len",)), (("prefix_len", *LOADS), LOADS))
     for group in ("rts", "nls"):
@@ -179,8 +188,8 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
             for term in shown:
                 corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
                 for (layer, fit), p in zip(fits.items(), corrected, strict=True):
-                    found.append({"group": group, "term": term, "layer": layer, **fit[term], "p_bh": float(p)})
-    return found
+                    records.append({"group": group, "term": term, "layer": layer, **fit[term], "p_bh": float(p)})
+    return records
 
 
 def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
@@ -190,8 +199,8 @@ def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]
     """
     place = data.index.get_level_values("ratio")
     steps = {f"ratio {r:g}": (place == r).astype(float) for r in np.unique(place)[1:]}
-    found = within_summary(Within.of(data.assign(**steps), outcome, [*steps, *LOADS]))
-    return {name: found[name] for name in LOADS}
+    coefficients = within_summary(Within.of(data.assign(**steps), outcome, [*steps, *LOADS]))
+    return {name: coefficients[name] for name in LOADS}
 
 
 def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
@@ -244,16 +253,16 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
     Returns:
         `with_controls`: coefficients and intervals; `moderators`: of prefix x (control - its mean), each by itself.
     """
-    found = {"with_controls": within_summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
+    coefficients = {"with_controls": within_summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
     moderators = {}
-    for name in ("frequency_zipf", "target_length"):
+    for name in STATIC_CONTROLS:
         product = data["prefix_len"] * (data[name] - data[name].mean())
         if data[name].std() > 0:
             term = f"prefix_len x {name}"
             moderators[term] = within_summary(Within.of(data.assign(**{term: product}), outcome, ["prefix_len", term]))[
                 term
             ]
-    return {**found, "moderators": moderators}
+    return {**coefficients, "moderators": moderators}
 
 
 def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
@@ -275,13 +284,13 @@ def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, 
 
     In the coefficient's unit and in within-pair standard deviations of the response per one of the regressor.
     """
-    found = []
+    effects = []
     for column in fit.columns:
         for term in column.regressors:
             df = column.n_pairs - 1
             size = (stats.t.ppf(1 - level / 2, df) + stats.t.ppf(target, df)) * column.se[term]
             one = column.standardised[term] / column.coef[term] if column.coef[term] else float("nan")
-            found.append(
+            effects.append(
                 {
                     "column": column.column,
                     "group": column.group,
@@ -290,7 +299,7 @@ def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, 
                     "standardised": float(size * one),
                 }
             )
-    return found
+    return effects
 
 
 def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
@@ -305,43 +314,116 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
         kinds with fewer than two pairs of several complete rows are left out.
     """
-    found: dict[str, dict[str, Any]] = {}
+    effects: dict[str, dict[str, Any]] = {}
     for group, rows in panel.groupby("group"):
         same = genuine[(genuine["group"] == group) & genuine["pair"].isin(rows["pair"].unique())]
-        found[group] = {}
+        effects[group] = {}
         for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
             data, _ = complete_rows(part, group, outcome, ("prefix_len",))
             if (data.groupby(level="pair").size() > 1).sum() < 2:
                 continue
             means = data[outcome].groupby(level="pair").mean()
             half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
-            found[group][kind] = {
+            effects[group][kind] = {
                 **within_summary(Within.of(data, outcome, ["prefix_len"]))["prefix_len"],
                 "mean": float(means.mean()),
                 "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
                 "n_pairs": len(means),
             }
-    return found
+    return effects
 
 
-def reuse(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
-    """Two-way clustering by the texts A and B where a text is in several pairs, as in a corpus made elsewhere."""
+def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
+    """Two-way clustering by the texts A and B where a text is in several pairs, as in a corpus made elsewhere.
+
+    Args:
+        study: A study with its corpus.
+        data: Complete rows of each group, indexed by pair and ratio.
+        outcome: Response column.
+
+    Returns:
+        `reused`: whether a text is in several pairs; if so, the coefficients of each group.
+    """
     corpus = study.corpus
     texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
     counts = texts.groupby("group").apply(lambda rows: pd.Series(rows.to_numpy().ravel()).duplicated().any())
     if not counts.any():
         return {"reused": False}
-    found: dict[str, Any] = {"reused": True}
+    coefficients: dict[str, Any] = {"reused": True}
     for group, rows in data.items():
         codes = texts.loc[group].reindex(rows.index.get_level_values("pair"))
         clusters = pd.DataFrame({role: pd.factorize(codes[role])[0] for role in ("A", "B")}, index=rows.index)
         names = ["prefix_len", *LOADS]
-        result = PanelOLS(rows[outcome], rows[names].assign(const=1.0), entity_effects=True).fit(
-            cov_type="clustered", clusters=clusters, group_debias=True, debiased=True, count_effects=False
-        )
+        result = pair_effects_ols(rows[outcome], rows[names], clusters)
         # Of fewer texts than rows: t with as many degrees of freedom as the rarer of both has texts, less one.
-        found[group] = summary_of(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
-    return found
+        coefficients[group] = summary_of(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
+    return coefficients
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks of a study look at.
+
+    Attributes:
+        fit: The fit that is checked.
+        outcome: Panel column of its response.
+        panel: The fit's panel with the controls.
+        rows: Complete rows of each group, indexed by pair and ratio, as the fit used them.
+        controlled: The same with every control.
+        varying: Controls that vary within pairs.
+        seed: The study's.
+    """
+
+    fit: Fit
+    outcome: str
+    panel: pd.DataFrame
+    rows: dict[str, pd.DataFrame]
+    controlled: dict[str, pd.DataFrame]
+    varying: tuple[str, ...]
+    seed: int
+
+    @classmethod
+    def of(cls, study: Study, fit: Fit, controls: pd.DataFrame) -> Checked:
+        """Join the panel of a study's fit with its controls."""
+        outcome = RESPONSES[fit.response]
+        extras = controls.drop(columns="independent_model")
+        varying = ["previous_surprisal_norm"]
+        if INDEPENDENT in extras:
+            extras["independent_surprisal_norm"] = extras.pop(INDEPENDENT) / math.log2(study.config.vocab_size)
+            varying.append("independent_surprisal_norm")
+        panel = study.panel(fit.metric).merge(extras, on=["group", "pair", "ratio"])
+        groups = dict.fromkeys(column.group for column in fit.columns)
+        full = ("prefix_len", *LOADS)
+        rows = {group: complete_rows(panel, group, outcome, full)[0] for group in groups}
+        every = (*full, *STATIC_CONTROLS, *varying)
+        controlled_rows = {group: complete_rows(panel, group, outcome, every)[0] for group in groups}
+        return cls(fit, outcome, panel, rows, controlled_rows, tuple(varying), study.config.seed)
+
+    def bootstrap(self) -> dict[str, dict[str, Any]]:
+        """The cluster bootstrap of every column."""
+        intervals = {}
+        for column in self.fit.columns:
+            rng = np.random.default_rng([self.seed, 4, column.column])
+            within = Within.of(self.rows[column.group], self.outcome, COLUMNS[column.column][1])
+            intervals[str(column.column)] = bootstrap(within, rng)
+        return intervals
+
+    def group_checks(self) -> dict[str, dict[str, Any]]:
+        """The checks of each group by itself: by check, then by group."""
+        checks: dict[str, Callable[[str], Any]] = {
+            "permutation": lambda group: permutation(
+                self.rows[group], self.outcome, np.random.default_rng([self.seed, 5, group == "nls"])
+            ),
+            "per_pair": lambda group: per_pair(self.rows[group], self.outcome),
+            "ordered": lambda group: ordered(self.rows[group], self.outcome),
+            "ratio_effects": lambda group: ratio_effects(self.rows[group], self.outcome),
+            "mixed": lambda group: mixed(self.rows[group], self.outcome, ["prefix_len", *LOADS]),
+            "controls": lambda group: controlled(self.controlled[group], self.outcome, self.varying),
+            "between": lambda group: between(
+                self.controlled[group], self.outcome, [*LOADS, *STATIC_CONTROLS, *self.varying]
+            ),
+        }
+        return {name: {group: check(group) for group in self.rows} for name, check in checks.items()}
 
 
 def robustness(
@@ -354,79 +436,50 @@ def robustness(
     """Ask everything above of a study; seeds are the study's.
 
     Args:
-        study: a study with activations.
-        fit: the fit that the answers belong to.
-        controls: of the study, as `cladastats controls` makes them.
-        trimmed: panel without the few neurons of massive activity, for metric `cka`; None: not asked.
-        placebo: panel of the study's placebo hybrids; None: there are none.
+        study: A study with activations.
+        fit: The fit that the answers belong to.
+        controls: Of the study, as `cladastats controls` makes them.
+        trimmed: Panel without the few neurons of massive activity, for metric `cka`; None: not asked.
+        placebo: Panel of the study's placebo hybrids; None: there are none.
 
     Returns:
-        ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `placebo`, `reuse`, `trimmed`, and per
+        Ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `placebo`, `reuse`, `trimmed`, and per
         group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `ratio_effects`, `mixed`, `controls`,
         `between`. What a study does not allow is None or left out, and `notes` says why.
     """
-    outcome = RESPONSES[fit.response]
-    panel = study.panel(fit.metric)
-    extras = controls.drop(columns="independent_model")
-    bits = math.log2(study.config.vocab_size)
-    own = ["previous_surprisal_norm"]
-    notes = []
-    if INDEPENDENT in extras:
-        extras["independent_surprisal_norm"] = extras.pop(INDEPENDENT) / bits
-        own.append("independent_surprisal_norm")
-    else:
-        notes.append("no independent model's surprisal: cladastats controls --independent MODEL adds it")
-    panel = panel.merge(extras, on=["group", "pair", "ratio"])
-    groups = list(dict.fromkeys(column.group for column in fit.columns))
-    data = {group: complete_rows(panel, group, outcome, ("prefix_len", *LOADS))[0] for group in groups}
-    found: dict[str, Any] = {
+    checked = Checked.of(study, fit, controls)
+    answers: dict[str, Any] = {
         "confirmatory": confirmatory(fit),
         "group_difference": group_difference(fit, study.config.equivalence_margin),
         "power": power(fit),
-        "reuse": reuse(study, data, outcome),
-        "bootstrap": {},
+        "reuse": two_way_clusters(study, checked.rows, checked.outcome),
+        "bootstrap": checked.bootstrap(),
+        **checked.group_checks(),
     }
-    for column in fit.columns:
-        rng = np.random.default_rng([study.config.seed, 4, column.column])
-        names = COLUMNS[column.column][1]
-        found["bootstrap"][str(column.column)] = bootstrap(Within.of(data[column.group], outcome, names), rng)
-    static = ("frequency_zipf", "target_length")
-    for name in ("permutation", "per_pair", "ordered", "ratio_effects", "mixed", "controls", "between"):
-        found[name] = {}
-    for group, rows in data.items():
-        rng = np.random.default_rng([study.config.seed, 5, group == "nls"])
-        with_all, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS, *static, *own))
-        found["permutation"][group] = permutation(rows, outcome, rng)
-        found["per_pair"][group] = per_pair(rows, outcome)
-        found["ordered"][group] = ordered(rows, outcome)
-        found["ratio_effects"][group] = ratio_effects(rows, outcome)
-        found["mixed"][group] = mixed(rows, outcome, ["prefix_len", *LOADS])
-        found["controls"][group] = controlled(with_all, outcome, own)
-        found["between"][group] = between(with_all, outcome, [*LOADS, *static, *own])
-    if not all(found["bootstrap"].values()):
-        notes.append("too few pairs for the bootstrap of some columns")
-    if not all(found["between"].values()):
-        notes.append("too few pairs to fit loads and controls between pairs")
     if METRICS[fit.metric].per_layer:
-        found["layers"] = layers(study.panel(f"layers-{fit.metric}"), outcome)
-    found["trimmed"] = None if trimmed is None else _trimmed(trimmed, fit, outcome)
+        answers["layers"] = layers(study.panel(f"layers-{fit.metric}"), checked.outcome)
+    answers["trimmed"] = None if trimmed is None else _trimmed(trimmed, fit, checked.outcome)
     if placebo is not None:
-        found["placebo"] = placebos(placebo, panel, outcome)
-    else:
-        notes.append("no placebo hybrids: cladastats placebo adds them")
-    return {**found, "notes": notes}
+        answers["placebo"] = placebos(placebo, checked.panel, checked.outcome)
+    reasons = {
+        "no independent model's surprisal: cladastats controls --independent MODEL adds it": INDEPENDENT in controls,
+        "too few pairs for the bootstrap of some columns": all(answers["bootstrap"].values()),
+        "too few pairs to fit loads and controls between pairs": all(answers["between"].values()),
+        "no placebo hybrids: cladastats placebo adds them": placebo is not None,
+    }
+    return {**answers, "notes": [note for note, complete in reasons.items() if not complete]}
 
 
 def _trimmed(panel: pd.DataFrame, fit: Fit, outcome: str) -> dict[str, Any]:
-    """The prefix's slope without the few neurons of massive activity, which can own any similarity."""
-    found = {}
+    """The prefix's slope and the loads' without the few neurons of massive activity, which can dominate a similarity."""
+    full = ("prefix_len", *LOADS)
+    coefficients = {}
     for group in dict.fromkeys(column.group for column in fit.columns):
-        data, _ = complete_rows(panel, group, outcome, ("prefix_len", *LOADS))
-        found[group] = {
-            **within_summary(Within.of(data, outcome, ["prefix_len"])),
-            **{k: v for k, v in within_summary(Within.of(data, outcome, ["prefix_len", *LOADS])).items() if k in LOADS},
-        }
-    return found
+        data, _ = complete_rows(panel, group, outcome, full)
+        alone = within_summary(Within.of(data, outcome, ["prefix_len"]))
+        beside = within_summary(Within.of(data, outcome, full))
+        coefficients[group] = {**alone, **{load: beside[load] for load in LOADS}}
+    return coefficients
 
 
 def _terms(result: Any, se: pd.Series, units: Mapping[str, float]) -> dict[str, dict[str, Any]]:

@@ -8,9 +8,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from linearmodels.panel import PanelOLS
 from scipy import stats
 
 DRAWS = 1999  # of the bootstrap and of permutations: the Monte-Carlo error of a p-value of 0.05 is 0.005
+
+
+def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd.DataFrame | None = None) -> Any:
+    """Least squares with pair effects and a constant, by linearmodels.
+
+    Standard errors are clustered, with the small-sample factor G / (G - 1) * (n - 1) / (n - k - 1) for n rows, G
+    clusters and k regressors: pair effects are nested in the clusters and do not count.
+
+    Args:
+        response: [n], indexed by pair and ratio.
+        regressors: [n, k], without the constant.
+        clusters: [n, 1 or 2] numbers of the clusters; None: pairs.
+
+    Returns:
+        linearmodels' `PanelEffectsResults`, with the constant `const` last.
+    """
+    by = {"cluster_entity": True} if clusters is None else {"clusters": clusters}
+    return PanelOLS(response, regressors.assign(const=1.0), entity_effects=True).fit(
+        cov_type="clustered",
+        **by,
+        group_debias=True,
+        debiased=True,
+        auto_df=False,  # else linearmodels ignores the next choice and makes its own
+        count_effects=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ which licence.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cladastats.people.meter import PUNCTUATION, Text
 from cladastats.people.published import PUBLISHED
 from cladastats.sequences.sources import read_records
 
-OWN_WORDS = ""  # in the place of a file's name: the texts are what the words of the table make
+TABLE_WORDS = ""  # in the place of a file's name: the texts are what the words of the table make
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Source:
     Attributes:
         measures: the first are confirmatory: fixed before any result was seen.
         confirmatory: how many of them.
-        texts: name of its texts' files, or `OWN_WORDS`; None: the table's column `sentence_upto_target`.
+        texts: name of its texts' files, or `TABLE_WORDS`; None: the table's column `sentence_upto_target`.
         drop: rows whose measures do not count, of a table with `sentence`, `left` (words after it in its sentence).
         dropped: why.
         isolated: every text is one sentence.
@@ -88,7 +88,7 @@ SOURCES: dict[str, Source] = {
     "ucl_et": Source(
         (Measure("gaze_ms", reliability=0.79), Measure("go_past_ms", reliability=0.89)),
         2,
-        OWN_WORDS,  # those of the brain responses differ in a few words
+        TABLE_WORDS,  # those of the brain responses differ in a few words
         lambda table: table["left"] < 2,
         "the last two words of each sentence, where wrap-up fakes an effect of the next word",
         isolated=True,
@@ -154,71 +154,32 @@ def open_corpus(name: str, data: str | Path) -> ReadingCorpus:
     """Read a corpus from the user's folder and check it.
 
     Args:
-        name: of `SOURCES`.
-        data: the folder.
+        name: Of `SOURCES`.
+        data: The folder.
 
     Raises:
-        InputError: no such corpus or no such files, or a table that is not in order: a column or a word is missing or
+        InputError: No such corpus or no such files, or a table that is not in order: a column or a word is missing or
             there twice, words that are not those of the text, a measure that follows the neighbouring word.
     """
     if name not in SOURCES:
         raise InputError(f"unknown corpus '{name}'; use {', '.join(SOURCES)}")
     source, folder = SOURCES[name], Path(data)
-    files = [path for path in sorted(folder.glob(f"{name}*.tsv")) if path.name.split(".")[0] == name]
+    table, path, published = _read_files(name, folder)
     measures = source.measures
-    known_by, read_published = PUBLISHED.get(name, (None, None))
-    published = not files and read_published is not None and (folder / str(known_by)).is_file()
-    if published and read_published is not None:
-        table, files = read_published(folder), [folder / str(known_by)]
+    if published:  # which may lack a measure
         measures = tuple(m for m in measures if {m.column, *m.covariates} <= set(table.columns))
-    elif files:
-        table = pd.concat([_read_table(path) for path in files], ignore_index=True)
-    else:
-        raise InputError(
-            f"{folder} has no {name}.tsv, {name}.*.tsv{f' or {known_by}' if known_by else ''}; corpora/human.md says "
-            "where its files come from"
-        )
-    numbers = {name for m in measures for name in (m.column, *m.covariates, *(m.spread or ()))} | set(source.needs)
-    columns = {"text_id", *numbers}
-    if source.texts is None:
-        table = _targets(table, files[0])
-        words = {
-            text: tuple(s.split()) for text, s in zip(table["text_id"], table["sentence_upto_target"], strict=True)
-        }
-    else:
-        columns |= {"word_index", "word"}
-    missing = columns - set(table.columns)
-    if missing:
-        raise InputError(f"{files[0]} has no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    table["text_id"] = table["text_id"].astype(str)
-    if source.texts is not None:
-        table["word_index"] = _numbers(table, "word_index", files[0])
-    if published or source.texts == OWN_WORDS:
-        words = {str(name): tuple(rows["word"]) for name, rows in table.groupby("text_id")}
-    elif source.texts is not None:
-        words = _read_running(folder, source.texts, set(table["text_id"]))
-    _check_words(table, words, files[0], whole=source.texts is not None)  # own words: in order, none lacking
+    numbers = {column for m in measures for column in (m.column, *m.covariates, *(m.spread or ()))}
+    numbers |= set(source.needs)
+    table, words = _with_words(table, source, folder, numbers, path, published=published)
     for column in sorted(numbers):
-        table[column] = _numbers(table, column, files[0])
+        table[column] = _numbers(table, column, path)
     table = _with_sentences(table, words, isolated=source.isolated)
     dropped = 0
     if source.drop is not None:
         mask = source.drop(table)
         dropped = int(mask.sum())
         table.loc[mask, [measure.column for measure in measures]] = np.nan
-    for measure in measures:
-        values = table[measure.column].dropna()
-        if len(values) < LEAST_WORDS or values.nunique() < 2:
-            raise InputError(
-                f"the column {measure.column} of {files[0]} has {values.nunique()} different values at {len(values)} "
-                f"words that count; at least {LEAST_WORDS} words are needed"
-            )
-        if source.texts is not None and not measure.late:
-            _check_alignment(table, measure.column, files[0])
-    if table["item"].nunique() < LEAST_TEXTS:
-        raise InputError(
-            f"{files[0]} has {table['item'].nunique()} texts; {LEAST_TEXTS} are needed, to predict one from others"
-        )
+    _check_measures(table, source, measures, path)
     # A column of the user's with the name of one of ours would be in its place.
     known = ["text_id", "word_index", "word", "item", "sentence", "sentence_final", "left", "block", *sorted(numbers)]
     table = table[known]
@@ -226,14 +187,70 @@ def open_corpus(name: str, data: str | Path) -> ReadingCorpus:
     return ReadingCorpus(name, texts, table, measures, dropped)
 
 
+def _read_files(name: str, folder: Path) -> tuple[pd.DataFrame, Path, bool]:
+    """The table of a corpus, a file to name in messages, and whether it is as the corpus' authors published it."""
+    files = [path for path in sorted(folder.glob(f"{name}*.tsv")) if path.name.split(".")[0] == name]
+    if files:
+        return pd.concat([_read_table(path) for path in files], ignore_index=True), files[0], False
+    known_by, read_published = PUBLISHED.get(name, (None, None))
+    if known_by is not None and read_published is not None and (folder / known_by).is_file():
+        return read_published(folder), folder / known_by, True
+    raise InputError(
+        f"{folder} has no {name}.tsv, {name}.*.tsv{f' or {known_by}' if known_by else ''}; corpora/human.md says "
+        "where its files come from"
+    )
+
+
+def _with_words(
+    table: pd.DataFrame, source: Source, folder: Path, numbers: set[str], path: Path, *, published: bool
+) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]]]:
+    """The table with its words checked against those of the texts, and these by `text_id`."""
+    needed = {"text_id", *numbers}
+    if source.texts is None:
+        table = _targets(table, path)
+        sentences = table["sentence_upto_target"]
+        words = {text: tuple(sentence.split()) for text, sentence in zip(table["text_id"], sentences, strict=True)}
+    else:
+        needed |= {"word_index", "word"}
+    missing = needed - set(table.columns)
+    if missing:
+        raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    table["text_id"] = table["text_id"].astype(str)
+    if source.texts is not None:
+        table["word_index"] = _numbers(table, "word_index", path)
+    if published or source.texts == TABLE_WORDS:
+        words = {str(text_id): tuple(rows["word"]) for text_id, rows in table.groupby("text_id")}
+    elif source.texts is not None:
+        words = _read_running(folder, source.texts, set(table["text_id"]))
+    _check_words(table, words, path, whole=source.texts is not None)  # the table's own: in order, none lacking
+    return table, words
+
+
+def _check_measures(table: pd.DataFrame, source: Source, measures: Sequence[Measure], path: Path) -> None:
+    """Refuse measures of too few words or texts, and those that sit on the wrong words."""
+    for measure in measures:
+        values = table[measure.column].dropna()
+        if len(values) < LEAST_WORDS or values.nunique() < 2:
+            raise InputError(
+                f"the column {measure.column} of {path} has {values.nunique()} different values at {len(values)} "
+                f"words that count; at least {LEAST_WORDS} words are needed"
+            )
+        if source.texts is not None and not measure.late:
+            _check_alignment(table, measure.column, path)
+    if table["item"].nunique() < LEAST_TEXTS:
+        raise InputError(
+            f"{path} has {table['item'].nunique()} texts; {LEAST_TEXTS} are needed, to predict one from others"
+        )
+
+
 def _numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     try:
-        found = pd.to_numeric(table[column])
+        numbers = pd.to_numeric(table[column])
     except (ValueError, TypeError):
         raise InputError(f"the column {column} of {path} holds what is no number; mend the file") from None
-    if np.isinf(found.to_numpy(float)).any():
+    if np.isinf(numbers.to_numpy(float)).any():
         raise InputError(f"the column {column} of {path} holds an infinite number; mend the file")
-    return found
+    return numbers
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -245,15 +262,15 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _read_running(folder: Path, name: str, wanted: set[str]) -> dict[str, tuple[str, ...]]:
     """The words of the running texts."""
-    found = {
+    texts = {
         str(record.get("text_id")): tuple(record["text"].split())
         for path in sorted(folder.glob(f"{name}*.jsonl"))
         for record in read_records(path, "text")
     }
-    lacking = sorted(wanted - set(found))
+    lacking = sorted(wanted - set(texts))
     if lacking:
         raise InputError(f"{folder} has no text of {lacking[0]} in {name}*.jsonl ({len(lacking)} lack theirs)")
-    return found
+    return texts
 
 
 def _targets(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -338,17 +355,17 @@ def _check_alignment(table: pd.DataFrame, column: str, path: Path) -> None:
     The positive control of an alignment: what a word's own properties explain beyond its neighbours'. What the word
     before explains is spillover, and may well be more, but not many times as much.
     """
-    own, following = (explained_by_offset(table, column, offset) for offset in (0, 1))
-    if following > max(AHEAD * own, LEAST_EXPLAINED):
+    itself, following = (explained_by_offset(table, column, offset) for offset in (0, 1))
+    if following > max(AHEAD * itself, LEAST_EXPLAINED):
         raise InputError(
             f"{path}: {column} follows the next word's length and frequency ({following:.1%} of its variance; its own "
-            f"word's: {own:.1%}); the column sits on the wrong words, shift it"
+            f"word's: {itself:.1%}); the column sits on the wrong words, shift it"
         )
     before = explained_by_offset(table, column, -1)
-    if before > max(SPILLOVER * own, LEAST_EXPLAINED):
+    if before > max(SPILLOVER * itself, LEAST_EXPLAINED):
         raise InputError(
             f"{path}: {column} follows the length and frequency of the word before ({before:.1%} of its variance; its "
-            f"own word's: {own:.1%}); the column sits on the wrong words, shift it"
+            f"own word's: {itself:.1%}); the column sits on the wrong words, shift it"
         )
 
 

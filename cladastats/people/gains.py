@@ -89,7 +89,7 @@ def designs(measure: Measure) -> dict[str, list[str]]:
     """The columns of every nested model, each holding those of the one before."""
     lags = ("", "_1", "_2")
     columns = ["position", *measure.covariates, *(f"{name}{lag}" for name in LAGGED[:2] for lag in lags)]
-    found = {"baseline": columns}
+    steps = {"baseline": columns}
     for step in STEPS:
         if step == "effort":
             new = ["effort"]
@@ -98,8 +98,8 @@ def designs(measure: Measure) -> dict[str, list[str]]:
         else:
             new = [f"{PREDICTORS[step]}{lag}" for lag in lags]
         columns = [*columns, *new]
-        found[step] = columns
-    return found
+        steps[step] = columns
+    return steps
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def fit_random_intercept(
         return len(y) * math.log(variance) + float(np.log1p(r * sizes).sum()), beta, part[:, :-1], variance
 
     if ratio is None:
-        found = optimize.minimize_scalar(lambda log_r: solve(math.exp(log_r))[0], bounds=(-12, 6), method="bounded")
-        ratio = math.exp(found.x) if found.fun < solve(0.0)[0] else 0.0
+        best = optimize.minimize_scalar(lambda log_r: solve(math.exp(log_r))[0], bounds=(-12, 6), method="bounded")
+        ratio = math.exp(best.x) if best.fun < solve(0.0)[0] else 0.0
     _, beta, part, variance = solve(ratio)
     return RandomInterceptFit(beta, part, variance, ratio * variance)
 
@@ -182,11 +182,11 @@ def held_out(y: np.ndarray, x: np.ndarray, groups: np.ndarray, ratios: Sequence[
         groups: [n], numbers from 0 on.
         ratios: of variances in each fold; None: the most likely ones.
     """
-    found = np.empty(len(y))
+    density = np.empty(len(y))
     for fold, (test, train, varied) in enumerate(_splits(x, groups)):
         fit = fit_random_intercept(y[~test], x[~test][:, varied], train, None if ratios is None else ratios[fold])
-        found[test] = fit.log_density(y[test], x[test][:, varied])
-    return found
+        density[test] = fit.log_density(y[test], x[test][:, varied])
+    return density
 
 
 def _splits(x: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -198,86 +198,128 @@ def _splits(x: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.
 
 
 def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
-    """Everything that is asked of one measure.
+    """The gains of every step on one measure, and what could explain that of effort away.
 
     Args:
-        rows: of `prepared`.
-        measure: the dependent variable.
+        rows: Of `prepared`.
+        measure: The dependent variable.
 
     Returns:
         `rows`: a dictionary per step with delta_ll (nats per word), ci_low, ci_high, p, effect per standard deviation
         with its interval; `effort`: with controls, at matched surprisal, placebo, other forms, collinearity;
-        `layers`: delta_ll of each layer's own effort in the place of all; `reliability`, `r2`.
+        `layers`: delta_ll of each layer's effort in the place of all; `reliability`, `r2`.
 
     Raises:
-        InputError: too few words or texts, or a column that does not vary.
+        InputError: Too few words or texts, or a column that does not vary.
     """
-    steps = designs(measure)
-    used = rows[rows[[measure.column, *steps["spillover"]]].notna().all(axis=1)].reset_index(drop=True)
-    if len(used) < LEAST_WORDS or used["item"].nunique() < LEAST_TEXTS:
-        raise InputError(
-            f"{measure.column} has {len(used)} words with two words before them, in {used['item'].nunique()} texts; "
-            f"{LEAST_WORDS} words and {LEAST_TEXTS} texts are needed"
-        )
-    constant = [name for name in (measure.column, *steps["spillover"]) if used[name].nunique() < 2]
-    if constant:
-        raise InputError(
-            f"{measure.column} cannot be explained by what is the same for every word: {', '.join(constant)}; mend the "
-            "corpus' table, or give the model a plan that leaves neurons out (effort)"
-        )
-    y = used[measure.column].to_numpy(float)
-    items = np.unique(used["item"], return_inverse=True)[1]
-    few = items.max() + 1 < FEWEST_TEXTS
-    units = np.unique(used["block"], return_inverse=True)[1] if few else items
-
-    def density(columns: Sequence[str], frame: pd.DataFrame = used) -> np.ndarray:
-        return held_out(y, standardised(frame, columns), items)
-
-    found: dict[str, Any] = {
+    sample = Sample.of(rows, measure)
+    steps = sample.steps
+    fit = fit_random_intercept(sample.y, standardised(sample.words, steps["effort"]), sample.items)
+    fitted = fit.beta[0] + standardised(sample.words, steps["effort"]) @ fit.beta[1:]
+    return {
         "unit": measure.unit,
-        "words": len(used),
-        "items": int(items.max() + 1),
-        "units": int(units.max() + 1),
-        "units_are": "sentences" if few else "texts",
-        "reliability": reliability(used, measure),
+        "words": len(sample.words),
+        "items": int(sample.items.max() + 1),
+        "units": int(sample.units.max() + 1),
+        "units_are": "sentences" if sample.few_texts else "texts",
+        "reliability": reliability(sample.words, measure),
+        "rows": _steps(sample),
+        "r2": float(np.corrcoef(fitted, sample.y)[0, 1] ** 2),
+        "effort": _about_effort(sample),
+        "layers": _layers(sample),
     }
-    before, table = density(steps["baseline"]), []
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The words that one measure is analysed on.
+
+    Attributes:
+        words: A row per word that has the measure and every predictor.
+        steps: The columns of every nested model, of `designs`.
+        y: [n], the measure.
+        items: [n], numbers of the texts, from 0 on: random intercepts and folds are of these.
+        units: [n], numbers of what is resampled: texts, or sentences where there are few texts.
+        few_texts: Whether `units` are sentences.
+    """
+
+    words: pd.DataFrame
+    steps: dict[str, list[str]]
+    y: np.ndarray
+    items: np.ndarray
+    units: np.ndarray
+    few_texts: bool
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, measure: Measure) -> Sample:
+        """The complete rows of a measure.
+
+        Raises:
+            InputError: Too few words or texts, or a column that does not vary.
+        """
+        steps = designs(measure)
+        words = rows[rows[[measure.column, *steps["spillover"]]].notna().all(axis=1)].reset_index(drop=True)
+        if len(words) < LEAST_WORDS or words["item"].nunique() < LEAST_TEXTS:
+            raise InputError(
+                f"{measure.column} has {len(words)} words with two words before them, in {words['item'].nunique()} "
+                f"texts; {LEAST_WORDS} words and {LEAST_TEXTS} texts are needed"
+            )
+        constant = [name for name in (measure.column, *steps["spillover"]) if words[name].nunique() < 2]
+        if constant:
+            raise InputError(
+                f"{measure.column} cannot be explained by what is the same for every word: {', '.join(constant)}; mend "
+                "the corpus' table, or give the model a plan that leaves neurons out (effort)"
+            )
+        items = np.unique(words["item"], return_inverse=True)[1]
+        few = bool(items.max() + 1 < FEWEST_TEXTS)
+        units = np.unique(words["block"], return_inverse=True)[1] if few else items
+        return cls(words, steps, words[measure.column].to_numpy(float), items, units, few)
+
+    def held_out(self, columns: Sequence[str], words: pd.DataFrame | None = None) -> np.ndarray:
+        """Log density of every word under fits of these columns that have not seen its text, [n].
+
+        Args:
+            columns: Of the words.
+            words: The words with further columns; None: as they are.
+        """
+        return held_out(self.y, standardised(self.words if words is None else words, columns), self.items)
+
+
+def _steps(sample: Sample) -> list[dict[str, Any]]:
+    """The gain of every step over the one before, and the coefficient of what it adds for the word itself."""
+    before, rows = sample.held_out(sample.steps["baseline"]), []
     for step in STEPS:
-        after = density(steps[step])
-        row = {"predictor": step, **gain(after - before, units)}
+        after = sample.held_out(sample.steps[step])
+        row = {"predictor": step, **gain(after - before, sample.units)}
         if step in PREDICTORS:
-            row |= effect(y, used, steps[step], PREDICTORS[step], items)
-        table.append(row)
+            row |= effect(sample.y, sample.words, sample.steps[step], PREDICTORS[step], sample.items)
+        rows.append(row)
         before = after
-    found["rows"] = table
-    fit = fit_random_intercept(y, standardised(used, steps["effort"]), items)
-    fitted = fit.beta[0] + standardised(used, steps["effort"]) @ fit.beta[1:]
-    found["r2"] = float(np.corrcoef(fitted, y)[0, 1] ** 2)
-    found["effort"] = _about_effort(used, y, items, units, steps)
-    base = density(steps["entropy"])
-    layers = sorted(name for name in used if name.startswith("effort_") and len(name) == len("effort_00"))
-    found["layers"] = [
-        gain(density([*steps["entropy"], layer]) - base, units) | {"layer": i} for i, layer in enumerate(layers)
-    ]
-    return found
+    return rows
 
 
-def _about_effort(
-    used: pd.DataFrame, y: np.ndarray, items: np.ndarray, units: np.ndarray, steps: dict[str, list[str]]
-) -> dict[str, Any]:
+def _layers(sample: Sample) -> list[dict[str, float]]:
+    """The gain of each layer's effort alone over surprisal and entropy."""
+    known = sample.steps["entropy"]
+    base = sample.held_out(known)
+    layers = sorted(name for name in sample.words if name.startswith("effort_") and len(name) == len("effort_00"))
+    return [gain(sample.held_out([*known, name]) - base, sample.units) | {"layer": i} for i, name in enumerate(layers)]
+
+
+def _about_effort(sample: Sample) -> dict[str, Any]:
     """What could explain effort away, and what its other forms give."""
+    words, steps = sample.words, sample.steps
     known = steps["entropy"]
 
-    def added(columns: list[str], new: str, frame: pd.DataFrame = used) -> dict[str, float]:
-        with_it = held_out(y, standardised(frame, [*columns, new]), items)
-        return gain(with_it - held_out(y, standardised(frame, columns), items), units)
+    def added(columns: list[str], new: str, frame: pd.DataFrame = words) -> dict[str, float]:
+        return gain(sample.held_out([*columns, new], frame) - sample.held_out(columns, frame), sample.units)
 
-    classes = pd.get_dummies(used["word_class"], prefix="class", dtype=float).iloc[:, 1:]
-    bins = pd.qcut(used["surprisal_bits"], BINS, labels=False, duplicates="drop")
+    classes = pd.get_dummies(words["word_class"], prefix="class", dtype=float).iloc[:, 1:]
+    bins = pd.qcut(words["surprisal_bits"], BINS, labels=False, duplicates="drop")
     bins = pd.get_dummies(bins, prefix="bin", dtype=float).iloc[:, 1:]
-    wide = pd.concat([used.assign(log_magnitude=np.log(used["magnitude"])), classes, bins], axis=1)
+    wide = pd.concat([words.assign(log_magnitude=np.log(words["magnitude"])), classes, bins], axis=1)
     varied = [name for name in (*CONTROLS, *classes) if wide[name].nunique() > 1]
-    x = standardised(used, steps["effort"])
+    x = standardised(words, steps["effort"])
     others = np.column_stack([np.ones(len(x)), x[:, :-1]])
     unexplained = x[:, -1] - others @ np.linalg.lstsq(others, x[:, -1], rcond=None)[0]
     return {
@@ -286,12 +328,12 @@ def _about_effort(
         "matched_surprisal": added([*known, *bins], "effort", wide),
         "magnitude": added(known, "log_magnitude", wide),
         "with_load_rule": added(steps["effort"], "effort_load"),
-        "placebo": placebo(used, y, items, steps),
-        "correlation_surprisal": float(used["effort"].corr(used["surprisal_bits"])),
-        "correlation_entropy": float(used["effort"].corr(used["entropy_bits"])),
+        "placebo": placebo(words, sample.y, sample.items, steps),
+        "correlation_surprisal": float(words["effort"].corr(words["surprisal_bits"])),
+        "correlation_entropy": float(words["effort"].corr(words["entropy_bits"])),
         "vif": float((x[:, -1] ** 2).sum() / (unexplained**2).sum()),
-        "mean": float(used["effort"].mean()),
-        "sd": float(used["effort"].std()),
+        "mean": float(words["effort"].mean()),
+        "sd": float(words["effort"].std()),
     }
 
 

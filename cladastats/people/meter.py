@@ -48,7 +48,7 @@ from clada.surprisal import surprisal_and_entropy_bits
 from cladastats.activations.attention import causal_blocks
 from cladastats.sequences.windows import separator_token
 
-SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
+WORDS_SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
 
 WINDOW = 2048  # tokens; longer texts are read in windows that overlap by half
 
@@ -155,13 +155,13 @@ def effort_rule(
         InputError: there is no plan of the model, or not for that budget.
     """
     revision = model_revision(model)
-    found = resolve_plan(plan, model, revision, max_loss)
-    if found is None:
+    resolved = resolve_plan(plan, model, revision, max_loss)
+    if resolved is None:
         raise InputError("effort needs thresholds, which plan 'none' has not; make one with 'clada calibrate'")
     config = load_config(model)
-    found.check_model(revision, config.num_hidden_layers)
+    resolved.check_model(revision, config.num_hidden_layers)
     limit = MAX_LOSS if max_loss is None else max_loss
-    shares, setting = resolve_shares("tt", found, config.vocab_size, "bfloat16", limit, keep)
+    shares, setting = resolve_shares("tt", resolved, config.vocab_size, "bfloat16", limit, keep)
     if setting is None and keep is None:
         print(
             f"cladastats: the plan of {model} was not measured with the magnitude test alone (method tt): neurons "
@@ -169,7 +169,7 @@ def effort_rule(
             f"'clada calibrate --methods clada,tt' measures it",
             file=sys.stderr,
         )
-    return found.threshold("magnitude", shares.neurons), coefficients.with_quantiles(found.quantiles)
+    return resolved.threshold("magnitude", shares.neurons), coefficients.with_quantiles(resolved.quantiles)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Meter:
             InputError: a token of this tokenizer reaches over two words.
         """
         ids, owner = tokens_of(words, self.tokenizer)
-        found = self._tokens(ids)
+        tokens = self._tokens(ids)
         n = len(words)
         first = np.searchsorted(owner, np.arange(n))
         last = np.searchsorted(owner, np.arange(n), side="right") - 1
@@ -256,10 +256,10 @@ class Meter:
         def total(values: np.ndarray) -> np.ndarray:
             return np.bincount(owner, values, n)
 
-        plain = total(found.surprisal)
-        before = found.boundary_before[first]
+        plain = total(tokens.surprisal)
+        before = tokens.boundary_before[first]
         before[0] = 0.0  # a text begins with a word
-        effort = np.stack([total(layer) / count for layer in found.effort.T], 1)
+        effort = np.stack([total(layer) / count for layer in tokens.effort.T], 1)
         bare = [word.strip(PUNCTUATION) for word in words]
         letters = [sum(map(str.isalnum, word)) for word in words]
         return pd.DataFrame(
@@ -267,13 +267,13 @@ class Meter:
                 "word_index": np.arange(1, n + 1),
                 "word": list(words),
                 # log2 p(word) = log2 p(tokens) - log2 p(a word begins before it) + log2 p(one begins after it)
-                "surprisal_bits": plain + before - found.boundary_after[last],
+                "surprisal_bits": plain + before - tokens.boundary_after[last],
                 "surprisal_tokens_bits": plain,
-                "entropy_bits": found.entropy[first],
+                "entropy_bits": tokens.entropy[first],
                 "effort": effort.mean(1),
-                "effort_load": total(found.effort_load) / count,
-                "magnitude": total(found.magnitude) / count,
-                "hidden_norm": total(found.hidden_norm) / count,
+                "effort_load": total(tokens.effort_load) / count,
+                "magnitude": total(tokens.magnitude) / count,
+                "hidden_norm": total(tokens.hidden_norm) / count,
                 "tokens": count,
                 "length": [n_letters or len(word) for n_letters, word in zip(letters, words, strict=True)],
                 "frequency_zipf": [zipf_frequency(word.lower(), "en") for word in bare],
@@ -292,8 +292,8 @@ class Meter:
         while done < len(ids):
             begin = max(0, min(done - room // 2, len(ids) - room))
             end = begin + room
-            found = self._window(ids[begin:end])
-            kept.append(Tokens(**{name: value[done - begin :] for name, value in vars(found).items()}))
+            window = self._window(ids[begin:end])
+            kept.append(Tokens(**{name: value[done - begin :] for name, value in vars(window).items()}))
             done = end
         return Tokens(**{name: np.concatenate([getattr(part, name) for part in kept]) for name in vars(kept[0])})
 
@@ -384,10 +384,10 @@ def tokens_of(words: Sequence[str], tokenizer: Any) -> tuple[list[int], np.ndarr
         if not word or len(word.split()) != 1 or word != word.strip():
             raise InputError(f"word {i} is {word!r}; a word is what white space separates, and not empty")
     text = " ".join(words)
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
     owner = []
-    for begin, end in found["offset_mapping"]:
+    for begin, end in encoded["offset_mapping"]:
         # The space before a word may be part of its token, and is no word's: a token belongs to its first letter.
         begin += len(text[begin:end]) - len(text[begin:end].lstrip()) if text[begin:end].strip() else end - begin
         owner.append(int(np.searchsorted(starts, min(begin, len(text) - 1), side="right")) - 1)
@@ -398,4 +398,4 @@ def tokens_of(words: Sequence[str], tokenizer: Any) -> tuple[list[int], np.ndarr
     if np.bincount(owner, minlength=len(words)).min() == 0:
         missing = words[int(np.bincount(owner, minlength=len(words)).argmin())]
         raise InputError(f"the tokenizer gives no token for the word {missing!r}; remove it from the text")
-    return list(found["input_ids"]), np.array(owner)
+    return list(encoded["input_ids"]), np.array(owner)

@@ -140,7 +140,7 @@ def _table(path: Path, separator: str, columns: tuple[str, ...], quoting: int = 
             content.decode(encoding)
         except UnicodeDecodeError:
             encoding = "cp1252"
-        found = pd.read_csv(
+        table = pd.read_csv(
             io.BytesIO(content),
             sep=separator,
             quoting=quoting,
@@ -151,18 +151,18 @@ def _table(path: Path, separator: str, columns: tuple[str, ...], quoting: int = 
         )
     except (OSError, ValueError) as problem:
         raise InputError(f"cannot read {path}: {(str(problem).splitlines() or [''])[0]}; get it anew") from None
-    missing = [name for name in columns if name not in found.columns]
+    missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, found.columns))}")
-    found = found[list(columns)]
+        raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+    table = table[list(columns)]
     for name in columns:
         if name in TEXT:
             continue
         try:
-            found = found.assign(**{name: pd.to_numeric(found[name])})
+            table = table.assign(**{name: pd.to_numeric(table[name])})
         except (ValueError, TypeError):
             raise InputError(f"the column {name} of {path} holds what is no number; get the file anew") from None
-    return found
+    return table
 
 
 def _averaged(

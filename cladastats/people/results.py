@@ -14,47 +14,48 @@ from clada.errors import StudyError
 from clada.system.jsonfile import check_checksum, read_json
 from cladastats.people.corpora import SOURCES
 from cladastats.people.gains import STEPS
+from cladastats.results.verdicts import SIGNIFICANCE, verdict
 
-SCHEMA = "cladastats/human/1"
+HUMAN_SCHEMA = "cladastats/human/1"
 
-CONFIRMATORY = STEPS[:3]
+CONFIRMATORY_STEPS = STEPS[:3]
 
-COLUMNS = (
+EFFECT_COLUMNS = (
     "corpus", "measure", "predictor", "words", "units", "units_are", "delta_ll", "ci_low", "ci_high", "p", "p_holm",
     "effect", "effect_low", "effect_high", "unit",
 )  # fmt: skip
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What was found on a corpus.
+    """The result of one corpus on one model, as `cladastats human` wrote it.
 
     Raises:
-        StudyError: the file is missing or damaged.
+        StudyError: The file is missing or damaged.
     """
-    found = read_json(path, SCHEMA, StudyError)
+    result = read_json(path, HUMAN_SCHEMA, StudyError)
     try:
-        check_checksum(found)
+        check_checksum(result)
     except ValueError as problem:
         raise StudyError(f"{path} is damaged ({problem}); delete it and run 'cladastats human' again") from None
-    return found
+    return result
 
 
 def read_results(folder: Path, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """What was found on a model, corpus by corpus.
+    """The results of one model, corpus by corpus.
 
     Args:
-        folder: of the model.
-        names: of the corpora; None: those that are there.
+        folder: Of the model.
+        names: Of the corpora; None: those that are there.
 
     Raises:
-        StudyError: one is missing or damaged.
+        StudyError: One is missing or damaged.
     """
     names = [name for name in SOURCES if (folder / f"{name}.json").is_file()] if names is None else names
     return [read_result(folder / f"{name}.json") for name in names]
 
 
 def effect_table(folder: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
-    """The confirmatory table: corpora x measures x (surprisal, entropy, effort), columns `COLUMNS`.
+    """The confirmatory table: corpora x measures x (surprisal, entropy, effort), columns `EFFECT_COLUMNS`.
 
     `p_holm` is corrected over the measures of all corpora in the table, for each predictor.
     """
@@ -66,11 +67,11 @@ def effect_table(folder: Path, names: Sequence[str] | None = None) -> pd.DataFra
         for measure in result["measures"]
         if measure["confirmatory"]
         for row in measure["rows"]
-        if row["predictor"] in CONFIRMATORY
+        if row["predictor"] in CONFIRMATORY_STEPS
     ]
     table = pd.DataFrame(rows)
     table["p_holm"] = table.groupby("predictor")["p"].transform(lambda p: multipletests(p, method="holm")[1])
-    return table[list(COLUMNS)]
+    return table[list(EFFECT_COLUMNS)]
 
 
 def show(table: pd.DataFrame, fmt: str) -> str:
@@ -105,26 +106,30 @@ def show(table: pd.DataFrame, fmt: str) -> str:
     return tabulate(rows, heads, tablefmt="github" if fmt == "markdown" else "simple", disable_numparse=True)
 
 
+_IN_WORDS = {"supported": "is supported", "contradicted": "is contradicted", "undecided": "is not supported"}
+
+
 def verdicts(table: pd.DataFrame) -> list[str]:
-    """What the confirmatory table says of effort, in sentences."""
+    """What the confirmatory table says of effort, in sentences.
+
+    Args:
+        table: Of `effect_table`.
+    """
     effort = table[table["predictor"] == "effort"]
-    found = effort[effort["p_holm"] < 0.05]
+    significant = effort[effort["p_holm"] < SIGNIFICANCE]
     names = ", ".join(
         f"{row.corpus} {row.measure} ({'more' if row.effect > 0 else 'less'} with more effort)"
-        for row in found.itertuples()
+        for row in significant.itertuples()
     )
     sentences = [
-        f"Effort beyond surprisal and entropy: {len(found)} of {len(effort)} measures are predicted better with it "
-        f"(Holm-corrected p < 0.05): {names or 'none'}."
+        f"Effort beyond surprisal and entropy: {len(significant)} of {len(effort)} measures are predicted better with "
+        f"it (Holm-corrected p < 0.05): {names or 'none'}."
     ]
     for component, sign in (("N400_uV", -1), ("P600_uV", 1)):  # the deflections that effort would enlarge
         for row in effort[effort["measure"] == component].itertuples():
-            clear = row.p_holm < 0.05
-            verdict = (
-                "is not supported" if not clear else "is supported" if sign * row.effect > 0 else "is contradicted"
-            )
             sentences.append(
-                f"A link of effort to the {component.removesuffix('_uV')} {verdict}: gain {1000 * row.delta_ll:+.2f} "
+                f"A link of effort to the {component.removesuffix('_uV')} "
+                f"{_IN_WORDS[verdict(sign, row.effect, row.p_holm)]}: gain {1000 * row.delta_ll:+.2f} "
                 f"thousandths of a nat per word [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}], "
                 f"{row.effect:+.3f} microvolt per standard deviation [{row.effect_low:+.3f}, {row.effect_high:+.3f}]."
             )

@@ -7,13 +7,18 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from html import escape
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from clada.errors import InputError
 from clada.system.jsonfile import check_checksum, with_checksum
+
+FIT_SCHEMA = "cladastats/fit/1"
+
+PAPER_METRICS = ("cka", "cosine")
+"""Metrics of the paper's Tables 2 and 3."""
 
 RESPONSES = {"toward": "shift_toward", "matched": "shift_matched", "away": "shift_away", "raw": "sim_hb"}
 """Panel column of each response."""
@@ -102,8 +107,6 @@ class Fit:
         robustness: Results of robustness checks by name, ready for JSON.
     """
 
-    SCHEMA: ClassVar[str] = "cladastats/fit/1"
-
     metric: str
     response: str
     columns: tuple[Column, ...]
@@ -125,7 +128,7 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `fits/<metric>.json`; undefined numbers are None, so that the JSON is strict."""
-        return with_checksum({"schema": self.SCHEMA, **undefined_to_none(asdict(self))})
+        return with_checksum({"schema": FIT_SCHEMA, **undefined_to_none(asdict(self))})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Fit:

@@ -1,10 +1,11 @@
-"""The answers of the robustness checks as one table."""
+"""The answers of the robustness checks as one table, a row per estimate."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,83 +17,186 @@ from cladastats.results.fit import FORMATS, LABELS, latex_text, number_text
 if TYPE_CHECKING:
     from cladastats.results.fit import Fit
 
-ROBUST_COLUMNS = ("check", "group", "term", "estimate", "ci_low", "ci_high", "p", "note")
+
+@dataclass(frozen=True)
+class RobustnessRow:
+    """One estimate of one check.
+
+    Attributes:
+        check: What was done differently from the table.
+        group: "NLS", "RTS" or "BOTH".
+        term: Label of the regressor, or what is estimated in its place.
+        estimate: None where the check gives a p-value only.
+        ci_low: Of the 95 % interval; None: the check has none.
+        ci_high: The same.
+        p: None: the check has none.
+        note: What the reader must know.
+    """
+
+    check: str
+    group: str
+    term: str
+    estimate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    p: float | None
+    note: str
+
+
+ROBUST_COLUMNS = tuple(field.name for field in fields(RobustnessRow))
+
+Rows = Iterator[RobustnessRow]
 
 
 def robustness_rows(fit: Fit) -> pd.DataFrame:
     """The answers of `cladastats.panel.robustness` as one table, a row per estimate, in columns `ROBUST_COLUMNS`.
 
     Layers are summed up (their estimates are in the fit's `robustness["layers"]`).
+
+    Args:
+        fit: With robustness checks.
     """
-    found, rows = fit.robustness, []
-
-    def add(
-        check: str, group: str, term: str, value: Any, ci: Any = (None, None), p: Any = None, note: str = ""
-    ) -> None:
-        rows.append((check, group.upper(), LABELS.get(term, term), value, *(ci or (None, None)), p, note))
-
-    def terms(check: str, group: str, values: dict[str, Any], note: str = "") -> None:
-        for term, v in values.items():
-            add(check, group, term, v["coef"], v["ci"], v["p"], note)
-
-    for test in found["confirmatory"]:
-        add("Holm", test["group"], test["term"], test["coef"], p=test["p_holm"], note=f"column {test['column']}")
-    for column in fit.columns:
-        for term, v in found["bootstrap"][str(column.column)].items():
-            note = f"column {column.column}, studentised"
-            add("cluster bootstrap", column.group, term, column.coef[term], v["ci"], note=note)
-    for group, v in found["permutation"].items():
-        add("permuted ratios", group, "prefix_len", v["coef"], p=v["p"])
-    for group, v in found["per_pair"].items():
-        add("median of the pairs' slopes", group, "prefix_len", v["median"], p=v["wilcoxon_p"], note="Wilcoxon")
-        add("share of pairs that rise", group, "prefix_len", v["rising"], v["rising_ci"])
-    for group, v in found["ordered"].items():
-        for step in v["steps"]:
-            check = f"step {step['from']:g} to {step['to']:g}"
-            add(check, group, "response", step["change"], step["ci"], step["p_rise"], "one-sided, rise")
-        add("every step rises", group, "response", None, p=v["p_rising"], note="intersection-union")
-        if v["p_nonlinear"] is not None:
-            add("not a line", group, "response", None, p=v["p_nonlinear"], note="Wald")
-    for term, v in (found["group_difference"] or {}).items():
-        add("NLS - RTS", "both", term, v["difference"], v["ci"], v["p"])
-        if "verdict" in v:
-            note = f"margin {v['margin']:g}: {v['verdict']}"
-            note += f", 90 % interval {number_text(v['ci_90'][0])} to {number_text(v['ci_90'][1])}"
-            add("equivalence", "both", term, v["difference"], p=v["equivalence_p"], note=note)
-    for group, v in found["ratio_effects"].items():
-        terms("with ratio effects", group, v)
-    for group, v in found["mixed"].items():
-        terms("mixed model", group, v["terms"], "" if v["converged"] else "did not converge")
-        add("mixed model", group, "sd of the pairs' slopes", v["sd_slope"])
-    for group, v in found["controls"].items():
-        terms("with controls", group, v["with_controls"])
-        terms("moderated", group, v["moderators"])
-    for group, v in found["between"].items():
-        terms("between pairs", group, v)
-    for group, v in found["reuse"].items():
-        if group != "reused":
-            terms("clustered by both texts", group, v)
-    for group, v in (found["trimmed"] or {}).items():
-        terms("without massive neurons", group, v)
-    for group, kinds in found.get("placebo", {}).items():
-        for kind, v in kinds.items():
-            note = f"{v['n_pairs']} pairs, mean response {with_interval(v['mean'], v['mean_ci'])}"
-            add(f"placebo: {kind}" if kind != "genuine" else "placebo's pairs, genuine", group, "prefix_len",
-                v["coef"], v["ci"], v["p"], note)  # fmt: skip
-    for group, term in dict.fromkeys((r["group"], r["term"]) for r in found.get("layers", [])):
-        own = [r for r in found["layers"] if (r["group"], r["term"]) == (group, term)]
-        clear = [r for r in own if r["p_bh"] < 0.05]
-        up = sum(r["coef"] > 0 for r in clear)
-        values = sorted(r["coef"] for r in own)
-        note = (
-            f"of {len(own)} layers {up} positive and {len(clear) - up} negative at 5 % (Benjamini-Hochberg); "
-            f"{number_text(values[0])} to {number_text(values[-1])}"
-        )
-        add("median of the layers", group, term, statistics.median(values), note=note)
-    for v in found["power"]:
-        note = f"column {v['column']}; {v['standardised']:.2f} standard deviations"
-        add("smallest effect seen at 80 % power", v["group"], v["term"], v["smallest_effect"], note=note)
+    rows = [astuple(row) for rows_of in _ROWS_OF_CHECKS for row in rows_of(fit)]
     return pd.DataFrame(rows, columns=list(ROBUST_COLUMNS))
+
+
+def _row(
+    check: str,
+    group: str,
+    term: str,
+    estimate: float | None,
+    ci: Sequence[float] | None = None,
+    p: float | None = None,
+    note: str = "",
+) -> RobustnessRow:
+    low, high = ci or (None, None)
+    return RobustnessRow(check, group.upper(), LABELS.get(term, term), estimate, low, high, p, note)
+
+
+def _terms(check: str, group: str, terms: Mapping[str, Mapping[str, Any]], note: str = "") -> Rows:
+    """Rows of a regression's coefficients."""
+    for term, value in terms.items():
+        yield _row(check, group, term, value["coef"], value["ci"], value["p"], note)
+
+
+def _of_each_group(name: str, check: str) -> Callable[[Fit], Rows]:
+    """Rows of a check whose answer is the coefficients of a regression for each group."""
+
+    def rows(fit: Fit) -> Rows:
+        for group, terms in (fit.robustness[name] or {}).items():
+            yield from _terms(check, group, terms)
+
+    return rows
+
+
+def _confirmatory(fit: Fit) -> Rows:
+    for test in fit.robustness["confirmatory"]:
+        note = f"column {test['column']}"
+        yield _row("Holm", test["group"], test["term"], test["coef"], p=test["p_holm"], note=note)
+
+
+def _bootstrap(fit: Fit) -> Rows:
+    for column in fit.columns:
+        note = f"column {column.column}, studentised"
+        for term, value in fit.robustness["bootstrap"][str(column.column)].items():
+            yield _row("cluster bootstrap", column.group, term, column.coef[term], value["ci"], note=note)
+
+
+def _permutation(fit: Fit) -> Rows:
+    for group, value in fit.robustness["permutation"].items():
+        yield _row("permuted ratios", group, "prefix_len", value["coef"], p=value["p"])
+
+
+def _per_pair(fit: Fit) -> Rows:
+    for group, value in fit.robustness["per_pair"].items():
+        check = "median of the pairs' slopes"
+        yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note="Wilcoxon")
+        yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"])
+
+
+def _ordered(fit: Fit) -> Rows:
+    for group, value in fit.robustness["ordered"].items():
+        for step in value["steps"]:
+            check = f"step {step['from']:g} to {step['to']:g}"
+            yield _row(check, group, "response", step["change"], step["ci"], step["p_rise"], "one-sided, rise")
+        yield _row("every step rises", group, "response", None, p=value["p_rising"], note="intersection-union")
+        if value["p_nonlinear"] is not None:
+            yield _row("not a line", group, "response", None, p=value["p_nonlinear"], note="Wald")
+
+
+def _group_difference(fit: Fit) -> Rows:
+    for term, value in (fit.robustness["group_difference"] or {}).items():
+        yield _row("NLS - RTS", "both", term, value["difference"], value["ci"], value["p"])
+        if "verdict" in value:
+            note = f"margin {value['margin']:g}: {value['verdict']}"
+            note += f", 90 % interval {number_text(value['ci_90'][0])} to {number_text(value['ci_90'][1])}"
+            yield _row("equivalence", "both", term, value["difference"], p=value["equivalence_p"], note=note)
+
+
+def _mixed(fit: Fit) -> Rows:
+    for group, value in fit.robustness["mixed"].items():
+        yield from _terms("mixed model", group, value["terms"], "" if value["converged"] else "did not converge")
+        yield _row("mixed model", group, "sd of the pairs' slopes", value["sd_slope"])
+
+
+def _controls(fit: Fit) -> Rows:
+    for group, value in fit.robustness["controls"].items():
+        yield from _terms("with controls", group, value["with_controls"])
+        yield from _terms("moderated", group, value["moderators"])
+
+
+def _two_way_clusters(fit: Fit) -> Rows:
+    for group, value in fit.robustness["reuse"].items():
+        if group != "reused":
+            yield from _terms("clustered by both texts", group, value)
+
+
+def _placebos(fit: Fit) -> Rows:
+    for group, kinds in fit.robustness.get("placebo", {}).items():
+        for kind, value in kinds.items():
+            check = f"placebo: {kind}" if kind != "genuine" else "placebo's pairs, genuine"
+            note = f"{value['n_pairs']} pairs, mean response {with_interval(value['mean'], value['mean_ci'])}"
+            yield _row(check, group, "prefix_len", value["coef"], value["ci"], value["p"], note)
+
+
+def _layers(fit: Fit) -> Rows:
+    records = fit.robustness.get("layers", [])
+    for group, term in dict.fromkeys((record["group"], record["term"]) for record in records):
+        layers = [record for record in records if (record["group"], record["term"]) == (group, term)]
+        significant = [record for record in layers if record["p_bh"] < 0.05]
+        positive = sum(record["coef"] > 0 for record in significant)
+        coefs = sorted(record["coef"] for record in layers)
+        note = (
+            f"of {len(layers)} layers {positive} positive and {len(significant) - positive} negative at 5 % "
+            f"(Benjamini-Hochberg); {number_text(coefs[0])} to {number_text(coefs[-1])}"
+        )
+        yield _row("median of the layers", group, term, statistics.median(coefs), note=note)
+
+
+def _power(fit: Fit) -> Rows:
+    for value in fit.robustness["power"]:
+        note = f"column {value['column']}; {value['standardised']:.2f} standard deviations"
+        check = "smallest effect seen at 80 % power"
+        yield _row(check, value["group"], value["term"], value["smallest_effect"], note=note)
+
+
+_ROWS_OF_CHECKS: tuple[Callable[[Fit], Rows], ...] = (
+    _confirmatory,
+    _bootstrap,
+    _permutation,
+    _per_pair,
+    _ordered,
+    _group_difference,
+    _of_each_group("ratio_effects", "with ratio effects"),
+    _mixed,
+    _controls,
+    _of_each_group("between", "between pairs"),
+    _two_way_clusters,
+    _of_each_group("trimmed", "without massive neurons"),
+    _placebos,
+    _layers,
+    _power,
+)
 
 
 def with_interval(value: float, ci: Sequence[float]) -> str:
@@ -103,8 +207,12 @@ def with_interval(value: float, ci: Sequence[float]) -> str:
 def render_robustness(fit: Fit, fmt: str) -> str:
     """The answers of `cladastats.panel.robustness` in one of `FORMATS` but JSON.
 
+    Args:
+        fit: A fit.
+        fmt: text, markdown, latex, csv or html.
+
     Raises:
-        InputError: The fit has none, or the format is unknown.
+        InputError: The fit has no robustness checks, or the format is unknown.
     """
     if not fit.robustness:
         raise InputError(f"the fit of {fit.metric} has no robustness checks; run 'cladastats regress --robust'")
