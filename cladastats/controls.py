@@ -27,12 +27,12 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
-from wordfreq import zipf_frequency
 
 from clada.errors import InputError, StudyError
 from clada.models.architectures import check_length
 from clada.models.open import bos_tokens, load_model, load_tokenizer, model_revision
 from cladastats.activations.work import RECENT, PrefixSharingRunner
+from cladastats.language import language
 from cladastats.panel.robustness import INDEPENDENT
 from cladastats.sequences.windows import separator_token
 from cladastats.study import Study, is_current, write_table
@@ -69,10 +69,10 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     config = study.config
     path = study.folder / FILE
     if independent is None and path.is_file():
-        found = study.table(FILE, "controls")
-        of = found["independent_revision"].iloc[0] if "independent_revision" in found else None
-        if is_current(path, _digest(study, of)):
-            return found
+        kept = study.table(FILE, "controls")
+        kept_revision = kept["independent_revision"].iloc[0] if "independent_revision" in kept else None
+        if is_current(path, _digest(study, kept_revision)):
+            return kept
     revision = None if independent is None else model_revision(independent)
     if revision == config.revision:
         raise InputError(f"{independent} is the study's own model; an independent one is another")
@@ -91,7 +91,7 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     previous = index["previous_surprisal_bits"]
     table = hybrids[["group", "pair", "ratio"]].reset_index(drop=True)
     words = [_word_and_target(tokenizer, ids) for ids in hybrids["token_ids"]]
-    table["frequency_zipf"] = [zipf_frequency(word, "en") for word, _ in words]
+    table["frequency_zipf"] = [language().zipf_frequency(word) for word, _ in words]
     table["target_length"] = [float(len(target.strip())) for _, target in words]
     table["previous_surprisal_norm"] = previous.loc[hybrids["sequence_id"]].to_numpy() / np.log2(config.vocab_size)
     if independent is not None:
@@ -139,13 +139,13 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
         runner = PrefixSharingRunner(model)
         bos = bos_tokens(other)
         # Documents are joined by a token here; there it is that model's own.
-        own, theirs = separator_token(tokenizer), separator_token(other)
-        found: dict[str, float] = {}
+        joint, other_joint = separator_token(tokenizer), separator_token(other)
+        bits_of: dict[str, float] = {}
         for _, block in tqdm(hybrids.groupby(["group", "pair"], sort=False), desc=name, unit="pair", file=sys.stderr):
             sequences, sizes = {}, {}
             for row in block.itertuples():
                 whole, context = (
-                    _text(tokenizer, ids).replace(own, theirs) for ids in (row.token_ids, row.token_ids[:-1])
+                    _text(tokenizer, ids).replace(joint, other_joint) for ids in (row.token_ids, row.token_ids[:-1])
                 )
                 encoded = other(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
                 inside = [end > len(context) for _, end in encoded["offset_mapping"]]
@@ -155,10 +155,10 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
             measured = runner.measure(sequences)
             for sequence, size in sizes.items():
                 bits = measured[sequence].recent_bits
-                found[sequence] = float(bits[-size:].sum()) if 0 < size <= min(RECENT, len(bits)) else np.nan
+                bits_of[sequence] = float(bits[-size:].sum()) if 0 < size <= min(RECENT, len(bits)) else np.nan
     finally:
         torch.set_num_threads(threads)
-    return np.array([found[sequence] for sequence in hybrids["sequence_id"]])
+    return np.array([bits_of[sequence] for sequence in hybrids["sequence_id"]])
 
 
 def _text(tokenizer: Any, ids: np.ndarray) -> str:

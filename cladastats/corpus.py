@@ -59,12 +59,12 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
+def make_study(folder: str | None, options: dict[str, Any]) -> Study:
     """Open the study a user means, or build its corpus.
 
     Args:
         folder: the study's folder; None: the newest below `studies/`, or a new one named after its content.
-        asked: the keys of `DEFAULTS`; None where the user said nothing.
+        options: the keys of `DEFAULTS`; None where the user said nothing.
 
     Raises:
         StudyError: the folder holds a study of something else.
@@ -74,7 +74,7 @@ def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
     path = as_path(folder) if folder is not None else newest[0] if newest else None
     if path is not None and (path / "study.json").is_file():
         study = Study(path)
-        for name, value in asked.items():
+        for name, value in options.items():
             there = getattr(study.config, name)
             if value is not None and value != there:
                 raise StudyError(
@@ -83,7 +83,7 @@ def make_study(folder: str | None, asked: dict[str, Any]) -> Study:
         if not (path / "corpus.parquet").is_file():
             _rebuild_corpus(study)
         return study
-    settings = {name: DEFAULTS[name] if value is None else value for name, value in asked.items()}
+    settings = {name: DEFAULTS[name] if value is None else value for name, value in options.items()}
     if path is None:
         model, source = Path(settings["model"]).name, settings["source"].partition(":")[0]
         path = STUDIES / f"{model}-{source}-{settings['pairs']}x{settings['length']}-seed{settings['seed']}"
@@ -101,29 +101,29 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
         StudyError: no folder or one of another study, a file of derived sequences, or the model, the tokenizer, the
             source or what is built of them is not what it was.
     """
-    wanted = read_config(recorded)
+    recorded_config = read_config(recorded)
     if folder is None:
         raise StudyError("--from needs --study, the folder of the new study")
-    if "made_of" in wanted.corpus:
+    if "made_of" in recorded_config.corpus:
         raise StudyError(f"{recorded} is of sequences made from another study; repeat that one, then make them again")
     path = as_path(folder)
     if (path / "study.json").is_file():
         study = Study(path)
-        same = study.config.equivalence_margin == wanted.equivalence_margin
-        if study.config.identity() != wanted.identity() or not same:
+        same = study.config.equivalence_margin == recorded_config.equivalence_margin
+        if study.config.identity() != recorded_config.identity() or not same:
             raise StudyError(f"{path} is another study than that of {recorded}; give another folder with --study")
         return study
-    config, corpus = _prepare({name: getattr(wanted, name) for name in DEFAULTS})
+    config, corpus = _prepare({name: getattr(recorded_config, name) for name in DEFAULTS})
     for name, what in (
-        ("revision", f"the model {wanted.model}"),
-        ("tokenizer_sha256", f"the tokenizer of {wanted.model}"),
-        ("source_sha256", f"the source {wanted.source}"),
+        ("revision", f"the model {recorded_config.model}"),
+        ("tokenizer_sha256", f"the tokenizer of {recorded_config.model}"),
+        ("source_sha256", f"the source {recorded_config.source}"),
         ("corpus_sha256", "the corpus built from the same source (by other versions of packages)"),
     ):
-        if getattr(config, name) != getattr(wanted, name):
+        if getattr(config, name) != getattr(recorded_config, name):
             raise StudyError(
                 f"{what} is not what it was for {recorded} ({name} {getattr(config, name)[:20]}, not "
-                f"{getattr(wanted, name)[:20]}); without it the study cannot be repeated"
+                f"{getattr(recorded_config, name)[:20]}); without it the study cannot be repeated"
             )
     return _write_study(path, config, corpus)
 

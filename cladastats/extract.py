@@ -27,8 +27,8 @@ from clada.errors import StudyError
 from clada.system.files import is_local, replacing
 from cladastats.activations.parts import (
     Part,
-    finished,
     index_path,
+    is_finished,
     norms_path,
     part_path,
     read_norms,
@@ -79,8 +79,8 @@ def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | N
             f"{study.folder}/corpus.parquet was altered since it was built; delete the folder and build it again"
         )
     shards = shards_of(corpus)
-    own = range(len(shards)) if shard is None else range(shard[0] - 1, len(shards), shard[1])
-    todo = [n for n in own if not finished(part_path(study, n), identity, shard_ids(shards[n]))]
+    numbers = range(len(shards)) if shard is None else range(shard[0] - 1, len(shards), shard[1])
+    todo = [n for n in numbers if not is_finished(part_path(study, n), identity, shard_ids(shards[n]))]
     norms_there = _has_norms(study)
     if not todo and norms_there and (shard is not None or is_current(index_path(study), identity)):
         return
@@ -105,10 +105,10 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
                 norms = worker.norms
                 parts: Iterator[tuple[int, tuple[Part, int]]] = ((n, worker.part(blocks)) for n, blocks in work.items())
             else:
-                from cladastats.activations.clusters import spread
+                from cladastats.activations.clusters import measured_on_cluster
 
-                norms, parts = stack.enter_context(spread(task, work, cluster))
-            _check_room(study, sum(len(shard_ids(shards[number])) for number in todo), norms.size)
+                norms, parts = stack.enter_context(measured_on_cluster(task, work, cluster))
+            _check_disk_space(study, sum(len(shard_ids(shards[number])) for number in todo), norms.size)
             with replacing(norms_path(study)) as temporary:
                 temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
             forwards = 0
@@ -124,7 +124,7 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
         _report_cost(forwards, n_blocks, config.length, len(config.ratios))
 
 
-def _check_room(study: Study, sequences: int, neurons: int) -> None:
+def _check_disk_space(study: Study, sequences: int, neurons: int) -> None:
     """Say what the activations of so many sequences of so many neurons need, and refuse where it cannot fit."""
     needed = sequences * (neurons * np.dtype(study.config.storage_dtype).itemsize + BYTES_BESIDE)
     if not is_local(study.folder):

@@ -70,10 +70,12 @@ def merge(study: Study, folders: Sequence[str | Path] = (), *, verify: bool = Fa
             f"{len(missing)} of {len(shards)} parts are missing, the first {part_path(study, missing[0])}; merge the "
             f"folders that have them, or run 'cladastats extract --study {study.folder}'"
         )
-    found = problems(study) if verify else []
-    if found:
-        path, what, remedy = found[0]
-        raise StudyError(f"{path}: {what}; {remedy} ({len(found)} in all: 'cladastats verify --study {study.folder}')")
+    damaged = problems(study) if verify else []
+    if damaged:
+        path, what, remedy = damaged[0]
+        raise StudyError(
+            f"{path}: {what}; {remedy} ({len(damaged)} in all: 'cladastats verify --study {study.folder}')"
+        )
     write_index(study)
     print(f"cladastats: {len(shards)} parts, index in {index_path(study)}", file=sys.stderr)
 

@@ -45,9 +45,9 @@ def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -
     """
     config = study.config
 
-    def rows(wanted: int) -> Iterator[dict[str, Any]]:
+    def rows(n_pairs: int) -> Iterator[dict[str, Any]]:
         corpus = study.corpus
-        for (group, pair), block in corpus[corpus["pair"] < wanted].groupby(["group", "pair"], sort=True):
+        for (group, pair), block in corpus[corpus["pair"] < n_pairs].groupby(["group", "pair"], sort=True):
             a, b = (
                 Window(
                     row.token_ids[:-1], [d for d in row.documents if d < config.length], max(0, row.target_distance - 1)
@@ -62,12 +62,12 @@ def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -
     similarity(earlier, metric)
     records = []
     for token, panel in (("target", study.panel(metric)), ("earlier", earlier.panel(metric))):
-        for group, own in panel[panel["pair"] < earlier.config.pairs].groupby("group"):
-            data, _ = complete_rows(own, group, RESPONSES["toward"], ("prefix_len",))
-            found = within_summary(Within.of(data, RESPONSES["toward"], ["prefix_len"]))["prefix_len"]
-            low, high = found.pop("ci")
+        for group, rows_of_group in panel[panel["pair"] < earlier.config.pairs].groupby("group"):
+            data, _ = complete_rows(rows_of_group, group, RESPONSES["toward"], ("prefix_len",))
+            prefix = within_summary(Within.of(data, RESPONSES["toward"], ["prefix_len"]))["prefix_len"]
+            low, high = prefix.pop("ci")
             n_pairs = data.index.get_level_values("pair").nunique()
             records.append(
-                {"group": group, "token": token, **found, "ci_low": low, "ci_high": high, "n_pairs": n_pairs}
+                {"group": group, "token": token, **prefix, "ci_low": low, "ci_high": high, "n_pairs": n_pairs}
             )
     return pd.DataFrame.from_records(records)

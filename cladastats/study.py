@@ -31,7 +31,7 @@ from clada.system.jsonfile import read_json, write_json
 if TYPE_CHECKING:
     from cladastats.results.fit import Fit
 
-SCHEMA = "cladastats/study/1"
+STUDY_SCHEMA = "cladastats/study/1"
 
 STUDIES = Path("studies")
 
@@ -190,7 +190,7 @@ def read_config(path: Path) -> StudyConfig:
     Raises:
         StudyError: it is not there, or not one.
     """
-    value = read_json(path, SCHEMA, StudyError)
+    value = read_json(path, STUDY_SCHEMA, StudyError)
     value.pop("schema")
     try:
         config = StudyConfig(**{**value, "ratios": tuple(map(float, value["ratios"]))})
@@ -224,7 +224,7 @@ def study_folder(folder: str | Path | None) -> Path:
 
 def write_study(folder: Path, config: StudyConfig) -> None:
     """Write `study.json`, the last file of the corpus stage: with it the study exists."""
-    write_json(folder / "study.json", {"schema": SCHEMA, **asdict(config)})
+    write_json(folder / "study.json", {"schema": STUDY_SCHEMA, **asdict(config)})
 
 
 def write_table(path: Path, table: pd.DataFrame | pa.Table, inputs: str = "") -> None:

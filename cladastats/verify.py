@@ -25,35 +25,35 @@ def main(args: argparse.Namespace) -> None:
         StudyError: something is wrong; what, is printed before.
     """
     study = Study(args.study)
-    found = problems(study)
+    damaged = problems(study)
     parts = len(shards_of(study.corpus))
     if args.json:
-        shown = [{"part": path.name, "problem": what, "remedy": remedy} for path, what, remedy in found]
+        shown = [{"part": path.name, "problem": what, "remedy": remedy} for path, what, remedy in damaged]
         print(json.dumps({"study": str(study.folder), "parts": parts, "problems": shown}))
     else:
-        for path, what, remedy in found:
+        for path, what, remedy in damaged:
             print(f"{path}: {what}; {remedy}")
-    if found:
-        raise StudyError(f"{len(found)} problems with the {parts} parts of {study.folder}; remedies are above")
+    if damaged:
+        raise StudyError(f"{len(damaged)} problems with the {parts} parts of {study.folder}; remedies are above")
     print(f"cladastats: all {parts} parts of {study.folder} are whole", file=sys.stderr)
 
 
 def problems(study: Study) -> list[tuple[Path, str, str]]:
     """What is wrong with a study's parts: (file, what, what mends it), in order."""
     again = f"'cladastats extract --study {study.folder}' makes it"
-    found, expected = [], set()
+    damaged, expected = [], set()
     for number, blocks in enumerate(shards_of(study.corpus)):
         path = part_path(study, number)
         expected.add(path.name)
         if not path.exists():
-            found.append((path, "missing", again))
+            damaged.append((path, "missing", again))
             continue
         try:
             read_part(path, study.config.identity(), shard_ids(blocks))
         except DamagedPartError as damage:
-            found.append((path, damage.what, f"{again} anew"))
+            damaged.append((path, damage.what, f"{again} anew"))
         except StudyError:
-            found.append((path, "of another study", f"move it away, then {again}"))
-    strangers = {path for path in (study.folder / "activations").glob("part-*") if path.name not in expected}
-    found += [(path, "of no shard of this corpus", "move it away") for path in sorted(strangers)]
-    return found
+            damaged.append((path, "of another study", f"move it away, then {again}"))
+    foreign = {path for path in (study.folder / "activations").glob("part-*") if path.name not in expected}
+    damaged += [(path, "of no shard of this corpus", "move it away") for path in sorted(foreign)]
+    return damaged

@@ -17,12 +17,11 @@ from tokenizers.processors import TemplateProcessing
 from clada.errors import InputError, StudyError
 from clada.models.assets import fetch
 from clada.models.open import bos_tokens, load_tokenizer
-from cladastats import corpus
 from cladastats.corpus import DEFAULTS, make_study
-from cladastats.sequences.pairs import build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
+from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.sources import Documents
-from cladastats.sequences.windows import Window, natural_windows, separator_token
+from cladastats.sequences.windows import Window, natural_windows, separator_token, usable_windows
 
 PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
 
@@ -61,7 +60,7 @@ def documents(texts: list[str]) -> Documents:
     return Documents(texts, "0" * 64, {"library": "none"})
 
 
-def build(texts: list[str], tokenizer: Any, **changed: Any) -> corpus.Corpus:
+def build(texts: list[str], tokenizer: Any, **changed: Any) -> PairCorpus:
     settings: dict[str, Any] = {"pairs": PAIRS, "length": LENGTH, "ratios": RATIOS, "seed": SEED} | changed
     return build_corpus(documents(texts), tokenizer, **settings)
 
@@ -338,7 +337,7 @@ def test_words_are_tagged_with_their_part_of_speech() -> None:
     text = 'The quick dog chased "the" cats, but I didn\'t see it.\n\nHe paid £5, OK?'
     pool = tag_words([text], 1, np.random.default_rng(SEED))
     tag = dict(zip((word.strip() for word in pool.text), (pool.strata[s] for s in pool.stratum), strict=True))
-    # Tags of the British National PairCorpus (CLAWS C5).
+    # Tags of the British National Corpus (CLAWS C5).
     assert (tag["The"], tag["quick"], tag["dog"], tag["chased"]) == ("AT0", "AJ0", "NN1", "VVD")
     assert tag["The"] == tag["the"]
     assert {name for name, mark in zip(pool.strata, pool.punctuation, strict=True) if mark} == {
@@ -535,5 +534,5 @@ def test_repeated_texts_and_separator_targets_make_no_pair(tokenizer: Any, artic
     ends_so = tokenizer.decode(ids)
     (window, *_) = natural_windows([ends_so, *articles[:2]], tokenizer, LENGTH, "stream")
     assert window.token_ids[-1] == separator
-    kept = corpus._usable([window], tokenizer, "stream")
+    kept = usable_windows([window], tokenizer, "stream")
     assert kept == []

@@ -173,7 +173,7 @@ def contents(study):
 
 
 def test_finished_work_is_not_done_again(copy_of, monkeypatch):
-    monkeypatch.setattr("cladastats.extract.load_model", lambda *_a, **_k: pytest.fail("the model was opened"))
+    monkeypatch.setattr("cladastats.activations.work.load_model", lambda *_a, **_k: pytest.fail("the model was opened"))
     extract(copy_of)
 
 

@@ -30,18 +30,20 @@ QUEUES = {"slurm": ("SLURMCluster", "sbatch"), "pbs": ("PBSCluster", "qsub"), "l
 
 CONNECT_SECONDS = 10
 
-AHEAD = 2  # shards a worker is given beyond the one it computes
+QUEUED_SHARDS = 2  # shards a worker is given beyond the one it computes
 
-DEATHS = 20  # of workers, while computing the same shard, after which the shard is to blame
+WORKER_DEATHS = 20  # of workers, while computing the same shard, after which the shard is to blame
 
 Results = Iterator[tuple[int, tuple[Part, int]]]
 
-_one_at_a_time = threading.Lock()  # a worker may have several threads, a model has one set of hooks
+_MODEL_LOCK = threading.Lock()  # a worker may have several threads, a model has one set of hooks
 
 
 @contextmanager
-def spread(task: Task, work: Mapping[int, Sequence[Sequences]], name: str) -> Iterator[tuple[np.ndarray, Results]]:
-    """Have shards measured by the workers of a cluster.
+def measured_on_cluster(
+    task: Task, work: Mapping[int, Sequence[Sequences]], name: str
+) -> Iterator[tuple[np.ndarray, Results]]:
+    """Measure shards on the workers of a cluster, which is there for as long as the block runs.
 
     Args:
         task: what all of them depend on.
@@ -61,32 +63,32 @@ def spread(task: Task, work: Mapping[int, Sequence[Sequences]], name: str) -> It
         print(f"cladastats: dashboard {client.dashboard_link}", file=sys.stderr)
 
         def results() -> Results:
-            waiting = iter(work.items())
-            pool = distributed.as_completed()
+            shards = iter(work.items())
+            pending = distributed.as_completed()
 
-            def give() -> None:
-                """As much as the workers there are now can have; those of a queue come one after the other."""
-                with _in_one_line():
-                    most = max(1, len(client.nthreads())) * (1 + AHEAD)
-                    for number, blocks in islice(waiting, max(0, most - pool.count())):
-                        pool.add(client.submit(_measure, task, number, list(blocks), pure=False))
+            def submit_more() -> None:
+                """Give the workers that are there now as much as they can have; those of a queue come one by one."""
+                with _loss_as_study_error():
+                    limit = max(1, len(client.nthreads())) * (1 + QUEUED_SHARDS)
+                    for number, blocks in islice(shards, max(0, limit - pending.count())):
+                        pending.add(client.submit(_measure, task, number, list(blocks), pure=False))
 
-            give()
-            for future in pool:
-                with _in_one_line():
-                    found = future.result()
-                yield found
+            submit_more()
+            for future in pending:
+                with _loss_as_study_error():
+                    result = future.result()
+                yield result
                 future.release()
-                give()
+                submit_more()
 
-        with _in_one_line():
+        with _loss_as_study_error():
             norms = client.submit(_norms, task, pure=False).result()
         yield norms, results()
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Say why there are no results, whatever is asked of the cluster when it fails."""
+def _loss_as_study_error() -> Iterator[None]:
+    """Turn a lost scheduler, or a shard that kills every worker, into a `StudyError`; whatever was asked of them."""
     distributed = _distributed()
     try:
         yield
@@ -102,18 +104,18 @@ def _in_one_line() -> Iterator[None]:
 
 
 @cache
-def _worker(task: Task) -> Worker:
+def _open_worker(task: Task) -> Worker:
     return task.worker()
 
 
 def _norms(task: Task) -> np.ndarray:
-    with _one_at_a_time:
-        return _worker(task).norms
+    with _MODEL_LOCK:
+        return _open_worker(task).norms
 
 
 def _measure(task: Task, number: int, blocks: list[Sequences]) -> tuple[int, tuple[Part, int]]:
-    with _one_at_a_time:
-        return number, _worker(task).part(blocks)
+    with _MODEL_LOCK:
+        return number, _open_worker(task).part(blocks)
 
 
 @contextmanager
@@ -136,7 +138,10 @@ def connect(name: str) -> Iterator[Any]:
             logging.getLogger(talker).setLevel(logging.CRITICAL)
     import dask
 
-    settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.comm.timeouts.connect": CONNECT_SECONDS}
+    settings = {
+        "distributed.scheduler.allowed-failures": WORKER_DEATHS,
+        "distributed.comm.timeouts.connect": CONNECT_SECONDS,
+    }
     with dask.config.set(settings):
         if kind == "local":
             if not rest.isdecimal() or int(rest) < 1:
@@ -149,8 +154,8 @@ def connect(name: str) -> Iterator[Any]:
             ):
                 yield client
         elif kind in QUEUES:
-            make, options, jobs = read_queue(kind, rest)
-            with make_queue(make, options, rest) as cluster, distributed.Client(cluster) as client:
+            cluster_class, options, jobs = read_queue(kind, rest)
+            with make_queue(cluster_class, options, rest) as cluster, distributed.Client(cluster) as client:
                 cluster.scale(jobs=jobs)
                 print(f"cladastats: waiting for the first of {jobs} jobs", file=sys.stderr)
                 client.wait_for_workers(1)
@@ -197,25 +202,25 @@ def read_queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any]
         import dask_jobqueue
     except ImportError:
         raise InputError("job queues need dask-jobqueue; install it with pip install 'clada[cluster]'") from None
-    make, command = QUEUES[kind]
+    cluster_name, command = QUEUES[kind]
     if shutil.which(command) is None:
         raise InputError(f"there is no {command} here; run this where {kind} jobs are submitted")
-    found = getattr(dask_jobqueue, make)
-    takers = (*found.__mro__, *found.job_cls.__mro__)
+    cluster = getattr(dask_jobqueue, cluster_name)
+    takers = (*cluster.__mro__, *cluster.job_cls.__mro__)
     known = {name for taker in takers for name in signature(taker.__init__).parameters}
     if unknown := sorted(set(options) - known):
-        raise InputError(f"{file}: no option {', '.join(unknown)}; it takes those of dask-jobqueue's {make}")
-    return found, options, jobs
+        raise InputError(f"{file}: no option {', '.join(unknown)}; it takes those of dask-jobqueue's {cluster_name}")
+    return cluster, options, jobs
 
 
-def make_queue(make: Callable[..., Any], options: dict[str, Any], file: str) -> Any:
+def make_queue(cluster: Callable[..., Any], options: dict[str, Any], file: str) -> Any:
     """The cluster of a job queue.
 
     Raises:
         InputError: an option has a value that dask-jobqueue cannot use.
     """
     try:
-        return make(**options)
+        return cluster(**options)
     except (ValueError, TypeError, RuntimeError, OSError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise InputError(f"{file} does not describe a cluster ({reason}); mend the option's value") from None

@@ -23,10 +23,10 @@ from clada.errors import StudyError
 from clada.system.files import local_copy, replacing
 from cladastats.study import Study, write_table
 
-SCHEMA = "cladastats/activations/1"
+ACTIVATIONS_SCHEMA = "cladastats/activations/1"
 
-# A shard is redone whole when a run is killed in it: 4 blocks are about a minute and a half at length 2,048 on two
-# cores, and about 3 MB (SmolLM2-135M) to 40 MB (7 B) of activations, neither too many files nor too much to lose.
+# A shard is redone whole when a run is killed in it: 4 blocks are a few minutes of work at length 2,048, and about 3 MB
+# (SmolLM2-135M) to 40 MB (7 B) of activations, neither too many files nor too much to lose.
 BLOCKS_PER_SHARD = 4
 
 TENSORS = ("activations", "surprisal_bits", "entropy_bits", "previous_surprisal_bits", "target_id")
@@ -61,14 +61,14 @@ def part_path(study: Study, shard: int) -> Path:
 
 def write_part(path: Path, part: Part, identity: str) -> None:
     """Write a part atomically, with its identity and checksum in its metadata."""
-    facts = {
-        "schema": SCHEMA,
+    metadata = {
+        "schema": ACTIVATIONS_SCHEMA,
         "identity": identity,
         "sequence_ids": part.sequence_ids,
         "sha256": part.checksum(identity),
     }
     # One entry: safetensors writes several in an order that changes, and a shard's bytes should not.
-    content = safetensors.numpy.save(part.tensors, {"cladastats": json.dumps(facts)})
+    content = safetensors.numpy.save(part.tensors, {"cladastats": json.dumps(metadata)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -87,26 +87,26 @@ def read_part(path: Path, identity: str, sequence_ids: list[str]) -> Part:
     """
     try:
         with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
-            facts = _facts(handle)
+            metadata = _metadata(handle)
             tensors = {name: handle.get_tensor(name) for name in TENSORS}
-        part = Part(list(facts["sequence_ids"]), tensors)
-        whole = part.checksum(facts["identity"]) == facts["sha256"]
+        part = Part(list(metadata["sequence_ids"]), tensors)
+        whole = part.checksum(metadata["identity"]) == metadata["sha256"]
     except PermissionError:
         raise
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):
         whole = False
     if not whole:
         raise DamagedPartError(path, "is truncated or altered")
-    if facts["identity"] == identity and part.sequence_ids != sequence_ids:
+    if metadata["identity"] == identity and part.sequence_ids != sequence_ids:
         raise DamagedPartError(path, "holds another shard")
-    if facts["identity"] != identity:
+    if metadata["identity"] != identity:
         raise StudyError(
             f"{path} belongs to a study of another model or corpus; move it away, or use another --study folder"
         )
     return part
 
 
-def _facts(handle: Any) -> dict[str, Any]:
+def _metadata(handle: Any) -> dict[str, Any]:
     return dict(json.loads((handle.metadata() or {})["cladastats"]))
 
 
@@ -162,7 +162,7 @@ def write_index(study: Study) -> None:
         path = part_path(study, number)
         try:
             with local_copy(path) as file, safe_open(file, framework="numpy") as handle:
-                ids = _facts(handle)["sequence_ids"]
+                ids = _metadata(handle)["sequence_ids"]
                 columns = {name: handle.get_tensor(name) for name in TENSORS[1:]}
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise DamagedPartError(path, "is truncated or altered") from None
@@ -171,8 +171,8 @@ def write_index(study: Study) -> None:
     write_table(index_path(study), table, study.config.identity())
 
 
-def finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
-    """Whether a part is there and whole; a damaged one is removed, and said so.
+def is_finished(path: Path, identity: str, sequence_ids: list[str]) -> bool:
+    """Whether a part is there and whole; a damaged one is removed, and a line on stderr says so.
 
     Raises:
         StudyError: it is of another study.
@@ -218,13 +218,13 @@ def read_layer(activations: Path, index: pd.DataFrame, sequence_ids: list[str], 
         sequence_ids: the sequences, in the order that is wanted.
         layer: from 0 on.
     """
-    wanted = index.set_index("sequence_id").loc[sequence_ids, ["part", "row"]].reset_index(drop=True)
-    found: np.ndarray | None = None
-    for name, members in wanted.groupby("part"):
+    places = index.set_index("sequence_id").loc[sequence_ids, ["part", "row"]].reset_index(drop=True)
+    rows: np.ndarray | None = None
+    for name, members in places.groupby("part"):
         with safe_open(activations / str(name), framework="numpy") as handle:
             whole = handle.get_slice("activations")[:, layer : layer + 1]
-        if found is None:
-            found = np.empty((len(wanted), whole.shape[2]), whole.dtype)
-        found[members.index] = whole[members["row"], 0]
-    assert found is not None
-    return found
+        if rows is None:
+            rows = np.empty((len(places), whole.shape[2]), whole.dtype)
+        rows[members.index] = whole[members["row"], 0]
+    assert rows is not None
+    return rows

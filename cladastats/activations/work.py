@@ -1,4 +1,4 @@
-"""Neuron activations, surprisal and entropy at the target token (sections 2.1.2 and 2.2.1): tasks and workers.
+"""Neuron activations, surprisal and entropy at the target token (paper, sections 2.1.2 and 2.2.1): tasks and workers.
 
 Within a block, work that sequences share is done once: B runs in segments that end where a hybrid leaves it, its keys
 and values are copied there as the start of the hybrid, and once more at the end as the context of B*.
@@ -31,7 +31,7 @@ RECENT = 8
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of one sequence at its target.
+    """What was measured of one sequence at its target token.
 
     Attributes:
         activations: float [layers, neurons], input of each layer's down-projection at the target token.
@@ -47,12 +47,12 @@ class Measurement:
 
     @property
     def surprisal_bits(self) -> float:
-        """Of the target."""
+        """Surprisal of the target in bits."""
         return float(self.recent_bits[-1])
 
     @property
     def previous_surprisal_bits(self) -> float:
-        """Of the token before the target; NaN where nothing predicts it."""
+        """Surprisal in bits of the token before the target; NaN where nothing predicts it."""
         return float(self.recent_bits[-2]) if len(self.recent_bits) > 1 else float("nan")
 
 
@@ -72,38 +72,50 @@ class PrefixSharingRunner:
         """Measure sequences, each under its name.
 
         Args:
-            sequences: token ids of at least two tokens; the last is the target.
-        """
-        found: dict[str, Measurement] = {}
-        with causal_blocks(self.model), capture_last_activations(self.model) as captured:
-            self._descend(sequences, 0, DynamicCache(config=self.model.config), [], captured, found)
-        return found
+            sequences: token ids of at least two tokens by name; the last is the target.
 
-    def _descend(
+        Returns:
+            measurements by name.
+        """
+        measured: dict[str, Measurement] = {}
+        with causal_blocks(self.model), capture_last_activations(self.model) as captured:
+            self._run_branches(sequences, 0, DynamicCache(config=self.model.config), [], captured, measured)
+        return measured
+
+    def _run_branches(
         self,
         sequences: Mapping[str, np.ndarray],
         begin: int,
         cache: DynamicCache,
         tail: list[torch.Tensor],
         captured: list[torch.Tensor],
-        found: dict[str, Measurement],
+        measured: dict[str, Measurement],
     ) -> None:
-        """Run on from a beginning of `begin` tokens that these sequences share: its cache, and its last logits."""
+        """Run sequences on from the tokens they share, one branch for each token in which they then differ.
+
+        Args:
+            sequences: token ids by name; all begin with the same `begin` tokens.
+            begin: tokens that ran already.
+            cache: keys and values of these.
+            tail: logits after the last of these, at most `RECENT` + 1, each [vocabulary].
+            captured: activations of the last token that ran, a tensor [neurons] per layer.
+            measured: where what is found is put, by name.
+        """
         first = next(iter(sequences.values()))
-        end = begin + _shared([ids[begin:] for ids in sequences.values()])
+        end = begin + _shared_tokens([ids[begin:] for ids in sequences.values()])
         if end > begin:
             tail = [*tail, *self._forward(first[begin:end], cache)][-RECENT - 1 :]
         branches: dict[int, dict[str, np.ndarray]] = {}
         for name, ids in sequences.items():
             if len(ids) == end:
-                found[name] = _measurement(captured, tail, ids)
+                measured[name] = _measurement(captured, tail, ids)
             else:
                 branches.setdefault(int(ids[end]), {})[name] = ids
         # The branch of most sequences takes the cache itself, last, so that there is one copy at a time.
         ordered = sorted(branches.values(), key=len)
         for i, branch in enumerate(ordered):
-            own = cache if i == len(ordered) - 1 else copy.deepcopy(cache)
-            self._descend(branch, end, own, tail, captured, found)
+            branch_cache = cache if i == len(ordered) - 1 else copy.deepcopy(cache)
+            self._run_branches(branch, end, branch_cache, tail, captured, measured)
 
     def _forward(self, token_ids: np.ndarray, cache: DynamicCache) -> torch.Tensor:
         """Run tokens after a cache; logits [positions, vocabulary] of the last of them."""
@@ -112,8 +124,8 @@ class PrefixSharingRunner:
         return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=RECENT + 1).logits[0]
 
 
-def _shared(sequences: Sequence[np.ndarray]) -> int:
-    """How many tokens all of them begin with."""
+def _shared_tokens(sequences: Sequence[np.ndarray]) -> int:
+    """Number of tokens that all of these sequences begin with."""
     shortest = min(map(len, sequences))
     ids = np.stack([sequence[:shortest] for sequence in sequences])
     differ = (ids != ids[0]).any(0)

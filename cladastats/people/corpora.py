@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from clada.errors import InputError
-from cladastats.people.meter import PUNCTUATION, Text
+from cladastats.language import PUNCTUATION, language
+from cladastats.people.meter import Text
 from cladastats.people.published import PUBLISHED
 from cladastats.sequences.sources import read_records
 
@@ -337,14 +338,10 @@ def _sentence_ends(words: tuple[str, ...], *, isolated: bool) -> np.ndarray:
     last = len(words) - 1
     if isolated:
         return np.array([last])
-    from syntok import segmenter
-
     starts = np.cumsum([0, *(len(word) + 1 for word in words)])
     ends = {
         int(np.searchsorted(starts, sentence[-1].offset, side="right")) - 1
-        for paragraph in segmenter.analyze(" ".join(words))
-        for sentence in paragraph
-        if sentence
+        for sentence in language().sentences(" ".join(words))
     }
     return np.array(sorted({min(end, last) for end in ends} | {last}))
 
@@ -384,10 +381,9 @@ def explained_by_offset(table: pd.DataFrame, column: str, offset: int) -> float:
         column: the measure.
         offset: 0 the word itself, 1 the next one, -1 the one before.
     """
-    from wordfreq import zipf_frequency
-
+    frequency = language().zipf_frequency
     bare = table["word"].astype(str).str.strip(PUNCTUATION)
-    facts = pd.DataFrame({"length": bare.str.len(), "zipf": [zipf_frequency(word.lower(), "en") for word in bare]})
+    facts = pd.DataFrame({"length": bare.str.len(), "zipf": [frequency(word) for word in bare]})
     groups = table["text_id"]
     parts: dict[int, Any] = {k: facts.groupby(groups).shift(-k) for k in (-1, 0, 1)}
     everything = pd.concat([*parts.values(), table[column]], axis=1).to_numpy(float)

@@ -29,8 +29,8 @@ import pandas as pd
 from scipy import optimize, stats
 
 from clada.errors import InputError
+from cladastats.language import PUNCTUATION, language
 from cladastats.people.corpora import LEAST_TEXTS, LEAST_WORDS, Measure, ReadingCorpus
-from cladastats.people.meter import PUNCTUATION
 
 STEPS = ("surprisal", "entropy", "effort", "spillover")
 
@@ -74,14 +74,12 @@ CLASSES = {"NN": "noun", "NP": "noun", "VV": "verb", "AJ": "adjective", "AV": "a
 
 
 def word_classes(words: pd.DataFrame) -> list[str]:
-    """Noun, verb, adjective, adverb, number or function word, by HanTa's tags of each text."""
-    from HanTa import HanoverTagger
-
-    tagger = HanoverTagger.HanoverTagger("morphmodel_en.pgz")
+    """Noun, verb, adjective, adverb, number or function word, by the tags of each text."""
+    tags_of = language().tagger()
     found: list[str] = []
     for _, text in words.groupby("text_id", sort=False):
         bare = [word.strip(PUNCTUATION) or word for word in text["word"]]
-        found += [CLASSES.get(tag[:2], "function") for _, _, tag in tagger.tag_sent(bare, taglevel=1)]
+        found += [CLASSES.get(tag[:2], "function") for tag in tags_of(bare)]
     return found
 
 

@@ -34,7 +34,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache
-from wordfreq import zipf_frequency
 
 from clada.errors import InputError
 from clada.methods.coefficients import PAPER, Coefficients, resolve_coefficients
@@ -46,6 +45,7 @@ from clada.models.hooks import Hooks, observe_activations
 from clada.models.open import bos_tokens, load_config, load_model, model_revision
 from clada.surprisal import surprisal_and_entropy_bits
 from cladastats.activations.attention import causal_blocks
+from cladastats.language import PUNCTUATION, language
 from cladastats.sequences.windows import separator_token
 
 WORDS_SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
@@ -276,7 +276,7 @@ class Meter:
                 "hidden_norm": total(tokens.hidden_norm) / count,
                 "tokens": count,
                 "length": [n_letters or len(word) for n_letters, word in zip(letters, words, strict=True)],
-                "frequency_zipf": [zipf_frequency(word.lower(), "en") for word in bare],
+                "frequency_zipf": [language().zipf_frequency(word) for word in bare],
                 "position": np.arange(1, n + 1),
                 **{f"effort_{i:02d}": effort[:, i] for i in range(effort.shape[1])},
             }
@@ -350,9 +350,6 @@ class Meter:
             magnitude=magnitudes[skipped:].double().mean(1).numpy(),
             hidden_norm=norms[skipped:].double().numpy(),
         )
-
-
-PUNCTUATION = ".,;:!?\"'()[]{}“”‘’–—-…`*"
 
 
 def word_boundaries(tokenizer: Any) -> list[int]:

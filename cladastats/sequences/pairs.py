@@ -1,4 +1,4 @@
-"""Controlled corpora: natural and random sequences, their hybrids, and matched references (section 2.1.1).
+"""Controlled corpora: natural and random sequences, their hybrids, and matched references (paper, section 2.1.1).
 
 A sequence has `length` + 1 tokens; the last is the target. Per group (NLS: natural text, RTS: random words with the
 source's part-of-speech ratios) and pair there are
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,14 @@ import pandas as pd
 import pyarrow as pa
 
 from clada.errors import InputError
+from cladastats.language import language
 from cladastats.sequences.random_words import RandomSequences, tag_words
 from cladastats.sequences.sources import Documents
 from cladastats.sequences.windows import Window, natural_windows, usable_windows
 
 GROUPS = ("nls", "rts")
 
-SCHEMA = pa.schema(
+CORPUS_SCHEMA = pa.schema(
     [
         ("sequence_id", pa.string()),
         ("group", pa.string()),
@@ -51,7 +51,7 @@ class PairCorpus:
     """All sequences of a study.
 
     Attributes:
-        table: columns of `SCHEMA`, a row a sequence.
+        table: columns of `CORPUS_SCHEMA`, a row a sequence.
         sha256: of all token ids, in order.
         report: what was measured while building: encoding repair, tagger, distances.
     """
@@ -62,7 +62,7 @@ class PairCorpus:
 
 
 def prefix_length(ratio: float, length: int) -> int:
-    """Tokens of B at the start of a hybrid: round(ratio * length)."""
+    """Tokens of B at the start of a hybrid, BOS included: round(ratio * length)."""
     return round(ratio * length)
 
 
@@ -104,6 +104,9 @@ def build_corpus(
         seed: of every draw; the same seed gives the same corpus.
         windows: `stream` cuts the joined documents, `document` stays within one document.
 
+    Returns:
+        the corpus: for every group and pair, in order, A, B, B* and the hybrids in the order of the ratios.
+
     Raises:
         InputError: too little text (the message says how many pairs fit), or ratios that give no hybrid.
     """
@@ -126,11 +129,11 @@ def build_corpus(
         for pair in range(pairs):
             a, b = sequences[2 * pair : 2 * pair + 2]
             rows += pair_rows(group, pair, a, b, ratios, length)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
     report = {
         "encoding": documents.encoding,
         "natural_windows": len(natural),
-        "tagger": f"HanTa {version('HanTa')} (BNC tags)",
+        "tagger": language().tagger_name,
         "tagged_words": len(pool.text),
         "pos_strata": len(pool.strata),
         "pos_distance_mean": float(np.mean([s.pos_distance for s in rts])),
@@ -151,14 +154,30 @@ def tokens_sha256(table: pa.Table | pd.DataFrame) -> str:
 
 
 def sequence_id(token_ids: np.ndarray) -> str:
-    """What a sequence is called: a hash of its tokens, so that equal ones are stored once."""
+    """Name of a sequence: a hash of its tokens, so that equal ones are stored once.
+
+    Args:
+        token_ids: int [length + 1].
+    """
     return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:20]
 
 
 def pair_rows(
     group: str, pair: int, a: Window, b: Window, ratios: Sequence[float], length: int
 ) -> list[dict[str, Any]]:
-    """The rows of one pair: A, B, the matched reference B*, and one hybrid per ratio."""
+    """The rows of one pair: A, B, the matched reference B*, and one hybrid per ratio.
+
+    Args:
+        group: of `GROUPS`.
+        pair: number of the pair in its group, from 0 on.
+        a: the window whose target all but B end in.
+        b: the window that gives the prefixes.
+        ratios: prefix shares of the hybrids.
+        length: tokens before the target.
+
+    Returns:
+        values of the columns of `CORPUS_SCHEMA`.
+    """
     rows = [_row(group, "A", pair, a), _row(group, "B", pair, b)]
     ids = np.append(b.token_ids[:length], a.token_ids[length]).astype(np.int32)
     # The target of B* opens nothing of B: only its own token is of another document.

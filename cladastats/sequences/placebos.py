@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from clada.errors import InputError, StudyError
 from clada.models.open import bos_tokens, load_tokenizer
-from cladastats.sequences.pairs import SCHEMA, sequence_id, tokens_sha256
+from cladastats.sequences.pairs import CORPUS_SCHEMA, sequence_id, tokens_sha256
 from cladastats.study import Study, write_study, write_table
 
 PLACEBOS = {
@@ -48,8 +48,8 @@ def make_placebo(study: Study, pairs: int | None = None) -> Study:
     """
     bos = len(bos_tokens(load_tokenizer(study.config.model)))
 
-    def rows(wanted: int) -> Iterator[dict[str, Any]]:
-        return _rows(study.corpus, wanted, bos, study.config.seed)
+    def rows(n_pairs: int) -> Iterator[dict[str, Any]]:
+        return _rows(study.corpus, n_pairs, bos, study.config.seed)
 
     return derived_study(study, "placebo", pairs, rows, {"placebos": list(PLACEBOS)}, study.config.length)
 
@@ -77,21 +77,21 @@ def derived_study(
     """
     folder, config = study.folder / name, study.config
     if (folder / "study.json").is_file():
-        found = Study(folder)
-        if found.config.corpus.get("made_of") != config.corpus_sha256:
+        existing = Study(folder)
+        if existing.config.corpus.get("made_of") != config.corpus_sha256:
             raise StudyError(f"{folder} belongs to another corpus; delete it, and run the command again")
-        if pairs is not None and min(pairs, config.pairs) != found.config.pairs:
-            raise StudyError(f"{folder} has {found.config.pairs} pairs, not {pairs}; delete it to make another")
-        return found
-    wanted = min(pairs or PAIRS, config.pairs)
-    if wanted < 2:
+        if pairs is not None and min(pairs, config.pairs) != existing.config.pairs:
+            raise StudyError(f"{folder} has {existing.config.pairs} pairs, not {pairs}; delete it to make another")
+        return existing
+    n_pairs = min(pairs or PAIRS, config.pairs)
+    if n_pairs < 2:
         raise InputError(f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs")
-    schema = SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else SCHEMA
-    table = pa.Table.from_pylist(list(rows(wanted)), schema=schema)
+    schema = CORPUS_SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else CORPUS_SCHEMA
+    table = pa.Table.from_pylist(list(rows(n_pairs)), schema=schema)
     corpus = {"made_of": config.corpus_sha256, **facts}
-    own = replace(config, pairs=wanted, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
-    write_table(folder / "corpus.parquet", table, own.corpus_sha256)
-    write_study(folder, own)
+    derived = replace(config, pairs=n_pairs, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
+    write_table(folder / "corpus.parquet", table, derived.corpus_sha256)
+    write_study(folder, derived)
     return Study(folder)
 
 
@@ -139,16 +139,16 @@ def placebo_sequences(
     Returns:
         token ids [length + 1] under the names of `PLACEBOS`; all end in A's target.
     """
-    length, own = len(a) - 1, b[bos:p]
+    length, prefix = len(a) - 1, b[bos:p]
 
-    def moved(begin: int) -> np.ndarray:
+    def moved_to(begin: int) -> np.ndarray:
         ids = a.copy()
-        ids[begin : begin + len(own)] = own
+        ids[begin : begin + len(prefix)] = prefix
         return ids
 
     return {
         "unrelated": np.concatenate([c[:p], a[p:]]),
-        "shuffled": np.concatenate([a[:bos], rng.permutation(own), a[p:]]),
-        "middle": moved(bos + (length - bos - len(own)) // 2),
-        "end": moved(length - len(own)),
+        "shuffled": np.concatenate([a[:bos], rng.permutation(prefix), a[p:]]),
+        "middle": moved_to(bos + (length - bos - len(prefix)) // 2),
+        "end": moved_to(length - len(prefix)),
     }

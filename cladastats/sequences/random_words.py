@@ -1,4 +1,4 @@
-"""Random sequences with the part-of-speech ratios and the punctuation of a source (section 2.1.1)."""
+"""Random sequences with the part-of-speech ratios and the punctuation of a source (paper, section 2.1.1)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 
 from clada.errors import InputError
 from clada.models.open import bos_tokens
+from cladastats.language import language
 from cladastats.sequences.windows import Window
 
-# The tagger is the slow part (~10,000 words/s), so random sequences draw from a sample of the source: as many words as
-# they need, within these bounds. The lower one keeps the ratios of rare tags stable, the upper one ends the waiting.
+# The tagger is the slow part, so random sequences draw from a sample of the source: as many words as they need, within
+# these bounds. The lower one keeps the ratios of rare tags stable, the upper one ends the waiting.
 TAGGED_WORDS = (50_000, 400_000)
 
 
 @dataclass(frozen=True)
 class TaggedWords:
-    """Words of the source with what they are drawn by.
+    """Words of a source, each with the stratum it is drawn from: its part of speech, or the mark it is.
 
     Attributes:
         text: each word with the white space that stood before it; never none before a letter or digit.
@@ -43,11 +44,12 @@ def tag_words(texts: Sequence[str], needed: int, rng: np.random.Generator) -> Ta
         texts: documents.
         needed: words the random sequences need together, about; more are drawn again, never within a sequence.
         rng: draws the documents.
-    """
-    from HanTa import HanoverTagger
-    from syntok import segmenter
 
-    tagger = HanoverTagger.HanoverTagger("morphmodel_en.pgz")
+    Returns:
+        the words of as many documents as were needed, in the order of the draw.
+    """
+    spoken = language()
+    tags_of = spoken.tagger()
     enough = min(max(needed, TAGGED_WORDS[0]), TAGGED_WORDS[1])
     words: list[str] = []
     names: list[str] = []
@@ -55,20 +57,18 @@ def tag_words(texts: Sequence[str], needed: int, rng: np.random.Generator) -> Ta
         if len(words) >= enough:
             break
         document, end = texts[i], 0
-        for paragraph in segmenter.analyze(document):
-            for tokens in paragraph:
-                sentence = [token for token in tokens if token.value]  # bare line breaks come as empty tokens
-                tags = tagger.tag_sent([token.value for token in sentence], taglevel=1)
-                for token, (_, _, tag) in zip(sentence, tags, strict=True):
-                    # A drawn word has other neighbours: the document's first stands after a space as any other does,
-                    # and one that stood right after a quote or a hyphen must not grow onto the word before it.
-                    space = document[end : token.offset] if end else " "
-                    if not space and token.value[0].isalnum():
-                        space = " "
-                    words.append(space + token.value)
-                    end = token.offset + len(token.value)
-                    is_mark = not any(c.isalnum() for c in token.value)
-                    names.append(f"mark {token.value}" if is_mark else tag)
+        for sentence in spoken.sentences(document):
+            tags = tags_of([token.value for token in sentence])
+            for token, tag in zip(sentence, tags, strict=True):
+                # A drawn word has other neighbours: the document's first stands after a space as any other does,
+                # and one that stood right after a quote or a hyphen must not grow onto the word before it.
+                space = document[end : token.offset] if end else " "
+                if not space and token.value[0].isalnum():
+                    space = " "
+                words.append(space + token.value)
+                end = token.offset + len(token.value)
+                is_mark = not any(c.isalnum() for c in token.value)
+                names.append(f"mark {token.value}" if is_mark else tag)
     strata, stratum = np.unique(names, return_inverse=True)
     return TaggedWords(
         words,

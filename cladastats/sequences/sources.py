@@ -89,8 +89,8 @@ def _read_xsum() -> tuple[list[str], str]:
     # The hub converts every public data set to parquet on this branch; it needs no loading script.
     branch = "refs/convert/parquet"
     try:
-        found = HfApi().dataset_info(XSUM_REPOSITORY, revision=branch, timeout=HUB_TIMEOUT_S)
-        names = [file.rfilename for file in found.siblings or []]
+        dataset = HfApi().dataset_info(XSUM_REPOSITORY, revision=branch, timeout=HUB_TIMEOUT_S)
+        names = [file.rfilename for file in dataset.siblings or []]
         files = sorted(name for name in names if "/train/" in name and name.endswith(".parquet"))
         paths = [Path(hf_hub_download(XSUM_REPOSITORY, n, repo_type="dataset", revision=branch)) for n in files]
     except Exception as problem:  # the client lets any error of its transport through
@@ -142,7 +142,7 @@ def read_records(path: Path, field: str) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or a line is not such an object; with the line.
     """
-    found = []
+    records = []
     # At line feeds alone: other line breaks may be in a text as they are.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -156,8 +156,8 @@ def read_records(path: Path, field: str) -> list[dict[str, Any]]:
             raise InputError(
                 f"{path}, line {number:,}: no text in field '{field}' (there: {fields}); name one with jsonl:PATH:field"
             )
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def _read_text_folder(folder: Path) -> tuple[list[str], str]:

@@ -1,4 +1,4 @@
-"""Windows of natural text (section 2.1.1)."""
+"""Windows of natural text: sequences cut from documents, and the token that joins documents (paper, section 2.1.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clada.models.open import bos_tokens
 
 @dataclass(frozen=True)
 class Window:
-    """One sequence before it has a role.
+    """One sequence of tokens, natural or random, before it has a role in a pair.
 
     Attributes:
         token_ids: int32 [length + 1].
@@ -44,11 +44,20 @@ def separator_token(tokenizer: Any) -> str:
     raise InputError("the tokenizer has no end-of-text token to join documents with; use --windows document")
 
 
-def usable_windows(found: list[Window], tokenizer: Any, windows: str) -> list[Window]:
-    """Windows a pair can be made of: each text once, and no target that is the separator instead of a word."""
+def usable_windows(candidates: list[Window], tokenizer: Any, windows: str) -> list[Window]:
+    """The windows a pair can be made of: each text once, and no target that is the separator instead of a word.
+
+    Args:
+        candidates: windows in the order of the source.
+        tokenizer: of the model.
+        windows: `stream` or `document`, as they were cut.
+
+    Returns:
+        those that are kept, in their order; of equal ones the first.
+    """
     separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer)) if windows == "stream" else None
-    once = {window.token_ids.tobytes(): window for window in reversed(found)}
-    return [w for w in found if once[w.token_ids.tobytes()] is w and w.token_ids[-1] != separator]
+    first_of_text = {window.token_ids.tobytes(): window for window in reversed(candidates)}
+    return [w for w in candidates if first_of_text[w.token_ids.tobytes()] is w and w.token_ids[-1] != separator]
 
 
 def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: str) -> list[Window]:
@@ -59,6 +68,12 @@ def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: 
         tokenizer: of the model.
         length: tokens before the target.
         windows: `stream`: documents joined by the separator, then cut; `document`: each document cut by itself.
+
+    Returns:
+        windows of length + 1 tokens, BOS included where the tokenizer puts it; what is left over at the end is dropped.
+
+    Raises:
+        InputError: `stream`, and the tokenizer has no token to join documents with.
     """
     # verbose=False: documents longer than the model's context are meant to be cut here.
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -77,7 +92,7 @@ def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: 
     for begin in range(0, len(stream) - size + 1, size):
         end = begin + size
         inside = starts[np.searchsorted(starts, begin, side="right") : np.searchsorted(starts, end)]
-        own = starts[np.searchsorted(starts, end - 1, side="right") - 1]
+        document_start = starts[np.searchsorted(starts, end - 1, side="right") - 1]
         ids = np.concatenate([np.array(bos, dtype=np.int32), stream[begin:end]])
-        cut.append(Window(ids, [0, *(inside - begin + len(bos)).tolist()], int(end - 1 - own)))
+        cut.append(Window(ids, [0, *(inside - begin + len(bos)).tolist()], int(end - 1 - document_start)))
     return cut
