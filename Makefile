@@ -32,7 +32,8 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_surface.py
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/test_surface.py tests/test_layout.py
 	$(BIN)/cladastats run --study .check/study --pairs 6 --length 64 > /dev/null
 	$(BIN)/cladastats regress --study .check/study --metric cosine --robust > /dev/null
 	$(BIN)/cladastats regress --study .check/study --metric cka --robust > /dev/null
