@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from tqdm import tqdm
 
 from clada.assembly import DENSE, Parts, assemble, choose, vocabulary_of
 from clada.cpu.decoder import State
 from clada.cpu.kernels.arguments import READ_MLP
-from clada.cpu.kernels.scalars import FASTMATH
-from clada.cpu.kernels.team import Team, begin_call, end_call
+from clada.cpu.kernels.bandwidth import read_all
+from clada.cpu.kernels.team import Team
 from clada.decoding import Record, given, steps
 from clada.measure.gguf_export import Kind, write_gguf
 from clada.measure.loss import Loss, Scorer
@@ -236,17 +235,6 @@ def measure_bandwidth(threads: int) -> float:
     best = math.inf
     for _ in range(6):
         begin = time.perf_counter()
-        team.run(_read_all, values, sums)
+        team.run(read_all, values, sums)
         best = min(best, time.perf_counter() - begin)
     return values.nbytes / best / 1e9
-
-
-@njit(nogil=True, cache=True, fastmath=FASTMATH)
-def _read_all(t, threads, sync, values, sums):  # type: ignore[no-untyped-def]
-    begin_call(t, sync)
-    part = values[len(values) * t // threads : len(values) * (t + 1) // threads]
-    s = np.float32(0)
-    for i in range(part.shape[0]):
-        s += part[i]
-    sums[t, 0] = s
-    end_call(t, threads, sync)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.experimental import structref
+
+from clada.cpu.kernel_cache import kernel
 
 # Places of a layer's norms in `Tensors.norms`.
 BEFORE_ATTENTION, AFTER_ATTENTION, ATTENTION_RESIDUAL, BEFORE_MLP, AFTER_MLP, MLP_RESIDUAL = range(6)
@@ -142,7 +144,7 @@ class Boxed(structref.StructRefProxy):
 structref.define_proxy(Boxed, _BoxedType, ["value"])
 
 
-@njit(cache=True)
+@kernel()
 def box(value):  # type: ignore[no-untyped-def]  # numba infers the types, here and below
     """A `Boxed` of a tuple; the tuple's arrays live as long as the box."""
     return Boxed(value)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.arguments import (
     AFTER_ATTENTION,
     AFTER_MLP,
@@ -86,7 +87,7 @@ def _embed_tokens(t, w, c, s):  # type: ignore[no-untyped-def]
                 x[j] += w.positions[s.position[b], j]
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     """Run thread `t` of `threads` through one token of every sequence; all of them must be called at once.
 

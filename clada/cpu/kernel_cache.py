@@ -1,0 +1,110 @@
+"""Where compiled kernels are kept between processes.
+
+numba keeps a compiled function beside its source file, or in a folder of the user, and makes it anew when that one file
+changes. A kernel consists of functions of many files, though: a change in one of them would go unnoticed. It also
+refuses to be imported where no folder can be written to. Kernels therefore have a cache of their own: in a folder of
+`CLADA_CACHE` whose name is a checksum of all their sources. Nothing is written before something is compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from clada.cpu import precision
+from clada.methods import screen, selection
+from clada.system.cache import cache_dir
+
+KERNELS = Path(__file__).parent / "kernels"
+
+# What else is part of compiled code: instructions that precisions give, constants.
+COMPILED_IN = (precision, screen, selection)
+
+_DAMAGED = (EOFError, pickle.UnpicklingError)  # what reading a file ends in that is not whole
+
+
+@functools.cache
+def source_stamp() -> str:
+    """Checksum of all sources of the kernels, their names included."""
+    files = [*sorted(KERNELS.glob("*.py")), *(Path(str(module.__file__)) for module in COMPILED_IN)]
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+class _Locator(_CacheLocator):
+    """Tells numba the folder, and what must be the same for its files to be used."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._py_file = file  # numba's name, which its warnings use
+        self._line = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        """Of a function; numba asks several kinds of locators in turn, we have one."""
+        return cls(py_func, py_file)
+
+    def get_cache_path(self) -> str:
+        """A folder for these sources only, so that versions beside each other do not overwrite each other's files."""
+        return str(cache_dir() / "kernels" / source_stamp()[:16])
+
+    def get_source_stamp(self) -> str:
+        """The whole checksum."""
+        return source_stamp()
+
+    def get_disambiguator(self) -> str:
+        """The line, which tells functions of one name in one file apart."""
+        return str(self._line)
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = [_Locator]  # noqa: RUF012  # as numba declares it
+
+
+class KernelCache(FunctionCache):
+    """The cache of one kernel, which works where it cannot write."""
+
+    _impl_class = _Implementation
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled kernel for these types, or None, after which numba compiles it."""
+        compiled = None
+        with contextlib.suppress(OSError, *_DAMAGED):  # compiled again
+            compiled = super().load_overload(sig, target_context)
+        return compiled
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled kernel if that is possible."""
+        with contextlib.suppress(OSError):
+            try:
+                super().save_overload(sig, data)
+            except _DAMAGED:  # the index, which says what else there is
+                self.flush()
+                super().save_overload(sig, data)
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function that Python calls as a kernel: `numba.njit` with a `KernelCache`.
+
+    Functions that only kernels call are compiled into these and take a plain `njit`.
+
+    Args:
+        options: of `njit`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(**options)(function)
+        dispatcher._cache = KernelCache(function)  # what enable_caching() does with numba's own
+        return dispatcher
+
+    return decorate
