@@ -112,6 +112,31 @@ def test_damaged_files_are_made_again(copied, tmp_path):
         assert python(READ_ALL, copied, CLADA_CACHE=cache) == ("64.0 1 0\n", "")
 
 
+def test_where_nothing_can_be_written_kernels_are_compiled_and_it_is_said_once(copied, tmp_path):
+    """A container's user without a home. Root may write everywhere, so folders are below a file, which nobody can."""
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "file" / "cache"
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from tiny_models import tiny_model
+from clada import Engine
+for _ in range(2):
+    engine = Engine(tiny_model("llama"), None, plan="none", coefficients="none", threads=2)
+    print(*(step.token_id for step in engine.generate([3, 4, 5], 2)))
+"""
+    # Compiled without optimisation, which takes less time.
+    out, err = python(code, copied, CLADA_CACHE=nowhere, HOME=nowhere, NUMBA_CACHE_DIR="", NUMBA_OPT="0")
+    first, second = out.splitlines()
+    assert first == second
+    (line,) = (line for line in err.splitlines() if line.startswith("clada"))  # beside what torch says about HOME
+    folder = nowhere / "kernels" / kernel_cache.source_stamp()[:16]
+    assert line == (
+        f"clada: compiling the kernels, at every start because {folder} cannot be written to (Not a directory; "
+        "set CLADA_CACHE to a folder that you may write to): a minute or two"
+    )
+
+
 def test_a_cache_that_can_only_be_read_is_read(copied, tmp_path):
     """An image that was built with its kernels compiled, run as a user who cannot write there."""
     cache = tmp_path / "cache"
@@ -126,3 +151,27 @@ os.makedirs = os.mkdir = os.replace = tempfile.TemporaryFile = refuse
 """
     assert python(refusing + READ_ALL, copied, CLADA_CACHE=cache) == ("64.0 1 0\n", "")
     assert python(refusing + READ_ALL, copied, CLADA_CACHE=tmp_path / "other") == ("64.0 0 1\n", "")
+
+
+def test_compiling_is_said_only_when_it_happens(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CLADA_CACHE", str(tmp_path))
+
+    def double(x):
+        return 2 * x
+
+    for said in ("clada: compiling the kernels, once for each precision: a minute or two\n", ""):
+        assert kernel_cache.kernel(announce=True)(double)(21) == 42
+        assert capsys.readouterr().err == said
+    assert kernel_cache.kernel()(double)(1.5) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_that_nothing_can_be_kept_is_said_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLADA_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(kernel_cache.KernelCache, "_said_unwritable", False)
+    double = kernel_cache.kernel(announce=True)(lambda x: 2 * x)
+    assert (double(21), double(1.5)) == (42, 3)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "at every start because" in first
+    assert second == "clada: compiling the kernels, again: a minute or two"

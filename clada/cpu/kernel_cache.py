@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,27 @@ class _Implementation(CompileResultCacheImpl):
 
 
 class KernelCache(FunctionCache):
-    """The cache of one kernel, which works where it cannot write."""
+    """The cache of one kernel, which works where it cannot write and says when its kernel is compiled.
+
+    Args:
+        function: the kernel in Python.
+        announce: say on stderr when it is compiled, because that takes long.
+    """
 
     _impl_class = _Implementation
+    _said_unwritable = False  # of all kernels: once a process
+
+    def __init__(self, function: Callable[..., Any], announce: bool) -> None:
+        super().__init__(function)
+        self._announce = announce
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled kernel for these types, or None, after which numba compiles it."""
         compiled = None
         with contextlib.suppress(OSError, *_DAMAGED):  # compiled again
             compiled = super().load_overload(sig, target_context)
+        if compiled is None and self._announce:
+            print(f"clada: compiling the kernels, {self._how_often()}: a minute or two", file=sys.stderr, flush=True)
         return compiled
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -92,19 +105,33 @@ class KernelCache(FunctionCache):
                 self.flush()
                 super().save_overload(sig, data)
 
+    def _how_often(self) -> str:
+        try:
+            self._impl.locator.ensure_cache_path()
+        except OSError as error:
+            if not KernelCache._said_unwritable:
+                KernelCache._said_unwritable = True
+                return (
+                    f"at every start because {self.cache_path} cannot be written to ({error.strerror or error}; set "
+                    "CLADA_CACHE to a folder that you may write to)"
+                )
+            return "again"
+        return "once for each precision"
 
-def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+
+def kernel(*, announce: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a function that Python calls as a kernel: `numba.njit` with a `KernelCache`.
 
     Functions that only kernels call are compiled into these and take a plain `njit`.
 
     Args:
+        announce: say on stderr when it is compiled, because that takes long.
         options: of `njit`.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(**options)(function)
-        dispatcher._cache = KernelCache(function)  # what enable_caching() does with numba's own
+        dispatcher._cache = KernelCache(function, announce)  # what enable_caching() does with numba's own
         return dispatcher
 
     return decorate

@@ -87,7 +87,7 @@ def _embed_tokens(t, w, c, s):  # type: ignore[no-untyped-def]
                 x[j] += w.positions[s.position[b], j]
 
 
-@kernel(nogil=True)
+@kernel(nogil=True, announce=True)
 def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     """Run thread `t` of `threads` through one token of every sequence; all of them must be called at once.
 
