@@ -1,6 +1,10 @@
 """The kernels against plain torch: every family, precision and selection, token by token."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -389,3 +393,35 @@ def test_rows_listed_are_multiplied_and_added_wherever_they_lie(dtype, width):
             expected = 1 + factors[which] @ narrow[which, begin:]
             # The same, of up to 40 terms as large as 127 in int8.
             np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-2 if dtype == "int8" else 1e-4)
+
+
+FORK = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from tiny_models import tiny_model, tokens
+from clada import Engine
+engine = Engine(tiny_model("llama", hidden_size=256), None, plan="none", coefficients="none", threads=2)
+def generate():
+    # Long enough that torch, too, runs the prompt in several threads.
+    return [(step.token_id, step.surprisal_bits) for step in engine.generate(tokens(200), 5)]
+expected = generate()
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        signal.alarm(100)  # ends a child that waits for ever
+        right = generate() == expected
+        grandchild = os.fork()
+        if not grandchild:
+            os._exit(0 if generate() == expected else 1)
+        os._exit(0 if right and os.waitpid(grandchild, 0)[1] == 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+assert generate() == expected
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork on Windows")
+def test_a_forked_child_generates_as_its_parent_does():
+    """Neither the kernels' threads nor torch's exist in it."""
+    code = FORK.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

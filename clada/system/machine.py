@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ def available_cores() -> int:
 def set_threads(threads: int) -> None:
     """Let torch use this many; it and the kernels run in turn, so each may have all of them."""
     torch.set_num_threads(threads)
+    _end_threads_before_fork()
 
 
 def return_memory() -> None:
@@ -30,14 +33,35 @@ def return_memory() -> None:
         return
 
 
+@functools.cache  # once a process
+def _end_threads_before_fork() -> None:
+    """From now on, end torch's idle threads before this process forks; parent and child start new ones when needed.
+
+    Torch computes with GNU's OpenMP on Linux, which waits for ever in a child for threads that only its parent has.
+    Other libraries (Intel's, LLVM's) see to this themselves.
+    """
+    maps = Path("/proc/self/maps")
+    if not (maps.exists() and hasattr(os, "register_at_fork")):
+        return
+    places = [line.split(maxsplit=5) for line in maps.read_text().splitlines()]
+    libraries = [ctypes.CDLL(path) for path in {place[5] for place in places if "libgomp" in place[-1]}]
+    hard = 2  # omp_pause_hard: threads end, settings stay
+
+    def pause() -> None:
+        for library in libraries:
+            library.omp_pause_resource_all(hard)
+
+    os.register_at_fork(before=pause)
+
+
 PAGE = 4096
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     """An empty array that begins on a memory page, so that no row lies across more cache lines than it must.
 
-    Large arrays of numpy, unlike those of torch, are in huge pages where the system has them: looking up small ones
-    costs 7 % of a token.
+    Large arrays of numpy, unlike those of torch, are in huge pages where the system has them. Looking up small pages
+    takes a good part of a token.
     """
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + PAGE, np.uint8)

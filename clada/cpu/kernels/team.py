@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 import weakref
@@ -109,23 +110,30 @@ class Team:
     """Threads that run one function side by side.
 
     They are Python's own: a pool of numba's beside torch's would have both spin on the same cores between regions.
-    These sleep while there is nothing to do for longer than between two tokens.
+    These sleep while there is nothing to do for longer than between two tokens. A forked child starts them anew.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self._calls: list[SimpleQueue[Any]] = []
+        weakref.finalize(self, _dismiss, self._calls)
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
         # Arrivals at barriers, barriers passed and calls begun, each on a cache line of its own.
         self._sync = np.zeros((3, 8), np.int64)
-        self._calls: list[SimpleQueue[Any]] = [SimpleQueue() for _ in range(threads - 1)]
+        self._calls[:] = [SimpleQueue() for _ in range(self.threads - 1)]
         for t, calls in enumerate(self._calls, 1):
-            threading.Thread(target=_work, args=(t, threads, self._sync, calls), daemon=True).start()
-        weakref.finalize(self, _dismiss, self._calls)
+            threading.Thread(target=_work, args=(t, self.threads, self._sync, calls), daemon=True).start()
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """Call function(t, threads, sync, *args) in every thread.
 
         It must begin with `begin_call` and end with `end_call`, or with what the first thread alone does.
         """
+        if self._process != os.getpid():  # a forked child has the thread that forked and no other
+            self._start()
         number = int(self._sync[2, 0])
         try:
             self._run(number, function, args)
