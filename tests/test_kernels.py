@@ -22,6 +22,7 @@ from clada.cpu.kernels.vectors import LANES
 from clada.cpu.pack import pack
 from clada.cpu.precision import PRECISIONS
 from clada.cpu.storage import Rows
+from clada.errors import ModelError
 from clada.methods.plan import Shares
 from clada.methods.policy import make_policy
 from clada.methods.screen import Basis, Screen
@@ -393,6 +394,36 @@ def test_rows_listed_are_multiplied_and_added_wherever_they_lie(dtype, width):
             expected = 1 + factors[which] @ narrow[which, begin:]
             # The same, of up to 40 terms as large as 127 in int8.
             np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-2 if dtype == "int8" else 1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt", "gpt2"])
+def test_weights_that_are_not_finite_are_refused_by_name(family, value):
+    """Every tensor of a model, whatever it is: projections, biases, norms, embeddings, positions, head."""
+    changes = {**OPT_350M, "tie_word_embeddings": False} if family == "opt" else {"tie_word_embeddings": False}
+    model = tiny_model(family, **changes)
+    pack(model, "int8")
+    names = dict(model.named_parameters())
+    assert {name.split(".")[-1] for name in names} == ({"weight"} if family == "gemma3_text" else {"weight", "bias"})
+    for name, parameter in names.items():
+        flat = parameter.view(-1)
+        before = flat[-1].item()
+        flat[-1] = value
+        with pytest.raises(ModelError) as refused:
+            pack(model, "bfloat16")
+        assert str(refused.value) == (
+            f"1 of the {len(flat):,} numbers in {name} are NaN or infinite, so the model computes nothing; "
+            "download or convert it again"
+        )
+        flat[-1] = before
+
+
+def test_large_weights_are_not_taken_for_infinite_ones():
+    """Their squares and sums overflow, they do not."""
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.up_proj.weight[:2, 0] = 3e38
+    model.model.embed_tokens.weight[:2, 0] = 3e38
+    assert pack(model, "float32").tensors.up[0, 0, 0] == np.float32(3e38)
 
 
 FORK = """

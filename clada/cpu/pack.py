@@ -20,6 +20,7 @@ from torch import nn
 from clada.cpu.kernels.arguments import Constants, Tensors
 from clada.cpu.precision import PRECISIONS, Precision
 from clada.cpu.storage import PackedEmbedding, PackedLinear, Rows
+from clada.errors import ModelError
 from clada.methods.screen import Basis, Screen
 from clada.methods.selection import BY_INPUT, BY_MATRIX, Norms, norms_of
 from clada.models.architectures import ACTIVATIONS, Anatomy, anatomy, matrix_of, rotary_rows
@@ -239,9 +240,11 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
             can be left out instead of neurons.
 
     Raises:
-        ModelError: the engine cannot decode this model.
+        ModelError: the engine cannot decode this model, or a weight of it is not a finite number.
     """
     parts = anatomy(model)
+    norms = norms_of(parts)
+    _check_finite(model, parts, norms)
     # Products, beside copies that wait for memory.
     making_screen = ThreadPoolExecutor(1).submit(Screen.of, matrix_of(parts.head), basis)
     hidden, precision, shell = model.config.hidden_size, PRECISIONS[dtype], _Shell(model)
@@ -255,7 +258,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     kinds = tuple(dict.fromkeys(layer.rotary for layer in parts.layers if layer.rotary is not None))
     counterpart = shell.counterpart
     return Weights(
-        **vars(norms_of(parts)),
+        **vars(norms),
         tensors=_tensors(packed, ends, screen),
         constants=_constants(parts, ends.embedding_factor, kinds, layout),
         model=shell.model,
@@ -270,6 +273,33 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
         screen=screen,
         activation=parts.activation,
     )
+
+
+def _check_finite(model: Any, parts: Anatomy, norms: Norms) -> None:
+    """Refuse a model with weights that are NaN or infinite, which would end in numbers that look like results.
+
+    The norms say whether the layers' matrices have any, as one such weight makes a norm so; the rest is summed. Weights
+    themselves are looked at only where a norm or sum is not finite, as those can overflow too.
+
+    Raises:
+        ModelError: names the first such tensor, with the number of its layer.
+    """
+    in_norms = {
+        id(module.weight)
+        for layer in parts.layers
+        for module in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+        if module is not None
+    }
+    others = [parameter for parameter in model.parameters() if id(parameter) not in in_norms]
+    if all(np.isfinite(norm).all() for norm in vars(norms).values()) and all(p.sum().isfinite() for p in others):
+        return
+    for name, parameter in model.named_parameters():
+        wrong = parameter.numel() - int(parameter.isfinite().sum())
+        if wrong:
+            raise ModelError(
+                f"{wrong:,} of the {parameter.numel():,} numbers in {name} are NaN or infinite, so the model computes "
+                "nothing; download or convert it again"
+            )
 
 
 def _constants(parts: Anatomy, embedding_factor: float, kinds: Sequence[str], layout: str) -> Constants:
