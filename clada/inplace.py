@@ -28,7 +28,7 @@ from clada.methods.registry import check_method, method_of
 from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import Screen, screen_words
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
-from clada.models.architectures import Layer, anatomy
+from clada.models.anatomy import Layer, anatomy
 from clada.models.hooks import Hooks
 from clada.surprisal import surprisal_and_entropy_bits
 
@@ -319,11 +319,9 @@ class _Run:
 
         inputs(layer.output, "output_weight", "output_threshold")
         if method_of(self.policy.method).inputs:
-            for module in layer.qkv:
-                inputs(module, "input_weight", "input_threshold", (ATTENTION_INPUT,))
-            for module in (layer.gate, layer.up):
-                if module is not None:
-                    inputs(module, "input_weight", "input_threshold", (MLP_INPUT,))
+            for place, parts in ((ATTENTION_INPUT, layer.qkv), (MLP_INPUT, (layer.gate, layer.up))):
+                for module in dict.fromkeys(part.module for part in parts if part is not None):
+                    inputs(module, "input_weight", "input_threshold", (place,))
         else:
             if layer.gate is not None:
                 hooks.after(layer.gate, at_gate)

@@ -136,14 +136,14 @@ def test_kinds(kind, embeddings, largest_error, tmp_path):
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("opt", {}, "OPTForCausalLM cannot be written .* use one of LlamaForCausalLM"),
+        ("opt", {}, "OPT cannot be written .* use one of LLaMA 2/3, SmolLM2, Mistral"),
         ("llama", {"hidden_act": "relu"}, "activation = 'relu'"),
         ("qwen2", {"rope_parameters": LLAMA_3}, "rope_type = 'llama3'"),
-        ("gemma2", {}, "query_pre_attn_scalar = 256"),
-        ("gemma2", {"query_pre_attn_scalar": 8, "final_logit_softcapping": None}, "softcapping"),
+        ("gemma2", {}, "scores of attention scaled by = {0.0625}"),
+        ("gemma2", {"query_pre_attn_scalar": 8, "final_logit_softcapping": None}, "softcapping by final_logit"),
         ("gemma3_text", {"query_pre_attn_scalar": 8, "layer_types": ["full_attention"] * 3}, "layer_types = "),
-        ("gpt2", {"add_cross_attention": True}, "no place for the weights transformer.h.0.crossattention"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scores of attention scaled by"),
     ],
 )
 def test_what_llama_cpp_would_compute_differently_is_refused(family, changes, message, tmp_path):

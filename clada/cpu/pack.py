@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from clada.cpu.fused import fused_again
 from clada.cpu.kernels.arguments import Constants, Tensors
 from clada.cpu.precision import PRECISIONS, Precision
 from clada.cpu.storage import PackedEmbedding, PackedLinear, Rows
 from clada.errors import ModelError
 from clada.methods.screen import Basis, Screen
 from clada.methods.selection import BY_INPUT, BY_MATRIX, Norms, norms_of
-from clada.models.architectures import ACTIVATIONS, Anatomy, anatomy, matrix_of, rotary_rows
+from clada.models.anatomy import ACTIVATIONS, Anatomy, Projection, anatomy, rotary_rows
+from clada.models.architectures import Family
 
 LAYOUTS = {"matrix": BY_MATRIX, "input": BY_INPUT}
 
@@ -121,7 +123,7 @@ class _Layers:
         """Memory for the weights: matrices uninitialised, as packing fills them; biases and norms zero."""
         n, gated = len(parts.layers), parts.layers[0].gate is not None
         width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
-        neurons = matrix_of(parts.layers[0].up).shape[0]
+        neurons = len(parts.layers[0].up.matrix)
 
         def inputs_of_hidden(outputs: int) -> Rows:
             shape = (hidden, outputs) if input_major else (outputs, hidden)
@@ -145,40 +147,43 @@ class _Layers:
             head_norms=torch.zeros(n, 2, 2, parts.head_dim),
         )
 
-    def pack(self, i: int, parts: Anatomy, shell: _Shell) -> None:
-        """Copy layer i, and put packed layers in the place of its projections."""
+    def pack(self, i: int, parts: Anatomy, shell: _Shell) -> dict[Projection, PackedLinear]:
+        """Copy layer i, and put packed layers in the place of its projections, which are returned."""
         layer = parts.layers[i]
-        self._pack_qkv(i, layer.qkv, shell)
-        for module, rows, bias in (
+        linear = self._pack_qkv(i, layer.qkv)
+        for projection, rows, bias in (
             (layer.output, self.output[i], self.output_bias[i]),
             (layer.gate, self.gate[i], self.gate_bias[i]),
             (layer.up, self.up[i], self.up_bias[i]),
             (layer.down, self.down[i], self.down_bias[i]),
         ):
-            if module is None:
+            if projection is None:
                 continue
-            matrix = matrix_of(module)
-            rows.put(matrix.t() if rows.transposed else matrix)
-            _put_bias(bias, module)
-            shell.replace(module, PackedLinear(rows, bias))
+            rows.put(projection.matrix.t() if rows.transposed else projection.matrix)
+            _put_bias(bias, projection.bias)
+            linear[projection] = PackedLinear(rows, bias)
+        for module, packed in fused_again(linear):
+            shell.replace(module, packed)
         for place, norm in enumerate(layer.norms):
             if norm is not None:
-                _put_norm(self.norms[i, place], norm, parts)
+                _put_norm(self.norms[i, place], norm, parts.family)
         for which, norm in enumerate(layer.head_norms or ()):
-            _put_norm(self.head_norms[i, which], norm, parts)
+            _put_norm(self.head_norms[i, which], norm, parts.family)
+        return linear
 
-    def _pack_qkv(self, i: int, modules: Sequence[Any], shell: _Shell) -> None:
+    def _pack_qkv(self, i: int, projections: Sequence[Projection]) -> dict[Projection, PackedLinear]:
         """Copy queries, keys and values side by side, as the kernels read them in one pass."""
-        rows, begin = self.qkv[i], 0
-        merged = torch.cat([matrix_of(module) for module in modules])
+        rows, begin, linear = self.qkv[i], 0, {}
+        merged = torch.cat([projection.matrix for projection in projections])
         rows.put(merged.t() if rows.transposed else merged)
-        for module in modules:
-            part = slice(begin, begin + len(matrix_of(module)))
-            _put_bias(self.qkv_bias[i, part], module)
+        for projection in projections:
+            part = slice(begin, begin + len(projection.matrix))
+            _put_bias(self.qkv_bias[i, part], projection.bias)
             scale = None if rows.scale is None else rows.scale[part]
-            own = Rows(rows.values[:, part] if rows.transposed else rows.values[part], scale, rows.transposed)
-            shell.replace(module, PackedLinear(own, self.qkv_bias[i, part]))
+            values = rows.values[:, part] if rows.transposed else rows.values[part]
+            linear[projection] = PackedLinear(Rows(values, scale, rows.transposed), self.qkv_bias[i, part])
             begin = part.stop
+        return linear
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,6 @@ class _Ends:
     """Weights before the first layer and after the last one. Shapes as in `Tensors`."""
 
     embedding: Rows
-    embedding_factor: float
     positions: torch.Tensor
     before_layers: Rows
     final_norm: torch.Tensor
@@ -198,19 +202,18 @@ class _Ends:
         """Copy them, and put packed layers in their place."""
         final_norm = torch.zeros(2, hidden)
         if parts.final_norm is not None:
-            _put_norm(final_norm, parts.final_norm, parts)
-        matrix = matrix_of(parts.head)
+            _put_norm(final_norm, parts.final_norm, parts.family)
+        matrix = _matrix(parts.head)
         embedding = head = _packed(matrix, precision)
         shell.replace(parts.head, PackedLinear(head))
         if not parts.tied:
             embedding = _packed(parts.embedding.weight.detach().cpu(), precision)
-        factor = getattr(parts.embedding, "scalar_embed_scale", 1.0)
-        shell.replace(parts.embedding, PackedEmbedding(embedding, factor))
+        shell.replace(parts.embedding, PackedEmbedding(embedding, parts.embedding_factor))
         table = torch.empty(0, hidden) if parts.positions is None else parts.positions.detach().float().cpu().clone()
         # Small: scales for one matrix of its own would be one more case in the kernels.
         before_layers = _projection(parts.project_in, matrix.shape[1], precision.unscaled, shell)
         before_head = _projection(parts.project_out, hidden, precision.unscaled, shell)
-        return cls(embedding, factor, table, before_layers, final_norm, before_head, head)
+        return cls(embedding, table, before_layers, final_norm, before_head, head)
 
 
 def _packed(matrix: torch.Tensor, precision: Precision) -> Rows:
@@ -223,7 +226,7 @@ def _projection(module: Any, inputs: int, precision: Precision, shell: _Shell) -
     """A projection that most families have not, packed; no rows where it is absent."""
     if module is None:
         return Rows.empty(precision, 0, inputs)
-    rows = _packed(matrix_of(module), precision)
+    rows = _packed(_matrix(module), precision)
     shell.replace(module, PackedLinear(rows))
     return rows
 
@@ -246,30 +249,28 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     norms = norms_of(parts)
     _check_finite(model, parts, norms)
     # Products, beside copies that wait for memory.
-    making_screen = ThreadPoolExecutor(1).submit(Screen.of, matrix_of(parts.head), basis)
+    making_screen = ThreadPoolExecutor(1).submit(Screen.of, _matrix(parts.head), basis)
     hidden, precision, shell = model.config.hidden_size, PRECISIONS[dtype], _Shell(model)
     packed = _Layers.empty(parts, hidden, precision, input_major=layout == "input")
-    for i in range(len(parts.layers)):
-        packed.pack(i, parts, shell)
+    by_layer = [(packed.pack(i, parts, shell), layer) for i, layer in enumerate(parts.layers)]
     ends = _Ends.pack(parts, hidden, precision, shell)
     screen = making_screen.result()
     shell.copy_parameters()
 
     kinds = tuple(dict.fromkeys(layer.rotary for layer in parts.layers if layer.rotary is not None))
-    counterpart = shell.counterpart
     return Weights(
         **vars(norms),
         tensors=_tensors(packed, ends, screen),
-        constants=_constants(parts, ends.embedding_factor, kinds, layout),
+        constants=_constants(parts, kinds, layout),
         model=shell.model,
-        stack=counterpart(parts.stack),
+        stack=shell.counterpart(parts.stack),
         dtype=dtype,
         rotary_kinds=kinds,
-        qkv=[[counterpart(module) for module in layer.qkv] for layer in parts.layers],
-        gate=[counterpart(layer.gate) for layer in parts.layers],
-        up=[counterpart(layer.up) for layer in parts.layers],
-        down=[counterpart(layer.down) for layer in parts.layers],
-        outputs=[counterpart(layer.output) for layer in parts.layers],
+        qkv=[[linear[part] for part in layer.qkv] for linear, layer in by_layer],
+        gate=[layer.gate and linear[layer.gate] for linear, layer in by_layer],
+        up=[linear[layer.up] for linear, layer in by_layer],
+        down=[linear[layer.down] for linear, layer in by_layer],
+        outputs=[linear[layer.output] for linear, layer in by_layer],
         screen=screen,
         activation=parts.activation,
     )
@@ -285,10 +286,10 @@ def _check_finite(model: Any, parts: Anatomy, norms: Norms) -> None:
         ModelError: names the first such tensor, with the number of its layer.
     """
     in_norms = {
-        id(module.weight)
+        id(projection.module.weight)
         for layer in parts.layers
-        for module in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)
-        if module is not None
+        for projection in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+        if projection is not None
     }
     others = [parameter for parameter in model.parameters() if id(parameter) not in in_norms]
     if all(np.isfinite(norm).all() for norm in vars(norms).values()) and all(p.sum().isfinite() for p in others):
@@ -302,10 +303,10 @@ def _check_finite(model: Any, parts: Anatomy, norms: Norms) -> None:
             )
 
 
-def _constants(parts: Anatomy, embedding_factor: float, kinds: Sequence[str], layout: str) -> Constants:
+def _constants(parts: Anatomy, kinds: Sequence[str], layout: str) -> Constants:
     layers = parts.layers
     return Constants(
-        embedding_factor=np.float32(embedding_factor),
+        embedding_factor=np.float32(parts.embedding_factor),
         heads=parts.heads,
         kv_heads=parts.kv_heads,
         head_dim=parts.head_dim,
@@ -313,7 +314,7 @@ def _constants(parts: Anatomy, embedding_factor: float, kinds: Sequence[str], la
         has_norm=np.array([norm is not None for norm in layers[0].norms], np.int64),
         has_head_norms=int(layers[0].head_norms is not None),
         has_final_norm=int(parts.final_norm is not None),
-        rms=int(parts.rms),
+        rms=int(parts.family.rms),
         eps=float(parts.eps),
         scaling=np.array([layer.scaling for layer in layers], np.float32),
         softcap=np.float32(parts.softcap),
@@ -339,12 +340,17 @@ def _tensors(layers: _Layers, ends: _Ends, screen: Screen) -> Tensors:
     )  # fmt: skip
 
 
-def _put_bias(values: torch.Tensor, module: Any) -> None:
-    if getattr(module, "bias", None) is not None:
-        values.copy_(module.bias.detach())
+def _matrix(module: nn.Module) -> torch.Tensor:
+    """A linear layer's weight in memory, also of a model that does not lie there."""
+    return module.get_parameter("weight").detach().cpu()
 
 
-def _put_norm(values: torch.Tensor, norm: Any, parts: Anatomy) -> None:
-    weight = getattr(norm, "weight", None)  # OPT can have norms without one
-    values[0] = 1.0 if weight is None else weight.detach().float() + (1.0 if parts.unit_offset else 0.0)
-    _put_bias(values[1], norm)
+def _put_bias(values: torch.Tensor, bias: torch.Tensor | None) -> None:
+    if bias is not None:
+        values.copy_(bias.detach())
+
+
+def _put_norm(values: torch.Tensor, norm: Any, family: Family) -> None:
+    weight = norm.weight  # OPT can have norms without one
+    values[0] = 1.0 if weight is None else weight.detach().float() + (1.0 if family.unit_offset else 0.0)
+    _put_bias(values[1], None if family.rms else norm.bias)

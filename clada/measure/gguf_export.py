@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,45 +13,19 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from clada.errors import ModelError
+from clada.models.architectures import (
+    FAMILIES,
+    LlamaCpp,
+    decoder_layers,
+    down_norms,
+    family_of,
+    head_dim_of,
+    norm_eps,
+    rope_parameters,
+)
 from clada.system.files import replacing
 
 Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_1"]
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """How llama.cpp computes one family.
-
-    Attributes:
-        arch: its name there.
-        activation: of the MLP, as transformers calls it.
-        neighbours: rotary embedding turns neighbouring dimensions of a head, not those half a head apart.
-        norm_offset: added to the weight of every norm; Gemma's norms multiply by 1 + weight.
-        full_every: every so many-th layer attends to all tokens, the others to a window; 1: all to all tokens.
-    """
-
-    arch: gguf.MODEL_ARCH
-    activation: str
-    neighbours: bool = False
-    norm_offset: float = 0.0
-    full_every: int = 1
-
-
-_LLAMA = _Architecture(gguf.MODEL_ARCH.LLAMA, "silu", neighbours=True)
-
-# By the model's class, as in llama.cpp's own converter.
-_ARCHITECTURES = {
-    "LlamaForCausalLM": _LLAMA,
-    "MistralForCausalLM": _LLAMA,
-    "Qwen2ForCausalLM": _Architecture(gguf.MODEL_ARCH.QWEN2, "silu"),
-    "Qwen3ForCausalLM": _Architecture(gguf.MODEL_ARCH.QWEN3, "silu"),
-    "GemmaForCausalLM": _Architecture(gguf.MODEL_ARCH.GEMMA, "gelu_pytorch_tanh", norm_offset=1.0),
-    "Gemma2ForCausalLM": _Architecture(gguf.MODEL_ARCH.GEMMA2, "gelu_pytorch_tanh", norm_offset=1.0, full_every=2),
-    "Gemma3ForCausalLM": _Architecture(gguf.MODEL_ARCH.GEMMA3, "gelu_pytorch_tanh", norm_offset=1.0, full_every=6),
-    "GPT2LMHeadModel": _Architecture(gguf.MODEL_ARCH.GPT2, "gelu_new"),
-}
-
-_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def write_gguf(model: transformers.PreTrainedModel, path: Path, kind: Kind) -> None:
@@ -70,13 +43,13 @@ def write_gguf(model: transformers.PreTrainedModel, path: Path, kind: Kind) -> N
     Raises:
         ModelError: llama.cpp does not know the family, or not this variant of it.
     """
-    architecture = _architecture_of(model)
+    row = _row_of(model)
     with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[architecture.arch])
+        writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[row.arch]])
         try:
-            _add_hyperparameters(writer, model.config, architecture)
+            _add_hyperparameters(writer, model, row)
             _add_placeholder_vocabulary(writer, model)
-            for name, tensor in _tensors(model, architecture):
+            for name, tensor in _tensors(model, row):
                 values = tensor.contiguous().numpy()
                 stored_as = _stored_as(name, values, kind)
                 writer.add_tensor(name, gguf.quants.quantize(values, stored_as), raw_dtype=stored_as)
@@ -87,94 +60,86 @@ def write_gguf(model: transformers.PreTrainedModel, path: Path, kind: Kind) -> N
             writer.close()
 
 
-def _architecture_of(model: transformers.PreTrainedModel) -> _Architecture:
-    """The row of a model that llama.cpp computes as transformers does.
+def _row_of(model: transformers.PreTrainedModel) -> LlamaCpp:
+    """How llama.cpp computes a model as transformers does.
 
     Raises:
         ModelError: it would compute something else, or cannot at all.
     """
-    architecture = _ARCHITECTURES.get(type(model).__name__)
-    if architecture is None:
-        raise ModelError(
-            f"{type(model).__name__} cannot be written for llama.cpp; "
-            f"compare with transformers alone, or use one of {', '.join(_ARCHITECTURES)}"
-        )
     config = model.config
+    family = family_of(config)
+    row = family.llama_cpp
+    if row is None:
+        known = ", ".join(known.label for known in FAMILIES.values() if known.llama_cpp is not None)
+        raise ModelError(
+            f"{family.label} cannot be written for llama.cpp; compare with transformers alone, or use one of {known}"
+        )
     layers = range(1, config.num_hidden_layers + 1)
-    layer_types = [
-        "full_attention" if layer % architecture.full_every == 0 else "sliding_attention" for layer in layers
+    layer_types = ["full_attention" if layer % row.full_every == 0 else "sliding_attention" for layer in layers]
+    ropes = rope_parameters(config)
+    windowed = ropes.get("sliding_attention", {"rope_type": "default"})
+    rope = _rope(config)
+    # What a configuration can set and llama.cpp has built in: the setting, its value here, the values there. A field
+    # that transformers does not read for the family is none.
+    settings: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("activation", getattr(config, family.activation), (row.activation,)),
+        ("rope_type", rope.get("rope_type", "default"), row.rope_types),
+        ("rope_type of windowed layers", windowed["rope_type"], ("default",)),
+        *((name, getattr(config, name), (None, False)) for name in family.refused),
     ]
-    activation = next(
-        getattr(config, name)
-        for name in ("hidden_activation", "hidden_act", "activation_function")
-        if getattr(config, name, None)
-    )
-    rope_types = ("default", "linear", *(["llama3"] if architecture is _LLAMA else []))
-    windowed = (getattr(config, "rope_parameters", None) or {}).get("sliding_attention", {})
-    softcaps = tuple(bool(getattr(config, name, None)) for name in _SOFTCAPS)
-    softcapped = architecture.arch is gguf.MODEL_ARCH.GEMMA2
-    # What a configuration can set and llama.cpp has built in: the setting, its value here, the values there.
-    settings = [
-        ("activation", activation, (architecture.activation,)),
-        ("layer_types", getattr(config, "layer_types", None) or layer_types, (layer_types,)),
-        ("rope_type", _rope(config).get("rope_type", "default"), rope_types),
-        ("rope_type of windowed layers", windowed.get("rope_type", "default"), ("default",)),
-        (" and ".join(_SOFTCAPS), softcaps, ((softcapped, softcapped),)),
-        ("query_pre_attn_scalar", getattr(config, "query_pre_attn_scalar", _head_dim(config)), (_head_dim(config),)),
-        ("use_bidirectional_attention", getattr(config, "use_bidirectional_attention", None), (None, False)),
-        ("scale_attn_weights", getattr(config, "scale_attn_weights", True), (True,)),
-        ("scale_attn_by_inverse_layer_idx", getattr(config, "scale_attn_by_inverse_layer_idx", False), (False,)),
-    ]
-    for setting, value, known in settings:
-        if value not in known:
+    if family.windowed == "by layer":
+        settings.append(("layer_types", config.layer_types, (layer_types,)))
+    for name in (family.softcap, family.final_softcap):
+        if name is not None:
+            settings.append((f"softcapping by {name}", bool(getattr(config, name)), (row.softcapped,)))
+    scaling = {layer.get_submodule(family.attention).scaling for layer in decoder_layers(model)}
+    settings.append(("scores of attention scaled by", scaling, ({head_dim_of(config) ** -0.5},)))
+    for setting, value, known_values in settings:
+        if value not in known_values:
             raise ModelError(
-                f"llama.cpp cannot compute {type(model).__name__} with {setting} = {value!r}; "
-                "compare with transformers alone"
+                f"llama.cpp cannot compute {family.label} with {setting} = {value!r}; compare with transformers alone"
             )
-    return architecture
+    return row
 
 
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _rope(config: Any) -> dict[str, Any]:
+    """Rotary parameters of layers that see all tokens; empty without rotary embedding."""
+    ropes = rope_parameters(config)
+    return ropes.get("full_attention", ropes.get("", {}))
 
 
-def _rope(config: Any, layer_type: str = "full_attention") -> dict[str, Any]:
-    """Rotary parameters of a type of layer; empty without rotary embedding."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return parameters.get(layer_type, parameters)
-
-
-def _add_hyperparameters(writer: gguf.GGUFWriter, config: Any, architecture: _Architecture) -> None:
+def _add_hyperparameters(writer: gguf.GGUFWriter, model: transformers.PreTrainedModel, row: LlamaCpp) -> None:
+    config, family = model.config, family_of(model.config)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(down_norms(model).shape[1])
     writer.add_head_count(config.num_attention_heads)
     context = config.max_position_embeddings
-    window = getattr(config, "sliding_window", None)
-    if window and architecture.full_every == 1:
+    window = config.sliding_window if family.windowed else None
+    if window and row.full_every == 1:
         context = min(context, window)  # Mistral's window is unknown there: all is the same until it is full
     elif window:
         writer.add_sliding_window(window)
     writer.add_context_length(context)
-    if architecture.arch is gguf.MODEL_ARCH.GPT2:
-        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-        return
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(_head_dim(config))
-    writer.add_value_length(_head_dim(config))
-    writer.add_rope_dimension_count(_head_dim(config))
+    add_eps = writer.add_layer_norm_rms_eps if family.rms else writer.add_layer_norm_eps
+    add_eps(norm_eps(config))
     rope = _rope(config)
+    if not rope:
+        return
+    width = head_dim_of(config)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    writer.add_rope_freq_base_swa(_rope(config, "sliding_attention")["rope_theta"])
-    if architecture.arch is gguf.MODEL_ARCH.GEMMA2:
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_rope_freq_base_swa(rope_parameters(config).get("sliding_attention", rope)["rope_theta"])
+    if row.softcapped:
+        writer.add_attn_logit_softcapping(getattr(config, str(family.softcap)))
+        writer.add_final_logit_softcapping(getattr(config, str(family.final_softcap)))
 
 
 def _add_placeholder_vocabulary(writer: gguf.GGUFWriter, model: transformers.PreTrainedModel) -> None:
@@ -187,26 +152,26 @@ def _add_placeholder_vocabulary(writer: gguf.GGUFWriter, model: transformers.Pre
     writer.add_eos_token_id(end[0] if isinstance(end, list) else end or 0)
 
 
-def _tensors(model: transformers.PreTrainedModel, architecture: _Architecture) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(model: transformers.PreTrainedModel, row: LlamaCpp) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and float32 values of every weight as llama.cpp expects them; a tied output head is left out."""
-    config = model.config
-    names = gguf.get_tensor_name_map(architecture.arch, config.num_hidden_layers)
+    config, family = model.config, family_of(model.config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[row.arch], config.num_hidden_layers)
     transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().cpu().float()
         if name in transposed:
             tensor = tensor.T
-        if name.endswith("norm.weight"):
-            tensor = tensor + architecture.norm_offset
-        if architecture.neighbours and (".q_proj." in name or ".k_proj." in name):
+        if name.endswith("norm.weight") and family.unit_offset:
+            tensor = tensor + 1.0
+        if row.neighbours and (".q_proj." in name or ".k_proj." in name):
             # [head, half, dimension of the half] becomes [head, dimension of the half, half].
-            tensor = tensor.unflatten(0, (-1, 2, _head_dim(config) // 2)).transpose(1, 2).flatten(0, 2)
+            tensor = tensor.unflatten(0, (-1, 2, head_dim_of(config) // 2)).transpose(1, 2).flatten(0, 2)
         name_there = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if name_there is None:
             raise ModelError(f"llama.cpp has no place for the weights {name}; compare with transformers alone")
         yield name_there, tensor
     if _rope(config).get("rope_type") == "llama3":
-        dim = _head_dim(config)
+        dim = head_dim_of(config)
         unscaled = _rope(config)["rope_theta"] ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
         yield "rope_freqs.weight", unscaled / model.model.rotary_emb.inv_freq.cpu()
 

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from clada.methods.plan import GRID, Plan
 from clada.methods.rules import magnitude
 from clada.methods.selection import Norms, norms_of
-from clada.models.architectures import Anatomy, anatomy
+from clada.models.anatomy import Anatomy, anatomy
 from clada.models.hooks import Hooks
 from clada.models.open import model_revision
 from clada.surprisal import surprisal_and_entropy_bits

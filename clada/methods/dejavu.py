@@ -22,7 +22,7 @@ from clada.errors import InputError
 from clada.methods.plan import Plan
 from clada.methods.rules import keeps_neuron, magnitude
 from clada.methods.selection import norms_of
-from clada.models.architectures import anatomy
+from clada.models.anatomy import anatomy
 from clada.models.hooks import Hooks
 
 NEEDED = 0.5  # share of the neurons that count as needed in training; the scores rank them for any share

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from clada.models.architectures import Anatomy, matrix_of
+from clada.models.anatomy import Anatomy, Projection
 from clada.models.hooks import Hooks
 
 # The two inputs that `Selection.input_threshold` is about.
@@ -57,8 +57,8 @@ class Norms:
 def norms_of(parts: Anatomy) -> Norms:
     """The norms of a model that was taken apart, in float32."""
 
-    def of(*modules: Any) -> np.ndarray:
-        columns = [matrix_of(module).float().square().sum(0) for module in modules if module is not None]
+    def of(*parts: Projection | None) -> np.ndarray:
+        columns = [part.matrix.float().square().sum(0) for part in parts if part is not None]
         return torch.stack(columns).sum(0).sqrt().cpu().numpy()
 
     layers = parts.layers

@@ -1,15 +1,34 @@
-"""The one place that knows model architectures: a row per `config.model_type`.
+"""The one place that knows model architectures: a row per `config.model_type` that states everything that differs.
 
-A row names the parts of a decoder layer. The input of the down-projection is the activation of the MLP's neurons for
-every architecture: act(gate) * up where the MLP is gated, act(up) where it is not. Adding a family is adding a row here
-and its tiny model in `tests/tiny_models.py`.
+A row says where the parts of a model are, what they compute, which fields of the configuration transformers reads for
+it, and how llama.cpp computes the same. What a row does not name is not used: a field of the configuration that
+transformers ignores for a family changes nothing here. The input of the down-projection is the activation of the MLP's
+neurons for every architecture: act(gate) * up where the MLP is gated, act(up) where it is not.
+
+How to add a family:
+
+1. Read `modeling_<family>.py` of the installed transformers: the attention, the MLP, the decoder layer, the model.
+2. Add a row to `FAMILIES`, keyed by `config.model_type`. State every attribute of `Family` that differs from a LLaMA.
+   Weights that are fused in one module need no code where they are fused in one of the known ways: `qkv` with one name
+   (queries, keys and values one after the other, or `qkv_by_head`), `mlp` with the same name for gate and up.
+   `clada.models.anatomy.Projection` turns them into separate matrices, for packing, norms and hooks alike.
+3. Add its tiny configuration to `tests/tiny_models.py`, with a sliding window of `SLIDING_WINDOW` where it can have one
+   and biases where it can have them. All tests that are parametrised by `CONFIGS` now run it: greedy ids of the kernels
+   against transformers' generate, the kernels against plain torch, `clada.sparse`, the extraction of studies.
+4. Where a layer computes what no other family does, three files follow: `clada/cpu/kernels/arguments.py` (a constant),
+   `clada/cpu/kernels/attention.py` or `step.py` (the computation), `clada/cpu/pack.py` (its value from the row).
+   The reference in plain torch runs transformers' own code and needs nothing.
+5. If llama.cpp computes the family as transformers does, state it as the row's `llama_cpp` and add the family to
+   `VARIANTS` of `tests/test_peers.py`, which compares their log-probabilities. Without it the family is refused there.
+6. `tests/test_families.py` holds what is special of a family; refuse in one line what the engine cannot compute
+   (`refused`, or a check in `clada.models.anatomy`), and test the line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,8 +39,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class LlamaCpp:
+    """How llama.cpp computes a family; what it has built in is stated, so that other values can be refused.
+
+    Attributes:
+        arch: its name in `gguf.MODEL_ARCH`.
+        activation: of the MLP, as transformers calls it.
+        neighbours: rotary embedding turns neighbouring dimensions of a head, not those half a head apart.
+        full_every: every so many-th layer attends to all tokens, the others to a window; 1: all to all tokens.
+        rope_types: rotary embeddings that it can be told to compute.
+        unrotated_every: every so many-th layer has no rotary embedding; 0: all have.
+        softcapped: scores and logits are capped.
+    """
+
+    arch: str
+    activation: str = "silu"
+    neighbours: bool = False
+    full_every: int = 1
+    rope_types: tuple[str, ...] = ("default", "linear")
+    unrotated_every: int = 0
+    softcapped: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
-    """Where things are in one architecture: paths from the model to its stack, from the stack, and from a layer.
+    """One architecture: where its parts are, what they compute, and which fields of its configuration say so.
+
+    Paths lead from the model to its stack, from the stack, and from a layer. Fields are names in the configuration. The
+    attention module of every family has a `scaling`, which multiplies the scores.
 
     Attributes:
         label: the name people use.
@@ -29,15 +74,38 @@ class Family:
         layers: path from the stack to its list of decoder layers.
         attention: path from a layer to its attention.
         qkv: names in the attention of the query, key and value projections, or of the one that is all three.
+        qkv_by_head: the one has query, key and value of head 0, then those of head 1, and so on (GPT-NeoX).
         output: name in the attention of its output projection.
-        mlp: names in the layer of the gate (None without one), up- and down-projection.
-        before: norms in front of attention and MLP.
+        mlp: names in the layer of the gate (None without one), up- and down-projection; gate and up have the same name
+            where they are one module, whose outputs are those of the gate, then those of up.
+        transposed: weights of projections are [inputs, outputs] (transformers' `Conv1D`), not [outputs, inputs].
+        before: norms in front of attention and MLP; None: they take the residual stream as it is.
         after: norms of what attention and MLP give, before it is added to the residual stream.
-        final_norm: name in the stack.
+        head_norms: norms of queries and keys, `q_norm` and `k_norm` of the attention: of each head, or of the width of
+            all heads.
+        final_norm: name in the stack; the module may be None.
         rms: True for RMSNorm, False for LayerNorm.
+        eps: of the norms: a field, or the value where the configuration has none.
         unit_offset: norms scale by one plus their weight.
-        windowed: the sliding window of the configuration holds in every layer.
-        position_table: positions are a table of learned rows, so that a longer sequence cannot run at all.
+        norm_first: field that says whether norms are in front of attention and MLP; if not, they are of the residual
+            stream after it (OPT-350M).
+        parallel: field that says whether the MLP gets the residual stream from before the attention.
+        activation: field of the MLP's nonlinearity.
+        grouped: the configuration may have fewer heads of keys and values, and a width of heads that is not the hidden
+            size divided by the heads.
+        rotary: the rotary embedding `rotary_emb` of the stack is one for all layers, or one per type of layer; None:
+            positions are a learned table.
+        partial: only a share of a head's dimensions may be rotated.
+        unrotated: field with one number per layer, 0 where it has no rotary embedding.
+        table: path from the stack to the table of positions, and the row of position 0.
+        windowed: the field `sliding_window` holds in every layer, or in layers whose attention has a `sliding_window`.
+        scaled_embedding: the embedding multiplies its rows with its `scalar_embed_scale`.
+        softcap: field of the cap of attention scores.
+        final_softcap: field of the cap of logits.
+        between: names in the stack of the projections between embedding and first layer, and between final norm and
+            head; the modules may be None.
+        refused: fields that must not be set, as the engine does not compute what they say.
+        llama_cpp: how llama.cpp computes the family; None: not the same, or not at all.
     """
 
     label: str
@@ -45,53 +113,101 @@ class Family:
     layers: str = "layers"
     attention: str = "self_attn"
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    qkv_by_head: bool = False
     output: str = "o_proj"
     mlp: tuple[str | None, str, str] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    before: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    transposed: bool = False
+    before: tuple[str, str] | None = ("input_layernorm", "post_attention_layernorm")
     after: tuple[str, str] | None = None
+    head_norms: Literal["head", "width"] | None = None
     final_norm: str = "norm"
     rms: bool = True
+    eps: str | float = "rms_norm_eps"
     unit_offset: bool = False
-    windowed: bool = False
-    position_table: bool = False
+    norm_first: str | None = None
+    parallel: str | None = None
+    activation: str = "hidden_act"
+    grouped: bool = True
+    rotary: Literal["one", "by layer type"] | None = "one"
+    partial: bool = False
+    unrotated: str | None = None
+    table: tuple[str, int] | None = None
+    windowed: Literal["every layer", "by layer"] | None = None
+    scaled_embedding: bool = False
+    softcap: str | None = None
+    final_softcap: str | None = None
+    between: tuple[str, str] | None = None
+    refused: tuple[str, ...] = ()
+    llama_cpp: LlamaCpp | None = None
 
 
-_SANDWICH: dict[str, Any] = {
-    "before": ("input_layernorm", "pre_feedforward_layernorm"),
-    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
+_GEMMA: dict[str, Any] = {
     "unit_offset": True,
+    "scaled_embedding": True,
+    "refused": ("use_bidirectional_attention",),
 }
 
+_SANDWICH: dict[str, Any] = {
+    **_GEMMA,
+    "before": ("input_layernorm", "pre_feedforward_layernorm"),
+    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "activation": "hidden_activation",
+    "windowed": "by layer",
+    "softcap": "attn_logit_softcapping",
+    "final_softcap": "final_logit_softcapping",
+}
+
+_TABLE: dict[str, Any] = {"rms": False, "activation": "activation_function", "grouped": False, "rotary": None}
+
+_LLAMA = LlamaCpp("LLAMA", neighbours=True, rope_types=("default", "linear", "llama3"))
+
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LLaMA 2/3, SmolLM2"),
-    "mistral": Family("Mistral", windowed=True),
-    "qwen2": Family("Qwen 2"),
-    "qwen3": Family("Qwen 3"),
-    "gemma": Family("Gemma", unit_offset=True),
-    "gemma2": Family("Gemma 2", **_SANDWICH),
-    "gemma3_text": Family("Gemma 3", **_SANDWICH),
+    "llama": Family("LLaMA 2/3, SmolLM2", llama_cpp=_LLAMA),
+    "mistral": Family("Mistral", windowed="every layer", llama_cpp=_LLAMA),
+    "qwen2": Family("Qwen 2", windowed="by layer", llama_cpp=LlamaCpp("QWEN2")),
+    "qwen3": Family("Qwen 3", windowed="by layer", head_norms="head", llama_cpp=LlamaCpp("QWEN3")),
+    "gemma": Family("Gemma", **_GEMMA, llama_cpp=LlamaCpp("GEMMA", "gelu_pytorch_tanh")),
+    "gemma2": Family(
+        "Gemma 2",
+        **_SANDWICH,
+        llama_cpp=LlamaCpp("GEMMA2", "gelu_pytorch_tanh", full_every=2, softcapped=True),
+    ),
+    "gemma3_text": Family(
+        "Gemma 3",
+        **_SANDWICH,
+        head_norms="head",
+        rotary="by layer type",
+        llama_cpp=LlamaCpp("GEMMA3", "gelu_pytorch_tanh", full_every=6),
+    ),
     "opt": Family(
         "OPT",
+        **_TABLE,
         stack="model.decoder",
         output="out_proj",
         mlp=(None, "fc1", "fc2"),
         before=("self_attn_layer_norm", "final_layer_norm"),
         final_norm="final_layer_norm",
-        rms=False,
-        position_table=True,
+        eps=1e-5,  # torch's default
+        norm_first="do_layer_norm_before",
+        table=("embed_positions", 2),
+        between=("project_in", "project_out"),
     ),
     "gpt2": Family(
         "GPT-2",
+        **_TABLE,
         stack="transformer",
         layers="h",
         attention="attn",
         qkv=("c_attn",),
         output="c_proj",
         mlp=(None, "mlp.c_fc", "mlp.c_proj"),
+        transposed=True,
         before=("ln_1", "ln_2"),
         final_norm="ln_f",
-        rms=False,
-        position_table=True,
+        eps="layer_norm_epsilon",
+        table=("wpe", 0),
+        refused=("add_cross_attention",),
+        llama_cpp=LlamaCpp("GPT2", "gelu_new"),
     ),
 }
 
@@ -124,25 +240,25 @@ def down_projections(model: nn.Module) -> list[nn.Module]:
     Raises:
         ModelError: a layer is not a plain linear layer (a quantised one, say), so its weights cannot be read.
     """
-    path = family_of(model.config).mlp[2]
-    found = [layer.get_submodule(path) for layer in decoder_layers(model)]
-    check_plain(found)
+    family = family_of(model.config)
+    found = [layer.get_submodule(family.mlp[2]) for layer in decoder_layers(model)]
+    check_plain(found, family)
     return found
 
 
-def check_plain(modules: Iterable[nn.Module]) -> None:
+def check_plain(modules: Iterable[nn.Module], family: Family) -> None:
     """Refuse projections that compute something else than their `weight` says: quantised ones, adapters (LoRA).
 
     By class, not by its name: PEFT's LoRA layers are called `Linear` too.
 
     Raises:
-        ModelError: one is no `torch.nn.Linear` and no `Conv1D` of transformers.
+        ModelError: one is no `torch.nn.Linear`, in a family with transposed weights no `Conv1D` of transformers.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
+    plain = Conv1D if family.transposed else torch.nn.Linear
     for module in modules:
-        if type(module) not in (torch.nn.Linear, Conv1D):
+        if type(module) is not plain:
             raise ModelError(
                 f"the model has projections of {type(module).__module__}.{type(module).__name__}, whose weights cannot "
                 "be read; load it unquantised, with adapters merged into it"
@@ -155,12 +271,29 @@ def down_norms(model: nn.Module) -> torch.Tensor:
     Returns:
         float32 [layers, neurons] on the CPU.
     """
-    import torch
-
-    # Linear keeps its weight as [hidden, neurons], GPT-2's Conv1D as [neurons, hidden].
-    hidden_dim = {"Linear": 0, "Conv1D": 1}
-    norms = [m.get_parameter("weight").float().norm(dim=hidden_dim[type(m).__name__]) for m in down_projections(model)]
+    inputs = 1 if family_of(model.config).transposed else 0
+    norms = [m.get_parameter("weight").float().norm(dim=inputs) for m in down_projections(model)]
     return torch.stack(norms).detach().cpu()
+
+
+def rope_parameters(config: Any) -> dict[str, dict[str, Any]]:
+    """Parameters of the rotary embeddings of a supported model by type of layer, "" where there is one for all."""
+    kind = family_of(config).rotary
+    if kind is None:
+        return {}
+    return dict(config.rope_parameters) if kind == "by layer type" else {"": config.rope_parameters}
+
+
+def head_dim_of(config: Any) -> int:
+    """The width of a head of a supported model."""
+    width = getattr(config, "head_dim", None) if family_of(config).grouped else None  # transformers' own rule
+    return width or config.hidden_size // config.num_attention_heads
+
+
+def norm_eps(config: Any) -> float:
+    """What a supported model's norms add to the variance."""
+    eps = family_of(config).eps
+    return float(getattr(config, eps)) if isinstance(eps, str) else eps
 
 
 def check_length(config: Any, tokens: int, remedy: str) -> None:
@@ -177,194 +310,5 @@ def check_length(config: Any, tokens: int, remedy: str) -> None:
     """
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and tokens > limit:
-        kind = "its position table has" if family_of(config).position_table else "it was trained for"
+        kind = "its position table has" if family_of(config).table else "it was trained for"
         raise ModelError(f"{tokens:,} tokens do not fit {config.model_type}: {kind} {limit:,} positions; {remedy}")
-
-
-# What the engine computes, as transformers' configurations call it, and as `clada.cpu.kernels` numbers it.
-ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2, "gelu": 3}
-
-# Rotary embeddings whose frequencies do not change with the length of the sequence.
-STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The parts of one decoder layer.
-
-    Attributes:
-        qkv: the query, key and value projections, or the one that is all three.
-        output: the attention's output projection.
-        gate: None without one.
-        up: the MLP's up-projection.
-        down: its down-projection.
-        norms: before attention, of its output, of the residual stream after it, and the same of the MLP; None where
-            there is none.
-        head_norms: of queries and keys, by head; None where there are none.
-        scaling: of attention scores.
-        window: sliding window in tokens, itself included; None without one.
-        rotary: layer type the rotary embedding is asked for, "" where there is only one; None without one.
-    """
-
-    qkv: tuple[Any, ...]
-    output: Any
-    gate: Any
-    up: Any
-    down: Any
-    norms: tuple[Any, ...]
-    head_norms: tuple[Any, Any] | None
-    scaling: float
-    window: int | None
-    rotary: str | None
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """The parts of a model that decoding needs.
-
-    Attributes:
-        layers: first to last.
-        heads: attention heads.
-        kv_heads: heads of keys and values.
-        head_dim: their width.
-        activation: of the MLP.
-        rms: RMSNorm or LayerNorm.
-        unit_offset: norms scale by one plus their weight.
-        eps: of the norms.
-        softcap: of attention scores, 0 for none.
-        final_softcap: of logits, 0 for none.
-        stack: the module that maps tokens to the last hidden states.
-        embedding: module of the token embeddings; it scales them itself.
-        project_in: from the embedding's width to the hidden one; None where they are the same.
-        positions: rows added to the embeddings, one per position; None where positions are rotary.
-        final_norm: None where there is none.
-        project_out: from the hidden width to the head's; None where they are the same.
-        head: the output head.
-        tied: the head's weight is the embedding's.
-    """
-
-    layers: list[Layer]
-    heads: int
-    kv_heads: int
-    head_dim: int
-    activation: str
-    rms: bool
-    unit_offset: bool
-    eps: float
-    softcap: float
-    final_softcap: float
-    stack: Any
-    embedding: Any
-    project_in: Any
-    positions: torch.Tensor | None
-    final_norm: Any
-    project_out: Any
-    head: Any
-    tied: bool
-
-
-def anatomy(model: Any) -> Anatomy:
-    """Take a supported model apart, without changing it.
-
-    Raises:
-        ModelError: the family is not supported, or a variant of it has parts that the engine cannot compute.
-    """
-    config, family = model.config, family_of(model.config)
-    stack: Any = model.get_submodule(family.stack)
-    activation = str(
-        getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or config.activation_function
-    )
-    if activation not in ACTIVATIONS:
-        raise ModelError(f"activation '{activation}' is not supported; the engine computes {', '.join(ACTIVATIONS)}")
-    rotary = getattr(stack, "rotary_emb", None)
-    if rotary is not None:
-        kinds = rotary.rope_type.values() if isinstance(rotary.rope_type, dict) else [rotary.rope_type]
-        if not set(kinds) <= set(STATIC_ROTARY):
-            raise ModelError(
-                f"rotary embeddings of type {', '.join(kinds)} are not supported; supported are: "
-                f"{', '.join(STATIC_ROTARY)}"
-            )
-    if getattr(config, "add_cross_attention", False) or getattr(config, "use_bidirectional_attention", False):
-        raise ModelError("cross attention and bidirectional attention are not supported; give a plain causal model")
-    layers = [_layer(layer, config, family, i, rotary) for i, layer in enumerate(decoder_layers(model))]
-    head = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    if head.bias is not None:
-        raise ModelError("an output head with a bias is not supported")
-    parts = [p for layer in layers for p in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)]
-    check_plain(part for part in (*parts, head) if part is not None)
-    table = None
-    if family.position_table:
-        table = model.get_submodule(f"{family.stack}.{'wpe' if hasattr(stack, 'wpe') else 'embed_positions'}")
-        # OPT's table begins two rows before position 0.
-        table = table.weight.detach()[getattr(table, "offset", 0) :]
-    heads = config.num_attention_heads
-    return Anatomy(
-        layers=layers,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        activation=activation,
-        rms=family.rms,
-        unit_offset=family.unit_offset,
-        # OPT's configuration has no name for it: torch's default.
-        eps=float(getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_epsilon", None) or 1e-5),
-        softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
-        final_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
-        stack=stack,
-        embedding=embedding,
-        project_in=getattr(stack, "project_in", None),
-        positions=table,
-        final_norm=getattr(stack, family.final_norm, None),
-        project_out=getattr(stack, "project_out", None),
-        head=head,
-        tied=head.weight is embedding.weight,
-    )
-
-
-def _layer(layer: nn.Module, config: Any, family: Family, index: int, rotary: Any) -> Layer:
-    attention: Any = layer.get_submodule(family.attention)
-    before = [layer.get_submodule(name) for name in family.before]
-    after = [layer.get_submodule(name) for name in family.after] if family.after else [None, None]
-    norms: tuple[nn.Module | None, ...] = (before[0], after[0], None, before[1], after[1], None)
-    if not getattr(config, "do_layer_norm_before", True):  # OPT-350M normalises the residual stream itself
-        norms = (None, None, before[0], None, None, before[1])
-    gate, up, down = (name and layer.get_submodule(name) for name in family.mlp)
-    has_head_norms = hasattr(attention, "q_norm")
-    kind = None if rotary is None else config.layer_types[index] if hasattr(rotary, "layer_types") else ""
-    return Layer(
-        qkv=tuple(attention.get_submodule(name) for name in family.qkv),
-        output=attention.get_submodule(family.output),
-        gate=gate,
-        up=up,
-        down=down,
-        norms=norms,
-        head_norms=(attention.q_norm, attention.k_norm) if has_head_norms else None,
-        scaling=attention.scaling,
-        window=config.sliding_window if family.windowed else getattr(attention, "sliding_window", None),
-        rotary=kind,
-    )
-
-
-def rotary_rows(rotary: Any, kinds: Sequence[str], positions: torch.Tensor) -> torch.Tensor:
-    """Cosines and sines of positions, as the model's own module computes them.
-
-    Args:
-        rotary: the model's module that computes them, `rotary_emb` of its stack.
-        kinds: layer types, [""] where there is only one.
-        positions: [n].
-
-    Returns:
-        float32 [n, kinds, 2, rotary width].
-    """
-    import torch
-
-    x = torch.zeros(1, dtype=torch.float32, device=positions.device)
-    rows = [rotary(x, positions[None], *([kind] if kind else [])) for kind in kinds]
-    return torch.stack([torch.stack([cos[0], sin[0]], 1) for cos, sin in rows], 1)
-
-
-def matrix_of(module: Any) -> torch.Tensor:
-    """A linear layer's weight as [outputs, inputs]; GPT-2's Conv1D keeps it transposed."""
-    weight = module.weight.detach().cpu()  # what is packed lies in memory, also of a model that does not
-    return weight.t() if type(module).__name__ == "Conv1D" else weight

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from clada.models.anatomy import Projection
 from clada.models.architectures import down_projections
 
 if TYPE_CHECKING:
@@ -32,24 +33,28 @@ class Hooks:
     def __exit__(self, *error: object) -> None:
         self._undo.close()
 
-    def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
+    def before(self, part: nn.Module | Projection, hook: Callable[..., Any], **options: Any) -> None:
         """Call a hook in front of a module: `hook(module, args)`, which may return other arguments.
 
         Args:
-            module: part of a model.
+            part: a module, or a projection, whose input is that of its module.
             hook: as torch calls it.
             **options: of `torch.nn.Module.register_forward_pre_hook`.
         """
+        module = part.module if isinstance(part, Projection) else part
         self._undo.callback(module.register_forward_pre_hook(hook, **options).remove)
 
-    def after(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
+    def after(self, part: nn.Module | Projection, hook: Callable[..., Any], **options: Any) -> None:
         """Call a hook after a module: `hook(module, args, output)`, which may return another output.
 
         Args:
-            module: part of a model.
+            part: a module, or a projection: the hook then sees and gives its share of a fused module's output.
             hook: as torch calls it.
             **options: of `torch.nn.Module.register_forward_hook`.
         """
+        module = part.module if isinstance(part, Projection) else part
+        if isinstance(part, Projection):
+            hook = _for_share(part, hook)
         self._undo.callback(module.register_forward_hook(hook, **options).remove)
 
     def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -65,6 +70,16 @@ class Hooks:
         """Set an attribute, of a configuration say; on exit it has the value from before."""
         self._undo.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
+
+
+def _for_share(part: Projection, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of a module from one of a projection."""
+
+    def of_module(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        changed = hook(module, args, part.of(output))
+        return None if changed is None else part.put(output, changed)
+
+    return of_module
 
 
 @contextmanager
