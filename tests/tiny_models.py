@@ -41,8 +41,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    "gpt_neox": {**_COMMON, "intermediate_size": 80, "rotary_pct": 0.5},
+    "olmo2": {**_GROUPED, "attention_bias": True},
+    "phi3": {**_GROUPED, "sliding_window": SLIDING_WINDOW, "partial_rotary_factor": 0.5},
+    "smollm3": {
+        **_GROUPED,
+        "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": True,
+        "sliding_window": SLIDING_WINDOW,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
 }
-GATED = [name for name in CONFIGS if name not in ("opt", "gpt2")]
+GATED = [name for name in CONFIGS if name not in ("opt", "gpt2", "gpt_neox")]
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> Any:

@@ -144,7 +144,7 @@ class _Layers:
             up_bias=up_bias,
             down_bias=torch.zeros(n, hidden),
             norms=torch.zeros(n, 6, 2, hidden),
-            head_norms=torch.zeros(n, 2, 2, parts.head_dim),
+            head_norms=torch.zeros(n, 2, 2, width if parts.family.head_norms == "width" else parts.head_dim),
         )
 
     def pack(self, i: int, parts: Anatomy, shell: _Shell) -> dict[Projection, PackedLinear]:
@@ -168,7 +168,7 @@ class _Layers:
             if norm is not None:
                 _put_norm(self.norms[i, place], norm, parts.family)
         for which, norm in enumerate(layer.head_norms or ()):
-            _put_norm(self.head_norms[i, which], norm, parts.family)
+            _put_norm(self.head_norms[i, which, :, : len(norm.weight)], norm, parts.family)
         return linear
 
     def _pack_qkv(self, i: int, projections: Sequence[Projection]) -> dict[Projection, PackedLinear]:
@@ -312,7 +312,8 @@ def _constants(parts: Anatomy, kinds: Sequence[str], layout: str) -> Constants:
         head_dim=parts.head_dim,
         activation=ACTIVATIONS[parts.activation],
         has_norm=np.array([norm is not None for norm in layers[0].norms], np.int64),
-        has_head_norms=int(layers[0].head_norms is not None),
+        has_head_norms=int(parts.family.head_norms is not None),
+        norms_of_width=int(parts.family.head_norms == "width"),
         has_final_norm=int(parts.final_norm is not None),
         rms=int(parts.family.rms),
         eps=float(parts.eps),
@@ -321,6 +322,7 @@ def _constants(parts: Anatomy, kinds: Sequence[str], layout: str) -> Constants:
         final_softcap=np.float32(parts.final_softcap),
         window=np.array([layer.window or NO_WINDOW for layer in layers], np.int64),
         gated=int(layers[0].gate is not None),
+        parallel=int(parts.parallel),
         layout=LAYOUTS[layout],
         rotary=np.array([-1 if layer.rotary is None else kinds.index(layer.rotary) for layer in layers], np.int64),
     )

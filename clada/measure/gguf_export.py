@@ -87,6 +87,10 @@ def _row_of(model: transformers.PreTrainedModel) -> LlamaCpp:
         ("rope_type of windowed layers", windowed["rope_type"], ("default",)),
         *((name, getattr(config, name), (None, False)) for name in family.refused),
     ]
+    if family.unrotated is not None:
+        unrotated = [layer for layer in layers if not getattr(config, family.unrotated)[layer - 1]]
+        built_in = [layer for layer in layers if row.unrotated_every and layer % row.unrotated_every == 0]
+        settings.append((f"layers of {family.unrotated}", unrotated, (built_in,)))
     if family.windowed == "by layer":
         settings.append(("layer_types", config.layer_types, (layer_types,)))
     for name in (family.softcap, family.final_softcap):
@@ -128,10 +132,12 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, model: transformers.PreTrained
     if not rope:
         return
     width = head_dim_of(config)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(config.num_key_value_heads if family.grouped else config.num_attention_heads)
     writer.add_key_length(width)
     writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
+    writer.add_rope_dimension_count(int(width * rope.get("partial_rotary_factor", 1.0)))
+    if family.parallel is not None:
+        writer.add_parallel_residual(getattr(config, family.parallel))
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -161,6 +167,8 @@ def _tensors(model: transformers.PreTrainedModel, row: LlamaCpp) -> Iterator[tup
         tensor = parameter.detach().cpu().float()
         if name in transposed:
             tensor = tensor.T
+        if family.qkv_by_head and f".{family.qkv[0]}." in name:
+            tensor = tensor.unflatten(0, (config.num_attention_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
         if name.endswith("norm.weight") and family.unit_offset:
             tensor = tensor + 1.0
         if row.neighbours and (".q_proj." in name or ".k_proj." in name):

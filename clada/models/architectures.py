@@ -209,6 +209,43 @@ FAMILIES: dict[str, Family] = {
         refused=("add_cross_attention",),
         llama_cpp=LlamaCpp("GPT2", "gelu_new"),
     ),
+    "gpt_neox": Family(
+        "GPT-NeoX, Pythia",
+        stack="gpt_neox",
+        attention="attention",
+        qkv=("query_key_value",),
+        qkv_by_head=True,
+        output="dense",
+        mlp=(None, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        final_norm="final_layer_norm",
+        rms=False,
+        eps="layer_norm_eps",
+        parallel="use_parallel_residual",
+        grouped=False,
+        partial=True,
+        llama_cpp=LlamaCpp("GPTNEOX", "gelu_new"),  # its only GELU is the one by tanh; Pythia's is exact
+    ),
+    "olmo2": Family(
+        "OLMo 2",
+        before=None,
+        after=("post_attention_layernorm", "post_feedforward_layernorm"),
+        head_norms="width",
+        llama_cpp=LlamaCpp("OLMO2"),
+    ),
+    "phi3": Family(
+        "Phi-3",
+        qkv=("qkv_proj",),
+        mlp=("mlp.gate_up_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+        partial=True,
+        windowed="every layer",
+        llama_cpp=LlamaCpp("PHI3"),
+    ),
+    "smollm3": Family(
+        "SmolLM3",
+        unrotated="no_rope_layers",
+        windowed="by layer",
+        llama_cpp=LlamaCpp("SMOLLM3", neighbours=True, unrotated_every=4),
+    ),
 }
 
 

@@ -44,7 +44,7 @@ class Tensors(NamedTuple):
     down_scale: np.ndarray
     down_bias: np.ndarray  # [L, H]
     norms: np.ndarray  # [L, 6, 2, H], weight and bias
-    head_norms: np.ndarray  # [L, 2, 2, D], of queries and of keys, weight and bias
+    head_norms: np.ndarray  # [L, 2, 2, D or Q], of queries and of keys, weight and bias
     final_norm: np.ndarray  # [2, H]
     before_head: np.ndarray  # [E, H], or [0, H]: what is between the final norm and the head
     head: np.ndarray  # [V, E]
@@ -69,6 +69,7 @@ class Constants(NamedTuple):
     activation: int
     has_norm: np.ndarray  # [6], which norms a layer has
     has_head_norms: int
+    norms_of_width: int  # 1: they are of the width of all heads, 0: of each head
     has_final_norm: int
     rms: int  # 1: RMSNorm, 0: LayerNorm
     eps: float
@@ -78,6 +79,7 @@ class Constants(NamedTuple):
     window: np.ndarray  # [L], sliding windows in tokens, a huge number for none
     rotary: np.ndarray  # [L], row of `Scratch.rotary`, -1 for none
     gated: int
+    parallel: int  # 1: the MLP's input is the residual stream before attention is added
     layout: int
 
 

@@ -54,12 +54,16 @@ def _attends_selectively(layer, c, s, select):  # type: ignore[no-untyped-def]
 def _make_queries(t, b, layer, w, c, s):  # type: ignore[no-untyped-def]
     """A sequence's queries, in every thread."""
     dim = c.head_dim
+    width = c.heads * dim
+    if c.norms_of_width:
+        normalise(s.query[t].reshape(width), s.qkv[b, :width], w.head_norms[layer, 0], c.rms, c.eps)
     for head in range(c.heads):
         q = s.query[t, head]
-        for j in range(dim):
-            q[j] = s.qkv[b, head * dim + j]
-        if c.has_head_norms:
-            normalise(q, q, w.head_norms[layer, 0], c.rms, c.eps)
+        if not c.norms_of_width:
+            for j in range(dim):
+                q[j] = s.qkv[b, head * dim + j]
+            if c.has_head_norms:
+                normalise(q, q, w.head_norms[layer, 0], c.rms, c.eps)
         if c.rotary[layer] >= 0:
             rotate(q, s.rotary[b, c.rotary[layer]])
         for j in range(dim):
@@ -165,10 +169,13 @@ def _over_threads(threads, b, head, s):  # type: ignore[no-untyped-def]
 def _append_to_cache(b, layer, w, c, s):  # type: ignore[no-untyped-def]
     """Append the token's key and value to the cache, and the value to the mean of those in the window."""
     dim, position = c.head_dim, s.position[b]
+    if c.norms_of_width:
+        keys_of_all = s.qkv[b, c.heads * dim : (c.heads + c.kv_heads) * dim]
+        normalise(keys_of_all, keys_of_all, w.head_norms[layer, 1], c.rms, c.eps)
     for kv in range(c.kv_heads):
         offset = (c.heads + kv) * dim
         k = s.qkv[b, offset : offset + dim]
-        if c.has_head_norms:
+        if c.has_head_norms and not c.norms_of_width:
             normalise(k, k, w.head_norms[layer, 1], c.rms, c.eps)
         if c.rotary[layer] >= 0:
             rotate(k, s.rotary[b, c.rotary[layer]])

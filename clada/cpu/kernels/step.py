@@ -58,6 +58,15 @@ def _into_residual(t, threads, layer, partial, rows, scales, bias, after, residu
 
 
 @njit(fastmath=FASTMATH)
+def _attention_into_residual(t, threads, layer, w, c, s):  # type: ignore[no-untyped-def]
+    """Add what attention gave to this thread's residual stream."""
+    _into_residual(
+        t, threads, layer, s.after_attention, w.output[layer], w.output_scale[layer], w.output_bias[layer],
+        AFTER_ATTENTION, ATTENTION_RESIDUAL, w, c, s,
+    )  # fmt: skip
+
+
+@njit(fastmath=FASTMATH)
 def _into_normed(t, layer, before, w, c, s):  # type: ignore[no-untyped-def]
     """The input of a sublayer."""
     for b in range(s.token.shape[0]):
@@ -134,10 +143,8 @@ def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         barrier_before(w.output[layer], w.output.shape[1] * t // threads, sync, threads)
         attention_output(t, threads, layer, w, c, s, select)
         barrier_before(w.gate[layer], w.up.shape[1] * t // threads, sync, threads)
-        _into_residual(
-            t, threads, layer, s.after_attention, w.output[layer], w.output_scale[layer], w.output_bias[layer],
-            AFTER_ATTENTION, ATTENTION_RESIDUAL, w, c, s,
-        )  # fmt: skip
+        if not c.parallel:
+            _attention_into_residual(t, threads, layer, w, c, s)
         _into_normed(t, layer, BEFORE_MLP, w, c, s)
         if c.layout == BY_INPUT:
             mlp_by_input(t, threads, layer, w, c, s, select)
@@ -146,6 +153,8 @@ def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         else:
             mlp_of_batch(t, threads, layer, w, c, s, select)
         barrier_before(w.qkv[min(layer + 1, w.qkv.shape[0] - 1)], begin, sync, threads)
+        if c.parallel:
+            _attention_into_residual(t, threads, layer, w, c, s)
         _into_residual(
             t, threads, layer, s.after_mlp, w.down[layer], w.down_scale[layer], w.down_bias[layer],
             AFTER_MLP, MLP_RESIDUAL, w, c, s,
