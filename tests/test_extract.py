@@ -28,7 +28,11 @@ LENGTH, PREFIXES = 64, [16, 24, 32]  # the sliding window of the tiny models is 
 def plain_run(model, token_ids):
     """One whole sequence with hooks of its own: activations [layers, neurons] and logits, nothing of ours but names."""
     captured = {}
-    names = [name for name, _ in model.named_modules() if re.search(r"\.\d+\.(mlp\.down_proj|fc2|mlp\.c_proj)$", name)]
+    names = [
+        name
+        for name, _ in model.named_modules()
+        if re.search(r"\.\d+\.(mlp\.down_proj|fc2|mlp\.c_proj|mlp\.dense_4h_to_h)$", name)
+    ]
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
             lambda _m, args, name=name: captured.__setitem__(name, args[0].reshape(len(token_ids), -1)[-1])
