@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -163,6 +164,8 @@ class Decoder:
     def __init__(self, weights: Weights, threads: int) -> None:
         self.weights = weights
         self.team = Team(threads)
+        # The team, its barriers, the hooks of a prefill and the gathered rows are one for all states.
+        self.lock = threading.RLock()
         self._gathered: _Gathered | None = None
 
     @torch.inference_mode()
@@ -181,7 +184,7 @@ class Decoder:
         memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
         of_prompts = []
         for b, prompt in enumerate(prompts):
-            with prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
+            with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
                 if len(prompt) > 1:
                     cache = new_cache(self.weights)
                     run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
@@ -211,9 +214,10 @@ class Decoder:
             scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
             sequence.append(token)
         tensors = self.weights.tensors
-        if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
-            tensors, selection = self._gather(selection)
-        self.team.run(decode_step, *memory.boxed(tensors, self.weights.constants, scratch, selection))
+        with self.lock:
+            if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
+                tensors, selection = self._gather(selection)
+            self.team.run(decode_step, *memory.boxed(tensors, self.weights.constants, scratch, selection))
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.
