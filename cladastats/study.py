@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import html
-import typing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -193,13 +193,10 @@ def read_config(path: Path) -> StudyConfig:
     value = read_json(path, STUDY_SCHEMA, StudyError)
     value.pop("schema")
     try:
-        config = StudyConfig(**{**value, "ratios": tuple(map(float, value["ratios"]))})
-        for name, kind in typing.get_type_hints(StudyConfig).items():
-            kind = typing.get_origin(kind) or kind
-            if not isinstance(getattr(config, name), (int, float) if kind is float else kind):
-                raise TypeError(f"{name} is {getattr(config, name)!r}")
-        return config
-    except (KeyError, TypeError, ValueError) as problem:
+        if unknown := value.keys() - {field.name for field in fields(StudyConfig)}:
+            raise msgspec.ValidationError(f"unknown {', '.join(sorted(unknown))}")
+        return msgspec.convert(value, StudyConfig)
+    except msgspec.ValidationError as problem:
         raise StudyError(f"{path} is damaged ({problem}); build the study again elsewhere") from None
 
 
