@@ -43,6 +43,7 @@ def test_news_holds_the_articles_it_is_known_for(news: Documents) -> None:
     assert len(news.texts) == news.encoding["documents"] == 3_788
     assert 1.8e6 < sum(len(text.split()) for text in news.texts) < 2.2e6
     assert news.sha256 == ASSETS["news"].sha256
+    assert news.encoding["documents_repaired"] == 0  # one holds a decomposed accent, which is no mangled encoding
 
 
 # -- jsonl --------------------------------------------------------------------------------------------------------
@@ -210,6 +211,18 @@ def test_curly_quotes_and_full_width_characters_are_kept(tmp_path: Path) -> None
     documents = load_documents(f"jsonl:{path}")
     assert documents.texts == [text]
     assert documents.encoding["documents_repaired"] == 0
+
+
+# Ligatures, HTML, decomposed accents (NFD), a control character, other line breaks, a byte-order mark within the text.
+@pytest.mark.parametrize(
+    "text",
+    ["eﬃcient ﬁre", "AT&amp;T &lt;b&gt;", "cafe\u0301", "a\x0cb\x1b[1mc", "one\r\ntwo\u2028three", "a\ufeffb", "½ ² ﷺ"],
+)
+def test_only_the_encoding_of_a_source_is_mended(tmp_path: Path, text: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": text}, {"text": f"{text}\nIt cost Â£5"})
+    documents = load_documents(f"jsonl:{path}")
+    assert documents.texts == [text, f"{text}\nIt cost £5"]
+    assert documents.encoding["documents_repaired"] == 1
 
 
 def test_lone_surrogates_become_text_that_can_be_encoded(tmp_path: Path) -> None:

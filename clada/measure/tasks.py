@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from ftfy import fix_text
 from lm_eval.tasks.hellaswag import utils as hellaswag
 from lm_eval.tasks.qasper.metrics import f1_abstractive, normalize_answer
 from lm_eval.tasks.super_glue.copa import utils as copa
 from rouge_score.rouge_scorer import RougeScorer
 
 from clada.errors import InputError
+from clada.system.encoding import repair_encoding
 
 Documents = list[dict[str, Any]]
 
@@ -72,8 +72,9 @@ def _summaries(rows: Documents, folder: Path, article: str, summary: str, size: 
     return [
         {
             # Public copies of news articles have mangled encodings.
-            "text": f"{example}###\nArticle: {fix_text(row[article])}\n\nSummarize the above article in {size}.\n",
-            "golds": [fix_text(row[summary])],
+            "text": f"{example}###\nArticle: {repair_encoding(row[article])}\n\n"
+            f"Summarize the above article in {size}.\n",
+            "golds": [repair_encoding(row[summary])],
         }
         for row in rows
     ]

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import pandas as pd
 
 from clada.errors import InputError
 from clada.models.assets import fetch
+from clada.system.encoding import repair_encoding
 
 DEFAULT_FIELD = "text"
 
@@ -61,8 +61,7 @@ def load_documents(source: str) -> Documents:
         raw, sha256 = _read_text_folder(Path(rest))
     else:
         raise InputError(f"unknown source '{source}'; use news, xsum, jsonl:PATH[:field] or text:DIR")
-    # Only the encoding is mended: curly quotes and full-width characters may be the author's, so they stay.
-    repaired = [ftfy.fix_text(text, uncurl_quotes=False, fix_character_width=False) for text in raw]
+    repaired = list(map(repair_encoding, raw))
     encoding = {
         "library": f"ftfy {version('ftfy')}",
         "documents": len(raw),
