@@ -15,11 +15,12 @@ from typing import Any
 
 import pandas as pd
 
+from clada.models.open import bos_tokens, load_tokenizer
 from cladastats.extract import extract
 from cladastats.panel.columns import complete_rows
 from cladastats.panel.within import Within, within_summary
 from cladastats.results.fit import RESPONSES
-from cladastats.sequences.pairs import pair_rows
+from cladastats.sequences.pairs import check_ratios, pair_rows
 from cladastats.sequences.placebos import derived_study, make_placebo
 from cladastats.sequences.windows import Window
 from cladastats.similarity import similarity
@@ -46,6 +47,7 @@ def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -
     config = study.config
 
     def rows(n_pairs: int) -> Iterator[dict[str, Any]]:
+        check_ratios(config.ratios, config.length - 1, len(bos_tokens(load_tokenizer(config.model))))
         corpus = study.corpus
         for (group, pair), block in corpus[corpus["pair"] < n_pairs].groupby(["group", "pair"], sort=True):
             a, b = (

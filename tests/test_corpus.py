@@ -19,6 +19,7 @@ from clada.models.assets import fetch
 from clada.models.open import bos_tokens, load_tokenizer
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
+from cladastats.sequences.placebos import placebo_rows, placebo_sequences
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.sources import Documents
 from cladastats.sequences.windows import Window, natural_windows, separator_token, usable_windows
@@ -296,6 +297,54 @@ def test_ratios_that_give_no_hybrid_are_refused(
     with pytest.raises(InputError, match=cause) as error:
         build(articles[:2], plain_tokenizer, ratios=ratios)
     assert "\n" not in str(error.value)
+
+
+def test_a_prefix_of_bos_alone_is_refused(articles: list[str], bos_tokenizer: Any, plain_tokenizer: Any) -> None:
+    """BOS counts in the prefix, but A has it too: with nothing else the hybrid would be A."""
+    settings = {"length": 8, "ratios": (0.125, 0.5), "pairs": 2}
+    with pytest.raises(InputError) as error:
+        build(articles[:2], bos_tokenizer, **settings)
+    assert str(error.value) == (
+        "ratio 0.125 of length 8 gives a prefix of the beginning-of-text token alone, which A has too; use a longer "
+        "--length or a larger ratio"
+    )
+    longer = build(articles[:2], bos_tokenizer, **settings | {"ratios": (0.25, 0.5)}).table.to_pandas()
+    assert longer["prefix_len"].dropna().unique().tolist() == [2, 4]  # BOS counts
+    assert len(build(articles[:2], plain_tokenizer, **settings).table) == 2 * 2 * 5
+
+
+@pytest.mark.parametrize(("shared", "name", "end"), [(slice(0, 4), "A", "first"), (slice(2, 9), "B", "last")])
+def test_a_hybrid_that_is_one_of_its_pair_is_refused(shared: slice, name: str, end: str) -> None:
+    ids = np.arange(9, dtype=np.int32)
+    other = ids + 10
+    other[shared] = ids[shared]
+    with pytest.raises(InputError) as error:
+        pair_rows("nls", 5, Window(ids, [0], 8), Window(other, [0], 8), (0.5,), 8)
+    assert str(error.value) == (
+        f"the hybrid of NLS pair 5 at ratio 0.5 is {name} itself, as A and B share their {end} tokens; use a longer "
+        "--length, other ratios or another --seed"
+    )
+
+
+@pytest.mark.parametrize("bos", [0, 1])
+def test_placebos_of_short_prefixes_are_no_hybrids(bos: int) -> None:
+    """Of two tokens the shuffle is the other order; of one there is none, which the study's placebo refuses."""
+    a, b, c = (np.arange(start, start + 9) for start in (100, 200, 300))
+    a[:bos] = b[:bos] = c[:bos] = 1
+    for seed in range(20):
+        made = placebo_sequences(a, b, c, 2 + bos, bos, np.random.default_rng(seed))
+        assert made["shuffled"].tolist() == [*a[:bos], b[bos + 1], b[bos], *a[bos + 2 :]]
+    corpus = pd.DataFrame(
+        [
+            row
+            for pair in (0, 1)
+            for row in pair_rows(
+                "nls", pair, Window(a + 1000 * pair, [0], 8), Window(b + 1000 * pair, [0], 8), ((1 + bos) / 8, 0.5), 8
+            )
+        ]
+    )
+    with pytest.raises(InputError, match=r"the placebo 'shuffled' of NLS pair 0 at ratio .* is A, B or the hybrid"):
+        list(placebo_rows(corpus, 2, bos, 0))
 
 
 def test_prefixes_are_the_rounded_share_of_the_length() -> None:

@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow as pa
 
 from clada.errors import InputError
+from clada.models.open import bos_tokens
 from cladastats.language import language
 from cladastats.sequences.random_words import RandomSequences, tag_words
 from cladastats.sequences.sources import Documents
@@ -66,11 +67,16 @@ def prefix_length(ratio: float, length: int) -> int:
     return round(ratio * length)
 
 
-def check_ratios(ratios: Sequence[float], length: int) -> None:
+def check_ratios(ratios: Sequence[float], length: int, bos: int = 0) -> None:
     """Refuse ratios that give no hybrid.
 
+    Args:
+        ratios: prefix shares of the hybrids.
+        length: tokens before the target, BOS included.
+        bos: tokens that the tokenizer puts before every text: A and B share them, so alone they are no prefix.
+
     Raises:
-        InputError: a ratio outside (0, 1), twice the same, or one whose prefix has no token or leaves none of A.
+        InputError: a ratio outside (0, 1), twice the same, or one whose prefix has no token of B or leaves none of A.
     """
     if not ratios:
         raise InputError("no ratio given; use for instance --ratios 0.25,0.375,0.5")
@@ -79,6 +85,11 @@ def check_ratios(ratios: Sequence[float], length: int) -> None:
             raise InputError(f"ratio {ratio} is outside (0, 1); use for instance --ratios 0.25,0.375,0.5")
         if not 0 < prefix_length(ratio, length) < length:
             raise InputError(f"ratio {ratio} of length {length} leaves no token of A or of B; use a longer length")
+        if prefix_length(ratio, length) <= bos:
+            raise InputError(
+                f"ratio {ratio} of length {length} gives a prefix of the beginning-of-text token alone, which A has "
+                "too; use a longer --length or a larger ratio"
+            )
     if len({prefix_length(ratio, length) for ratio in ratios}) < len(ratios):
         raise InputError(f"two of the ratios {', '.join(map(str, ratios))} give the same prefix; name each once")
 
@@ -110,7 +121,7 @@ def build_corpus(
     Raises:
         InputError: too little text (the message says how many pairs fit), or ratios that give no hybrid.
     """
-    check_ratios(ratios, length)
+    check_ratios(ratios, length, len(bos_tokens(tokenizer)))
     natural = usable_windows(natural_windows(documents.texts, tokenizer, length, windows), tokenizer, windows)
     if len(natural) < 2 * pairs:
         fit = len(natural) // 2
@@ -177,6 +188,9 @@ def pair_rows(
 
     Returns:
         values of the columns of `CORPUS_SCHEMA`.
+
+    Raises:
+        InputError: a hybrid is A or B itself, as they begin or end with the same tokens.
     """
     rows = [_row(group, "A", pair, a), _row(group, "B", pair, b)]
     ids = np.append(b.token_ids[:length], a.token_ids[length]).astype(np.int32)
@@ -186,6 +200,13 @@ def pair_rows(
     for ratio in ratios:
         p = prefix_length(ratio, length)
         ids = np.concatenate([b.token_ids[:p], a.token_ids[p:]])
+        for name, whole in (("A", a), ("B", b)):
+            if np.array_equal(ids, whole.token_ids):
+                shared = "first" if name == "A" else "last"
+                raise InputError(
+                    f"the hybrid of {group.upper()} pair {pair} at ratio {ratio} is {name} itself, as A and B share "
+                    f"their {shared} tokens; use a longer --length, other ratios or another --seed"
+                )
         starts = [*[d for d in b.documents if d < p], p, *[d for d in a.documents if d > p]]
         hybrid = Window(ids, starts, min(a.target_distance, length - p))
         rows.append(_row(group, "hybrid", pair, hybrid, ratio, p))

@@ -44,12 +44,12 @@ def make_placebo(study: Study, pairs: int | None = None) -> Study:
 
     Raises:
         StudyError: the one that is there has another number of pairs, or belongs to another corpus.
-        InputError: fewer than two pairs.
+        InputError: fewer than two pairs, or prefixes so short that a placebo is A, B or the hybrid itself.
     """
     bos = len(bos_tokens(load_tokenizer(study.config.model)))
 
     def rows(n_pairs: int) -> Iterator[dict[str, Any]]:
-        return _rows(study.corpus, n_pairs, bos, study.config.seed)
+        return placebo_rows(study.corpus, n_pairs, bos, study.config.seed)
 
     return derived_study(study, "placebo", pairs, rows, {"placebos": list(PLACEBOS)}, study.config.length)
 
@@ -95,7 +95,18 @@ def derived_study(
     return Study(folder)
 
 
-def _rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dict[str, Any]]:
+def placebo_rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows of a placebo study: A, B and B* as they are, and every placebo in the place of each hybrid.
+
+    Args:
+        corpus: of the study it is made of.
+        pairs: of each group, from the first on.
+        bos: how many tokens the tokenizer puts before every text.
+        seed: of the study, for the shuffles.
+
+    Raises:
+        InputError: a placebo is A, B or the hybrid itself.
+    """
     corpus = corpus[corpus["pair"] < pairs]
     for group, members in corpus.groupby("group", sort=True):
         texts = members[members["role"] == "B"].set_index("pair")["token_ids"]
@@ -108,6 +119,12 @@ def _rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dic
                 rng = np.random.default_rng([seed, 3, group == "nls", pair, p])
                 made = placebo_sequences(a, texts[pair], texts[(pair + 1) % pairs], p, bos, rng)
                 for name, ids in made.items():
+                    if any(np.array_equal(ids, other) for other in (a, texts[pair], hybrid.token_ids)):
+                        raise InputError(
+                            f"the placebo '{name}' of {group.upper()} pair {pair} at ratio {hybrid.ratio} is A, B or "
+                            "the hybrid itself, so it compares nothing; make a study of a longer --length or other "
+                            "ratios"
+                        )
                     yield {
                         "sequence_id": sequence_id(ids),
                         "group": group,
@@ -146,9 +163,12 @@ def placebo_sequences(
         ids[begin : begin + len(prefix)] = prefix
         return ids
 
+    shuffled = rng.permutation(prefix)
+    while np.array_equal(shuffled, prefix) and len(np.unique(prefix)) > 1:  # a few tokens may come in order by chance
+        shuffled = rng.permutation(prefix)
     return {
         "unrelated": np.concatenate([c[:p], a[p:]]),
-        "shuffled": np.concatenate([a[:bos], rng.permutation(prefix), a[p:]]),
+        "shuffled": np.concatenate([a[:bos], shuffled, a[p:]]),
         "middle": moved_to(bos + (length - bos - len(prefix)) // 2),
         "end": moved_to(length - len(prefix)),
     }
