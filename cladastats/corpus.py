@@ -21,7 +21,7 @@ from clada.models.architectures import check_length, family_of
 from clada.models.open import load_config, load_tokenizer, model_revision
 from clada.system.files import as_path
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios
-from cladastats.sequences.sources import load_documents
+from cladastats.sequences.sources import load_documents, source_sha256
 from cladastats.sequences.windows import separator_token
 from cladastats.study import STUDIES, Study, StudyConfig, read_config, write_study, write_table
 
@@ -67,7 +67,7 @@ def make_study(folder: str | None, options: dict[str, Any]) -> Study:
         options: the keys of `DEFAULTS`; None where the user said nothing.
 
     Raises:
-        StudyError: the folder holds a study of something else.
+        StudyError: the folder holds a study of something else, or of the source as it was before it changed.
         InputError, ModelError, AssetError: what was asked for cannot be built.
     """
     newest = newest_studies(STUDIES)
@@ -80,6 +80,8 @@ def make_study(folder: str | None, options: dict[str, Any]) -> Study:
                 raise StudyError(
                     f"{path} is a study with {name} {there}, not {value}; give another folder with --study"
                 )
+        if options["source"] is not None:
+            _refuse_changed_source(study)
         if not (path / "corpus.parquet").is_file():
             _rebuild_corpus(study)
         return study
@@ -126,6 +128,24 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
                 f"{getattr(recorded_config, name)[:20]}); without it the study cannot be repeated"
             )
     return _write_study(path, config, corpus)
+
+
+def _refuse_changed_source(study: Study) -> None:
+    """Refuse a study whose source is named again, and is not what it was when the study was built.
+
+    A source that is gone is no reason to refuse: a study holds all it needs of it. Nor is one that changed where the
+    user names the study alone, or repeats one from its description: what is asked for then is the study as it was.
+
+    Raises:
+        StudyError: the source changed.
+    """
+    config = study.config
+    sha256 = source_sha256(config.source)
+    if sha256 not in (None, config.source_sha256):
+        raise StudyError(
+            f"{config.source} has changed since {study.folder} was built of it (sha256 {sha256[:20]}, not "
+            f"{config.source_sha256[:20]}); give another folder with --study, or put the former source back"
+        )
 
 
 def _rebuild_corpus(study: Study) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -17,11 +18,12 @@ from tokenizers.processors import TemplateProcessing
 from clada.errors import InputError, StudyError
 from clada.models.assets import fetch
 from clada.models.open import bos_tokens, load_tokenizer
+from cladastats.cli import main
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
 from cladastats.sequences.placebos import placebo_rows, placebo_sequences
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
-from cladastats.sequences.sources import Documents
+from cladastats.sequences.sources import Documents, source_sha256
 from cladastats.sequences.windows import Window, natural_windows, separator_token, usable_windows
 
 PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
@@ -551,6 +553,37 @@ def test_study_is_built_once_and_no_other_may_take_its_folder(tmp_path: Path, ar
     assert make_study(str(folder), dict.fromkeys(DEFAULTS)).config == study.config
     with pytest.raises(StudyError, match="is a study with pairs 2, not 3"):
         make_study(str(folder), asked | {"pairs": 3})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_a_source_that_changed_is_noticed(tmp_path: Path, articles: list[str], kind: str) -> None:
+    files = tmp_path / "source"
+    files.mkdir()
+    path = files / ("a.jsonl" if kind == "jsonl" else "a.txt")
+
+    def write(texts: list[str]) -> None:
+        lines = [json.dumps({"text": text}) for text in texts] if kind == "jsonl" else texts
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    write(articles[:3])
+    source = f"jsonl:{path}" if kind == "jsonl" else f"text:{files}"
+    options = dict.fromkeys(DEFAULTS) | {"source": source, "pairs": 2, "length": LENGTH, "ratios": (0.25, 0.5)}
+    study = make_study(str(tmp_path / "study"), options)
+    assert source_sha256(source) == study.config.source_sha256
+    assert make_study(str(study.folder), options).config == study.config
+    write(articles[1:4])
+    with pytest.raises(StudyError) as error:
+        make_study(str(study.folder), options)
+    assert str(error.value) == (
+        f"{source} has changed since {study.folder} was built of it (sha256 {source_sha256(source)[:20]}, not "
+        f"{study.config.source_sha256[:20]}); give another folder with --study, or put the former source back"
+    )
+    assert main(["corpus", "--study", str(study.folder), "--source", source]) == 2
+    assert main(["run", "--study", str(study.folder), "--source", source]) == 2
+    assert make_study(str(study.folder), dict.fromkeys(DEFAULTS)).config == study.config  # the study as it was
+    shutil.rmtree(files)
+    assert source_sha256(source) is None
+    assert make_study(str(study.folder), options).config == study.config  # it has all it needs
 
 
 def test_margin_of_equivalence_must_be_positive(tmp_path: Path) -> None:

@@ -73,6 +73,29 @@ def load_documents(source: str) -> Documents:
     return Documents(texts, sha256, encoding)
 
 
+def source_sha256(source: str) -> str | None:
+    """Hash of the files that a source names, as they are now; what `Documents.sha256` is of them.
+
+    Args:
+        source: as for `load_documents`.
+
+    Returns:
+        the hash; None where the source names no files of the user's (`news` is pinned, `xsum` is the hub's), or they
+        are gone or cannot be read.
+    """
+    kind, _, rest = source.partition(":")
+    try:
+        if kind == "jsonl":
+            path, _ = _jsonl_path(rest)
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        if kind == "text":
+            return _folder_sha256(Path(rest), {path: path.read_bytes() for path in _text_files(Path(rest))})
+    except (OSError, InputError):
+        return None
+    return None
+
+
 def _read_news() -> tuple[list[str], str]:
     content = fetch("news").read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open("NewsArticles.csv") as handle:
@@ -127,10 +150,14 @@ def _decode(content: bytes, path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
 
 
-def _read_jsonl(rest: str) -> tuple[list[str], str]:
-    # A path may hold a colon itself: what exists as a file is a path.
+def _jsonl_path(rest: str) -> tuple[Path, str]:
+    """File and field of `PATH[:field]`; a path may hold a colon itself: what exists as a file is a path."""
     name, _, field = rest.rpartition(":") if not Path(rest).is_file() and ":" in rest else (rest, "", DEFAULT_FIELD)
-    path = Path(name)
+    return Path(name), field
+
+
+def _read_jsonl(rest: str) -> tuple[list[str], str]:
+    path, field = _jsonl_path(rest)
     texts = [record[field] for record in read_records(path, field)]
     return texts, hashlib.sha256(_read_bytes(path)).hexdigest()
 
@@ -159,18 +186,29 @@ def read_records(path: Path, field: str) -> list[dict[str, Any]]:
     return records
 
 
-def _read_text_folder(folder: Path) -> tuple[list[str], str]:
+def _text_files(folder: Path) -> list[Path]:
+    """Every text file below a folder, in order.
+
+    Raises:
+        InputError: there is no such folder, or no such file.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; text:DIR reads every *.txt below DIR")
     paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
     if not paths:
         raise InputError(f"{folder} has no *.txt file; text:DIR reads every one below DIR")
+    return paths
+
+
+def _folder_sha256(folder: Path, contents: dict[Path, bytes]) -> str:
     digest = hashlib.sha256()
-    texts = []
-    for path in paths:
-        content = _read_bytes(path)
+    for path, content in contents.items():
         # Names and lengths too, so that moving a line from one file to the next changes the hash.
         digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
-        texts.append(_decode(content, path))
-    return texts, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _read_text_folder(folder: Path) -> tuple[list[str], str]:
+    contents = {path: _read_bytes(path) for path in _text_files(folder)}
+    return [_decode(content, path) for path, content in contents.items()], _folder_sha256(folder, contents)
