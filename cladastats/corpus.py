@@ -23,7 +23,7 @@ from clada.system.files import as_path
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios
 from cladastats.sequences.sources import load_documents, source_sha256
 from cladastats.sequences.windows import separator_token
-from cladastats.study import STUDIES, Study, StudyConfig, read_config, write_study, write_table
+from cladastats.study import STUDIES, Study, StudyConfig, create_study, read_config, write_table
 
 # What a study is when nothing else is asked for; the lengths, ratios and pairs are the paper's.
 DEFAULTS: dict[str, Any] = {
@@ -73,23 +73,28 @@ def make_study(folder: str | None, options: dict[str, Any]) -> Study:
     newest = newest_studies(STUDIES)
     path = as_path(folder) if folder is not None else newest[0] if newest else None
     if path is not None and (path / "study.json").is_file():
-        study = Study(path)
-        for name, value in options.items():
-            there = getattr(study.config, name)
-            if value is not None and value != there:
-                raise StudyError(
-                    f"{path} is a study with {name} {there}, not {value}; give another folder with --study"
-                )
-        if options["source"] is not None:
-            _refuse_changed_source(study)
-        if not (path / "corpus.parquet").is_file():
-            _rebuild_corpus(study)
-        return study
+        return _open_study(path, options)
     settings = {name: DEFAULTS[name] if value is None else value for name, value in options.items()}
     if path is None:
         model, source = Path(settings["model"]).name, settings["source"].partition(":")[0]
         path = STUDIES / f"{model}-{source}-{settings['pairs']}x{settings['length']}-seed{settings['seed']}"
-    return _build_study(path, settings)
+    config, corpus = _prepare(settings)
+    # Where another process has built a study there meanwhile, that one is compared as any other.
+    return Study(path) if create_study(path, config, corpus.table) else _open_study(path, options)
+
+
+def _open_study(path: Path, options: dict[str, Any]) -> Study:
+    """Open a study, if it is what the user said; its corpus is built again where it was lost."""
+    study = Study(path)
+    for name, value in options.items():
+        there = getattr(study.config, name)
+        if value is not None and value != there:
+            raise StudyError(f"{path} is a study with {name} {there}, not {value}; give another folder with --study")
+    if options["source"] is not None:
+        _refuse_changed_source(study)
+    if not (path / "corpus.parquet").is_file():
+        _rebuild_corpus(study)
+    return study
 
 
 def repeat_study(recorded: Path, folder: str | None) -> Study:
@@ -110,11 +115,7 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
         raise StudyError(f"{recorded} is of sequences made from another study; repeat that one, then make them again")
     path = as_path(folder)
     if (path / "study.json").is_file():
-        study = Study(path)
-        same = study.config.equivalence_margin == recorded_config.equivalence_margin
-        if study.config.identity() != recorded_config.identity() or not same:
-            raise StudyError(f"{path} is another study than that of {recorded}; give another folder with --study")
-        return study
+        return _open_repeated(path, recorded, recorded_config)
     config, corpus = _prepare({name: getattr(recorded_config, name) for name in DEFAULTS})
     for name, what in (
         ("revision", f"the model {recorded_config.model}"),
@@ -127,7 +128,18 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
                 f"{what} is not what it was for {recorded} ({name} {getattr(config, name)[:20]}, not "
                 f"{getattr(recorded_config, name)[:20]}); without it the study cannot be repeated"
             )
-    return _write_study(path, config, corpus)
+    if create_study(path, config, corpus.table):
+        return Study(path)
+    return _open_repeated(path, recorded, recorded_config)
+
+
+def _open_repeated(path: Path, recorded: Path, recorded_config: StudyConfig) -> Study:
+    """Open a study, if it is the one that a `study.json` records."""
+    study = Study(path)
+    same = study.config.equivalence_margin == recorded_config.equivalence_margin
+    if study.config.identity() != recorded_config.identity() or not same:
+        raise StudyError(f"{path} is another study than that of {recorded}; give another folder with --study")
+    return study
 
 
 def _refuse_changed_source(study: Study) -> None:
@@ -162,17 +174,6 @@ def _rebuild_corpus(study: Study) -> None:
             "another; make a new study with another --study"
         )
     write_table(study.folder / "corpus.parquet", corpus.table, corpus.sha256)
-
-
-def _build_study(folder: Path, settings: dict[str, Any]) -> Study:
-    return _write_study(folder, *_prepare(settings))
-
-
-def _write_study(folder: Path, config: StudyConfig, corpus: PairCorpus) -> Study:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "corpus.parquet", corpus.table, corpus.sha256)
-    write_study(folder, config)
-    return Study(folder)
 
 
 def _prepare(settings: dict[str, Any]) -> tuple[StudyConfig, PairCorpus]:

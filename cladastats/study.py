@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,11 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from clada.errors import StudyError
 from clada.methods.coefficients import newest_studies
-from clada.system.files import as_path, local_copy, replacing
+from clada.system.files import as_path, is_local, local_copy, replacing
 from clada.system.jsonfile import read_json, write_json
 
 if TYPE_CHECKING:
@@ -222,6 +224,31 @@ def study_folder(folder: str | Path | None) -> Path:
 def write_study(folder: Path, config: StudyConfig) -> None:
     """Write `study.json`, the last file of the corpus stage: with it the study exists."""
     write_json(folder / "study.json", {"schema": STUDY_SCHEMA, **asdict(config)})
+
+
+def create_study(folder: Path, config: StudyConfig, corpus: pa.Table) -> bool:
+    """Write the corpus and the `study.json` of a new study, unless there is a study in the folder by now.
+
+    Another process may have built one there meanwhile. In a folder a lock lets one of them write. A URL has no locks:
+    there the one that comes later finds the other's `study.json` once it is uploaded, and of two that upload at the
+    same time the one whose file was replaced finds that afterwards.
+
+    Returns:
+        whether the study in the folder is this one.
+    """
+    lock = folder / ".lock"
+    if is_local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock) if is_local(folder) else nullcontext():
+        if (folder / "study.json").is_file():
+            return False
+        write_table(folder / "corpus.parquet", corpus, config.corpus_sha256)
+        write_study(folder, config)
+    if is_local(folder):
+        with suppress(OSError):  # whoever waits for it finds the study; Windows keeps the file for them
+            lock.unlink()
+        return True
+    return read_config(folder / "study.json") == config
 
 
 def write_table(path: Path, table: pd.DataFrame | pa.Table, inputs: str = "") -> None:

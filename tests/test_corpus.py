@@ -1,9 +1,11 @@
 """Corpora: windows, pairs, hybrids, matched references and random sequences against slow recomputations."""
 
+import dataclasses
 import itertools
 import json
 import re
 import shutil
+import threading
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from tokenizers.processors import TemplateProcessing
 
 from clada.errors import InputError, StudyError
 from clada.models.assets import fetch
 from clada.models.open import bos_tokens, load_tokenizer
+from clada.system.files import as_path
 from cladastats.cli import main
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
@@ -25,6 +29,7 @@ from cladastats.sequences.placebos import placebo_rows, placebo_sequences
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.sources import Documents, source_sha256
 from cladastats.sequences.windows import Window, natural_windows, separator_token, usable_windows
+from cladastats.study import Study, create_study
 
 PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
 
@@ -584,6 +589,55 @@ def test_a_source_that_changed_is_noticed(tmp_path: Path, articles: list[str], k
     shutil.rmtree(files)
     assert source_sha256(source) is None
     assert make_study(str(study.folder), options).config == study.config  # it has all it needs
+
+
+def test_of_two_corpora_built_in_one_folder_at_once_one_is_refused(
+    tmp_path: Path, articles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find no study, both build, and then both want to write: the barrier lets them go on together."""
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in articles[:3]), encoding="utf-8")
+    folder = str(tmp_path / "study")
+    both_built = threading.Barrier(2, timeout=600)  # ends a test that hangs
+
+    def slow_build(*args: Any, **options: Any) -> PairCorpus:
+        corpus = build_corpus(*args, **options)
+        both_built.wait()
+        return corpus
+
+    monkeypatch.setattr("cladastats.corpus.build_corpus", slow_build)
+    results: dict[int, Any] = {}
+
+    def make(seed: int) -> None:
+        options = dict.fromkeys(DEFAULTS) | {"source": f"jsonl:{source}", "pairs": 2, "length": LENGTH, "seed": seed}
+        try:
+            results[seed] = make_study(folder, options)
+        except StudyError as refusal:
+            results[seed] = refusal
+
+    threads = [threading.Thread(target=make, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (made,) = (seed for seed, result in results.items() if not isinstance(result, StudyError))
+    other = 3 - made
+    assert str(results[other]) == f"{folder} is a study with seed {made}, not {other}; give another folder with --study"
+    there = Study(folder)
+    assert there.config.seed == made
+    assert tokens_sha256(there.corpus) == there.config.corpus_sha256
+    assert not (tmp_path / "study" / ".lock").exists()
+
+
+def test_a_study_that_is_there_by_now_is_not_replaced(small_study: Study, tmp_path: Path) -> None:
+    """As at a URL, where there is no lock: what counts is the `study.json` that is there when it is written."""
+    config, table = small_study.config, pa.Table.from_pandas(small_study.corpus.drop(columns="documents"))
+    for folder in (tmp_path / "study", as_path("memory://corpus-of-two/study")):
+        assert create_study(folder, config, table)
+        before = (folder / "corpus.parquet").read_bytes()
+        assert not create_study(folder, dataclasses.replace(config, seed=99), table.slice(1))
+        assert (folder / "corpus.parquet").read_bytes() == before
+        assert Study(folder).config == config
 
 
 def test_margin_of_equivalence_must_be_positive(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from clada.errors import InputError, StudyError
 from clada.models.open import bos_tokens, load_tokenizer
 from cladastats.sequences.pairs import CORPUS_SCHEMA, sequence_id, tokens_sha256
-from cladastats.study import Study, write_study, write_table
+from cladastats.study import Study, create_study
 
 PLACEBOS = {
     "unrelated": "prefix of an unrelated text",
@@ -76,23 +76,23 @@ def derived_study(
         StudyError, InputError: as in `make_placebo`.
     """
     folder, config = study.folder / name, study.config
-    if (folder / "study.json").is_file():
-        existing = Study(folder)
-        if existing.config.corpus.get("made_of") != config.corpus_sha256:
-            raise StudyError(f"{folder} belongs to another corpus; delete it, and run the command again")
-        if pairs is not None and min(pairs, config.pairs) != existing.config.pairs:
-            raise StudyError(f"{folder} has {existing.config.pairs} pairs, not {pairs}; delete it to make another")
-        return existing
-    n_pairs = min(pairs or PAIRS, config.pairs)
-    if n_pairs < 2:
-        raise InputError(f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs")
-    schema = CORPUS_SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else CORPUS_SCHEMA
-    table = pa.Table.from_pylist(list(rows(n_pairs)), schema=schema)
-    corpus = {"made_of": config.corpus_sha256, **facts}
-    derived = replace(config, pairs=n_pairs, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
-    write_table(folder / "corpus.parquet", table, derived.corpus_sha256)
-    write_study(folder, derived)
-    return Study(folder)
+    if not (folder / "study.json").is_file():
+        n_pairs = min(pairs or PAIRS, config.pairs)
+        if n_pairs < 2:
+            raise InputError(
+                f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs"
+            )
+        schema = CORPUS_SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else CORPUS_SCHEMA
+        table = pa.Table.from_pylist(list(rows(n_pairs)), schema=schema)
+        corpus = {"made_of": config.corpus_sha256, **facts}
+        derived = replace(config, pairs=n_pairs, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
+        create_study(folder, derived, table)
+    existing = Study(folder)  # this one, or that of another process which was faster
+    if existing.config.corpus.get("made_of") != config.corpus_sha256:
+        raise StudyError(f"{folder} belongs to another corpus; delete it, and run the command again")
+    if pairs is not None and min(pairs, config.pairs) != existing.config.pairs:
+        raise StudyError(f"{folder} has {existing.config.pairs} pairs, not {pairs}; delete it to make another")
+    return existing
 
 
 def placebo_rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Iterator[dict[str, Any]]:
