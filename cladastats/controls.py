@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from clada.errors import InputError, StudyError
 from clada.models.architectures import check_length
-from clada.models.open import bos_tokens, load_model, load_tokenizer, model_revision
+from clada.models.open import bos_tokens, load_model, model_revision
 from cladastats.activations.work import RECENT, PrefixSharingRunner
 from cladastats.language import language
 from cladastats.panel.robustness import INDEPENDENT
+from cladastats.sequences.tokenizer import study_tokenizer
 from cladastats.sequences.windows import separator_token
 from cladastats.study import Study, is_current, write_table
 
@@ -64,7 +65,7 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
 
     Raises:
         InputError: the independent model is the study's own.
-        StudyError: nothing was extracted yet, or by a version that kept less.
+        StudyError: nothing was extracted yet, or by a version that kept less, or the tokenizer is another one now.
     """
     config = study.config
     path = study.folder / FILE
@@ -81,7 +82,7 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
         return study.table(FILE, "controls")
     corpus = study.corpus
     hybrids = corpus[corpus["role"] == "hybrid"]
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = study_tokenizer(config)
     index = study.index.set_index("sequence_id")
     if "previous_surprisal_bits" not in index:
         raise StudyError(

@@ -10,7 +10,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["corpus", *sys.argv[1:]]))
 
 import argparse
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from clada.models.open import load_config, load_tokenizer, model_revision
 from clada.system.files import as_path
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios
 from cladastats.sequences.sources import load_documents, source_sha256
+from cladastats.sequences.tokenizer import tokenizer_sha256
 from cladastats.sequences.windows import separator_token
 from cladastats.study import STUDIES, Study, StudyConfig, create_study, read_config, write_table
 
@@ -201,7 +201,7 @@ def _prepare(settings: dict[str, Any]) -> tuple[StudyConfig, PairCorpus]:
         batch=1,
         dtype="float32",
         revision=model_revision(settings["model"]),
-        tokenizer_sha256=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
         vocab_size=model_config.vocab_size,
         source_sha256=documents.sha256,
         separator=separator_token(tokenizer) if settings["windows"] == "stream" else "",

@@ -16,6 +16,7 @@ import argparse
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | N
         cluster: where to compute, as `cladastats.activations.clusters.connect` reads it; None: here.
 
     Raises:
-        StudyError: the model is not the one the study was made for, a part is of another study, or the disk is full.
+        StudyError: the model or its tokenizer is not the one the study was made with, a part is of another study, or the disk is full.
         ModelError: the model cannot be opened, or its positions do not reach the study's length.
         InputError: no such cluster.
     """
@@ -96,7 +97,7 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
     config, identity = study.config, study.config.identity()
     work = {number: sequences_of(shards[number]) for number in todo}
     n_blocks = sum(map(len, work.values()))
-    task = Task(config.model, config.revision, config.dtype, config.storage_dtype, config.threads, config.length)
+    task = Task(**{field.name: getattr(config, field.name) for field in fields(Task)})
     threads = torch.get_num_threads()
     try:
         with ExitStack() as stack:

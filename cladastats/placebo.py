@@ -15,13 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from clada.models.open import bos_tokens, load_tokenizer
+from clada.models.open import bos_tokens
 from cladastats.extract import extract
 from cladastats.panel.columns import complete_rows
 from cladastats.panel.within import Within, within_summary
 from cladastats.results.fit import RESPONSES
 from cladastats.sequences.pairs import check_ratios, pair_rows
 from cladastats.sequences.placebos import derived_study, make_placebo
+from cladastats.sequences.tokenizer import study_tokenizer
 from cladastats.sequences.windows import Window
 from cladastats.similarity import similarity
 from cladastats.study import Study
@@ -47,7 +48,7 @@ def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -
     config = study.config
 
     def rows(n_pairs: int) -> Iterator[dict[str, Any]]:
-        check_ratios(config.ratios, config.length - 1, len(bos_tokens(load_tokenizer(config.model))))
+        check_ratios(config.ratios, config.length - 1, len(bos_tokens(study_tokenizer(config))))
         corpus = study.corpus
         for (group, pair), block in corpus[corpus["pair"] < n_pairs].groupby(["group", "pair"], sort=True):
             a, b = (

@@ -10,16 +10,20 @@ import pytest
 import safetensors.numpy
 import torch
 from tiny_models import CONFIGS, tiny_model, tokens
+from tokenizers.pre_tokenizers import Digits, Sequence
 
 from clada.errors import ModelError, StudyError
 from clada.models.architectures import FAMILIES, check_length, decoder_layers, down_norms, family_of
 from clada.models.hooks import capture_last_activations
+from clada.models.open import load_tokenizer
 from cladastats.activations import attention
 from cladastats.activations.parts import part_path, read_part, read_parts, shard_ids, shards_of
 from cladastats.activations.work import PrefixSharingRunner, Task
 from cladastats.activations.work import sequences_of as extracted
 from cladastats.cli import main
 from cladastats.extract import extract
+from cladastats.placebo import earlier_token
+from cladastats.sequences.tokenizer import tokenizer_sha256
 from cladastats.study import Study
 
 LENGTH, PREFIXES = 64, [16, 24, 32]  # the sliding window of the tiny models is 16: prefixes reach and exceed it
@@ -223,6 +227,32 @@ def test_a_part_of_another_study_is_refused(copy_of, monkeypatch):
         path.unlink()
     with pytest.raises(StudyError, match="is of smollm2-135m at sha256:other"):
         extract(Study(copy_of.folder))
+
+
+def test_another_tokenizer_than_the_studys_is_refused(copy_of, monkeypatch, capsys):
+    """The same weights whose text would be cut into other tokens: digits one by one, say, since a conversion changed."""
+    study, command = copy_of, ["--study", str(copy_of.folder)]
+
+    def other(name):
+        tokenizer = load_tokenizer(name)
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(), tokenizer.backend_tokenizer.pre_tokenizer])
+        return tokenizer
+
+    for module in ("clada.models.open", "cladastats.sequences.tokenizer"):
+        monkeypatch.setattr(f"{module}.load_tokenizer", other)
+    extract(study)  # it is done: no tokenizer is opened
+    parts(study)[0].unlink()
+    said = (
+        f"the tokenizer of smollm2-135m is not the one the study was made with (sha256 "
+        f"{tokenizer_sha256(other('smollm2-135m'))[:20]}, not {study.config.tokenizer_sha256[:20]}): its tokens mean "
+        "something else; use the versions of packages that study.json names, or make a new study with another --study"
+    )
+    for stage in ("extract", "controls", "placebo"):
+        capsys.readouterr()
+        assert main([stage, *command]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"cladastats: {said}"
+    with pytest.raises(StudyError, match="is not the one the study was made with"):
+        earlier_token(study)
 
 
 def test_an_altered_corpus_is_refused(copy_of):

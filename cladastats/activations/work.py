@@ -23,6 +23,7 @@ from clada.models.open import load_model, model_revision
 from clada.surprisal import surprisal_and_entropy_bits
 from cladastats.activations.attention import causal_blocks
 from cladastats.activations.parts import Part
+from cladastats.sequences.tokenizer import check_tokenizer
 
 # Tokens at the end whose surprisal is kept while running: the previous one is a control, and what is one token here
 # may be several of an independent model.
@@ -153,6 +154,7 @@ class Task:
 
     Attributes:
         model, revision, dtype, storage_dtype, threads, length: as `StudyConfig` has them.
+        tokenizer_sha256: the same; None: the tokenizer is not compared.
     """
 
     model: str
@@ -161,12 +163,13 @@ class Task:
     storage_dtype: str
     threads: int
     length: int
+    tokenizer_sha256: str | None = None
 
     def worker(self) -> Worker:
         """Open the model.
 
         Raises:
-            StudyError: the name opens another model here.
+            StudyError: the name opens another model here, or another tokenizer.
             ModelError: it cannot be opened, or its positions do not reach the length.
         """
         if model_revision(self.model) != self.revision:
@@ -174,7 +177,9 @@ class Task:
                 f"the study is of {self.model} at {self.revision[:20]}, which is not what that name opens here; "
                 "use another --study folder, or the model it was made with"
             )
-        model, _ = load_model(self.model, dtype=self.dtype)
+        model, tokenizer = load_model(self.model, dtype=self.dtype)
+        if self.tokenizer_sha256 is not None:
+            check_tokenizer(tokenizer, self.tokenizer_sha256, self.model)
         check_length(model.config, self.length + 1, "make a study with a shorter --length")
         return Worker(self, PrefixSharingRunner(model), down_norms(model).numpy())
 

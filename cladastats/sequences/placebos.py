@@ -21,8 +21,9 @@ import pandas as pd
 import pyarrow as pa
 
 from clada.errors import InputError, StudyError
-from clada.models.open import bos_tokens, load_tokenizer
+from clada.models.open import bos_tokens
 from cladastats.sequences.pairs import CORPUS_SCHEMA, sequence_id, tokens_sha256
+from cladastats.sequences.tokenizer import study_tokenizer
 from cladastats.study import Study, create_study
 
 PLACEBOS = {
@@ -43,12 +44,13 @@ def make_placebo(study: Study, pairs: int | None = None) -> Study:
         pairs: of each group, from the first on; None: those that are there, or 32.
 
     Raises:
-        StudyError: the one that is there has another number of pairs, or belongs to another corpus.
+        StudyError: the one that is there has another number of pairs, or belongs to another corpus; or the model's name
+            opens another tokenizer than the study's.
         InputError: fewer than two pairs, or prefixes so short that a placebo is A, B or the hybrid itself.
     """
-    bos = len(bos_tokens(load_tokenizer(study.config.model)))
 
     def rows(n_pairs: int) -> Iterator[dict[str, Any]]:
+        bos = len(bos_tokens(study_tokenizer(study.config)))
         return placebo_rows(study.corpus, n_pairs, bos, study.config.seed)
 
     return derived_study(study, "placebo", pairs, rows, {"placebos": list(PLACEBOS)}, study.config.length)
