@@ -11,6 +11,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from clada.methods.coefficients import newest_studies
 from clada.models.architectures import check_length, family_of
 from clada.models.open import load_config, load_tokenizer, model_revision
 from clada.system.files import as_path
+from cladastats.results.fit import COLUMNS
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios
 from cladastats.sequences.sources import load_documents, source_sha256
 from cladastats.sequences.tokenizer import tokenizer_sha256
@@ -78,9 +80,33 @@ def make_study(folder: str | None, options: dict[str, Any]) -> Study:
     if path is None:
         model, source = Path(settings["model"]).name, settings["source"].partition(":")[0]
         path = STUDIES / f"{model}-{source}-{settings['pairs']}x{settings['length']}-seed{settings['seed']}"
+    _check_design(settings["pairs"], settings["ratios"])
     config, corpus = _prepare(settings)
     # Where another process has built a study there meanwhile, that one is compared as any other.
     return Study(path) if create_study(path, config, corpus.table) else _open_study(path, options)
+
+
+def _check_design(pairs: int, ratios: Sequence[float]) -> None:
+    """Refuse, before the work, a study that no regression can be fitted to; warn of one that is too small for all six.
+
+    Regressions compare the ratios of a pair, and their errors are clustered by pair.
+
+    Raises:
+        InputError: one pair, or one ratio.
+    """
+    if pairs < 2:
+        raise InputError("regressions need 2 pairs in each group at least; use --pairs 2 or more")
+    if len(ratios) == 1:
+        raise InputError(
+            "regressions compare the ratios of a pair, and need 2 at least; use for instance --ratios 0.25,0.5"
+        )
+    _, regressors = COLUMNS[6]
+    if pairs * len(ratios) <= pairs + len(regressors):
+        print(
+            f"cladastats: {pairs} pairs at {len(ratios)} ratios are too few for the regressions with "
+            f"{len(regressors)} regressors; what needs none of them works",
+            file=sys.stderr,
+        )
 
 
 def _open_study(path: Path, options: dict[str, Any]) -> Study:
@@ -116,6 +142,7 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
     path = as_path(folder)
     if (path / "study.json").is_file():
         return _open_repeated(path, recorded, recorded_config)
+    _check_design(recorded_config.pairs, recorded_config.ratios)
     config, corpus = _prepare({name: getattr(recorded_config, name) for name in DEFAULTS})
     for name, what in (
         ("revision", f"the model {recorded_config.model}"),

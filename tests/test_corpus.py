@@ -23,7 +23,7 @@ from clada.models.assets import fetch
 from clada.models.open import bos_tokens, load_tokenizer
 from clada.system.files import as_path
 from cladastats.cli import main
-from cladastats.corpus import DEFAULTS, make_study
+from cladastats.corpus import DEFAULTS, make_study, repeat_study
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
 from cladastats.sequences.placebos import placebo_rows, placebo_sequences
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
@@ -638,6 +638,47 @@ def test_a_study_that_is_there_by_now_is_not_replaced(small_study: Study, tmp_pa
         assert not create_study(folder, dataclasses.replace(config, seed=99), table.slice(1))
         assert (folder / "corpus.parquet").read_bytes() == before
         assert Study(folder).config == config
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"pairs": 1}, "regressions need 2 pairs in each group at least; use --pairs 2 or more"),
+        (
+            {"ratios": (0.5,)},
+            "regressions compare the ratios of a pair, and need 2 at least; use for instance --ratios 0.25,0.5",
+        ),
+        ({"ratios": ()}, "no ratio given; use for instance --ratios 0.25,0.375,0.5"),
+    ],
+)
+def test_a_study_that_cannot_be_fitted_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_study: Study, changed: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("cladastats.corpus.load_documents", lambda _source: pytest.fail("the work began"))
+    options = dict.fromkeys(DEFAULTS) | {"length": LENGTH} | changed
+    with pytest.raises(InputError) as error:
+        make_study(str(tmp_path / "study"), options)
+    assert str(error.value) == said
+    assert not (tmp_path / "study").exists()
+    recorded = tmp_path / "study.json"
+    recorded.write_text(json.dumps(json.loads((small_study.folder / "study.json").read_text()) | changed))
+    with pytest.raises(InputError) as error:
+        repeat_study(recorded, str(tmp_path / "study"))
+    assert str(error.value) == said
+
+
+def test_a_study_too_small_for_every_regressor_is_built_and_said_so(
+    tmp_path: Path, articles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pairs at two ratios: 4 rows, 2 pair effects and 3 regressors."""
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in articles[:3]), encoding="utf-8")
+    options = dict.fromkeys(DEFAULTS) | {"source": f"jsonl:{source}", "length": LENGTH, "ratios": (0.25, 0.5)}
+    said = "cladastats: 2 pairs at 2 ratios are too few for the regressions with 3 regressors"
+    assert len(make_study(str(tmp_path / "small"), options | {"pairs": 2}).corpus) == 2 * 2 * 5
+    assert said in capsys.readouterr().err
+    make_study(str(tmp_path / "larger"), options | {"pairs": 4})  # 8 rows, 4 pair effects
+    assert "too few" not in capsys.readouterr().err
 
 
 def test_margin_of_equivalence_must_be_positive(tmp_path: Path) -> None:
