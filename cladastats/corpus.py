@@ -80,32 +80,38 @@ def make_study(folder: str | None, options: dict[str, Any]) -> Study:
     if path is None:
         model, source = Path(settings["model"]).name, settings["source"].partition(":")[0]
         path = STUDIES / f"{model}-{source}-{settings['pairs']}x{settings['length']}-seed{settings['seed']}"
-    _check_design(settings["pairs"], settings["ratios"])
+    _check_design(settings["pairs"], settings["ratios"], settings["length"])
     config, corpus = _prepare(settings)
     # Where another process has built a study there meanwhile, that one is compared as any other.
-    return Study(path) if create_study(path, config, corpus.table) else _open_study(path, options)
+    return Study(path) if _create_study(path, config, corpus) else _open_study(path, options)
 
 
-def _check_design(pairs: int, ratios: Sequence[float]) -> None:
-    """Refuse, before the work, a study that no regression can be fitted to; warn of one that is too small for all six.
+def _create_study(path: Path, config: StudyConfig, corpus: PairCorpus) -> bool:
+    """Write a new study unless there is one by now, and say where it is too small for some of the regressions."""
+    _, regressors = COLUMNS[6]
+    if config.pairs * len(config.ratios) <= config.pairs + len(regressors):
+        print(
+            f"cladastats: {config.pairs} pairs at {len(config.ratios)} ratios are too few for the regressions with "
+            f"{len(regressors)} regressors; what needs none of them works",
+            file=sys.stderr,
+        )
+    return create_study(path, config, corpus.table)
+
+
+def _check_design(pairs: int, ratios: Sequence[float], length: int) -> None:
+    """Refuse, before the work, a study that no regression can be fitted to.
 
     Regressions compare the ratios of a pair, and their errors are clustered by pair.
 
     Raises:
-        InputError: one pair, or one ratio.
+        InputError: one pair, one ratio, or ratios that give no hybrid.
     """
+    check_ratios(ratios, length)
     if pairs < 2:
         raise InputError("regressions need 2 pairs in each group at least; use --pairs 2 or more")
     if len(ratios) == 1:
         raise InputError(
             "regressions compare the ratios of a pair, and need 2 at least; use for instance --ratios 0.25,0.5"
-        )
-    _, regressors = COLUMNS[6]
-    if pairs * len(ratios) <= pairs + len(regressors):
-        print(
-            f"cladastats: {pairs} pairs at {len(ratios)} ratios are too few for the regressions with "
-            f"{len(regressors)} regressors; what needs none of them works",
-            file=sys.stderr,
         )
 
 
@@ -142,7 +148,7 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
     path = as_path(folder)
     if (path / "study.json").is_file():
         return _open_repeated(path, recorded, recorded_config)
-    _check_design(recorded_config.pairs, recorded_config.ratios)
+    _check_design(recorded_config.pairs, recorded_config.ratios, recorded_config.length)
     config, corpus = _prepare({name: getattr(recorded_config, name) for name in DEFAULTS})
     for name, what in (
         ("revision", f"the model {recorded_config.model}"),
@@ -155,7 +161,7 @@ def repeat_study(recorded: Path, folder: str | None) -> Study:
                 f"{what} is not what it was for {recorded} ({name} {getattr(config, name)[:20]}, not "
                 f"{getattr(recorded_config, name)[:20]}); without it the study cannot be repeated"
             )
-    if create_study(path, config, corpus.table):
+    if _create_study(path, config, corpus):
         return Study(path)
     return _open_repeated(path, recorded, recorded_config)
 
@@ -180,7 +186,7 @@ def _refuse_changed_source(study: Study) -> None:
     """
     config = study.config
     sha256 = source_sha256(config.source)
-    if sha256 not in (None, config.source_sha256):
+    if sha256 is not None and sha256 != config.source_sha256:
         raise StudyError(
             f"{config.source} has changed since {study.folder} was built of it (sha256 {sha256[:20]}, not "
             f"{config.source_sha256[:20]}); give another folder with --study, or put the former source back"
