@@ -1,4 +1,4 @@
-"""Speed and loss at every precision and budget, beside transformers and llama.cpp: the README's first table.
+"""Speed and loss at every precision and budget, beside transformers and llama.cpp (docs/speed-and-quality.md).
 
     python benchmarks/speed.py --text jsonl:articles.jsonl:body            # SmolLM2-135M
     python benchmarks/speed.py --speeds benchmarks/results/xeon            # what was measured on another machine

@@ -1,7 +1,9 @@
-"""clada: decode a causal language model faster by computing only the neurons a token needs.
+"""clada: decode a causal language model faster by computing only what a token needs.
 
 The engine of Yang et al., "Sparse Brains are Also Adaptive Brains: Cognitive-Load-Aware Dynamic Activation for LLMs"
-(arXiv 2502.19078). Names are imported on first use, so `import clada` costs milliseconds.
+(arXiv 2502.19078). The names below are its public API; they are imported on first use, so `import clada` takes
+milliseconds. At the top of the package stand the commands and the main path, `engine.py`. It never imports
+`cladastats`.
 """
 
 from importlib import import_module

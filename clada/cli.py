@@ -23,7 +23,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive_int, default=1, metavar="N", help="prompts decoded side by side; default 1"
     )
     parser.add_argument("--max-new-tokens", type=positive_int, default=128, metavar="N", help="default 128")
-    parser.add_argument("--method", default="clada", metavar="M", help="default clada; see README for the others")
+    parser.add_argument("--method", default="clada", metavar="M", help="default clada; docs/engine.md has the others")
     _coefficients(parser)
     _plan(parser)
     parser.add_argument("--max-loss", type=float, metavar="X", help="which of the plan's budgets; default 0.02")

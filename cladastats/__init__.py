@@ -1,7 +1,9 @@
 """cladastats: do MLP activations follow the prefix of a sequence, and does cognitive load disturb that?
 
 Controlled corpora from real text, activations at the target token, similarity, and panel regressions, after Yang et
-al. (arXiv 2502.19078, section 2). Names are imported on first use, so `import cladastats` costs milliseconds.
+al. (arXiv 2502.19078, section 2). The names below are its public API; they are imported on first use, so
+`import cladastats` takes milliseconds. At the top of the package stand the stages, each a command and a module, and
+the study's folder, which knows no stage.
 """
 
 from importlib import import_module

@@ -122,7 +122,7 @@ class Study:
 
     @property
     def corpus(self) -> pd.DataFrame:
-        """The sequences: one row each, columns as in the README's section on files."""
+        """The sequences: one row each, columns as in docs/files.md."""
         return self.table("corpus.parquet", "corpus")
 
     @property

@@ -1,1 +1,12 @@
-"""The engine's forward pass on a CPU: packed weights, kernels, decoding. Knows selections, not what chose them."""
+"""The engine's forward pass on a CPU: packed weights, kernels, decoding.
+
+    precision.py     an object for every precision: storage, packing, widening, instructions
+    storage.py       matrices stored by rows, and layers of transformers on top of them
+    fused.py         packed layers where a model has several projections in one module
+    pack.py          the weights of a model at one precision
+    kernels/         the compiled functions of a step
+    kernel_cache.py  where compiled kernels are kept between processes
+    decoder.py       the state of decoding, and a step of it
+
+Knows the arrays of a selection. Must not know which method chose them, nor what they are measured for.
+"""

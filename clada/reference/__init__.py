@@ -1,1 +1,7 @@
-"""The same forward pass in plain torch, by the formulas as they are written: what the kernels are tested against."""
+"""The same forward pass in plain torch, by the formulas as they are written.
+
+    decoder.py    a step; the kernels are tested against it, and other devices run it
+    attention.py  attention that leaves out values of little weight
+
+Knows the packed weights and the rules of the methods. Must not know the kernels.
+"""

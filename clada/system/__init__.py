@@ -1,1 +1,11 @@
-"""Files that are whole or absent, the cache folder, the machine, the command line. Knows nothing of models."""
+"""Files, the cache folder, the machine and the command line: what every other room may use.
+
+    files.py        files that are whole or absent, in a folder or at a URL
+    jsonfile.py     JSON files that say which schema they follow
+    cache.py        the folder that keeps what is fetched or made once
+    encoding.py     text whose encoding was mangled, mended
+    machine.py      cores, threads, memory
+    commandline.py  what the commands of both packages share: one-line errors, exit codes
+
+Knows the operating system. Must not know models, plans or studies.
+"""

@@ -1,1 +1,11 @@
-"""Panel regressions of the response on prefix and load, their robustness, and the claims they bear on."""
+"""Panel regressions of the response on prefix and load, and what they say about the claims.
+
+    columns.py     the six columns, with an effect for every pair
+    within.py      the same regression in sums of each pair, for resampling
+    robustness.py  what a careful reader would ask of the table
+    claims.py      the paper's claims against a study, with verdicts
+    overview.py    fits side by side, also with the published values
+    case_study.py  the paper's 13 sentences and activation maps
+
+Knows panels and fits. Must not run stages; a command hands over what another stage made.
+"""

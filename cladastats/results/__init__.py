@@ -1,1 +1,9 @@
-"""Fitted regressions as values that show themselves as tables. Knows nothing of studies, stages or models."""
+"""Fitted regressions and answers of checks, as values that show themselves as tables.
+
+    fit.py         the six columns of a metric and response
+    robustness.py  the answers of the robustness checks as one table
+    verdicts.py    the one rule by which claims are judged
+    tables.py      finished cells as text, Markdown, LaTeX and HTML
+
+Knows numbers and names alone. Must not know studies, stages or models.
+"""

@@ -1,1 +1,10 @@
-"""Sequences of tokens from texts: sources, windows, random words, pairs and placebo forms. Knows no activations."""
+"""Sequences of tokens from texts, as a study needs them.
+
+    sources.py       where text comes from: embedded, hub, JSON lines, a folder
+    windows.py       windows of natural text
+    random_words.py  random words with the parts of speech of a source
+    pairs.py         pairs, hybrids and matched references
+    placebos.py      hybrids that should not act as prefixes do
+
+Knows texts and tokenizers. Must not know activations or statistics.
+"""
