@@ -121,7 +121,9 @@ def test_command_lines_are_found():
 @every_page
 def test_options_exist(page):
     """Of `clada generate --chat` that command's, of `--chat` alone any command's; the paper's have underscores."""
-    everywhere = {option for package, names in COMMANDS.items() for name in names for option in options_of(package, name)}
+    everywhere = {
+        option for package, names in COMMANDS.items() for name in names for option in options_of(package, name)
+    }
     for span in spans(page):
         words = span.split()
         known = everywhere
@@ -140,17 +142,18 @@ def test_tables_fit_a_screen(page):
 
 def test_the_documentation_lists_what_the_code_has():
     """Each family, method, precision and metric, by the name that users give."""
-    from clada.cpu.precision import PRECISIONS
-    from clada.methods.registry import EVALUATED
-    from clada.models.architectures import FAMILIES
-    from cladastats.similarities.metrics import ESTIMATORS, METRICS
+    from clada.cpu import precision
+    from clada.methods import registry
+    from clada.models import architectures
+    from cladastats.similarities import metrics
 
-    pages = {"models": FAMILIES, "engine": {**EVALUATED, **PRECISIONS}}
-    pages["statistics"] = {*ESTIMATORS, *(name for name, metric in METRICS.items() if metric.estimator is None)}
+    pages = {"models": {*architectures.FAMILIES}, "engine": {*registry.EVALUATED, *precision.PRECISIONS}}
+    by_name = (name for name, metric in metrics.METRICS.items() if metric.estimator is None)
+    pages["statistics"] = {*by_name, *metrics.ESTIMATORS}
     for page, names in pages.items():
         first_cells = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.M)
         named = {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
-        assert set(names) <= named, f"docs/{page}.md lacks {', '.join(sorted(set(names) - named))}"
+        assert names <= named, f"docs/{page}.md lacks {', '.join(sorted(names - named))}"
 
 
 def test_the_readme_names_every_file_and_folder():
