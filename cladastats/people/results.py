@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
-from tabulate import tabulate
 
 from clada.errors import StudyError
 from clada.system.jsonfile import check_checksum, read_json
 from cladastats.people.corpora import SOURCES
 from cladastats.people.gains import STEPS
+from cladastats.results.tables import plain_table
 from cladastats.results.verdicts import SIGNIFICANCE, verdict
 
 HUMAN_SCHEMA = "cladastats/human/1"
@@ -80,30 +80,20 @@ def show(table: pd.DataFrame, fmt: str) -> str:
         return str(table.to_json(orient="records"))
     if fmt == "csv":
         return str(table.to_csv(index=False)).rstrip()
-    rows = [
-        (
-            row.corpus,
-            row.measure,
-            row.predictor,
-            f"{row.words:,}",
-            f"{row.units} {row.units_are}",
-            f"{1000 * row.delta_ll:+.2f} [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}]",
-            f"{row.p_holm:.4f}",
-            f"{row.effect:+.3g} [{row.effect_low:+.3g}, {row.effect_high:+.3g}] {row.unit}",
-        )
+    cells = pd.DataFrame(
+        {
+            "corpus": row.corpus,
+            "measure": row.measure,
+            "predictor": row.predictor,
+            "words": f"{row.words:,}",
+            "tested over": f"{row.units} {row.units_are}",
+            "gain, nats/1000 words": f"{1000 * row.delta_ll:+.2f} [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}]",
+            "p (Holm)": f"{row.p_holm:.4f}",
+            "effect per SD": f"{row.effect:+.3g} [{row.effect_low:+.3g}, {row.effect_high:+.3g}] {row.unit}",
+        }
         for row in table.itertuples()
-    ]
-    heads = (
-        "corpus",
-        "measure",
-        "predictor",
-        "words",
-        "tested over",
-        "gain, nats/1000 words",
-        "p (Holm)",
-        "effect per SD",
     )
-    return tabulate(rows, heads, tablefmt="github" if fmt == "markdown" else "simple", disable_numparse=True)
+    return plain_table(cells, fmt, ["left"] * cells.shape[1], index=False)
 
 
 _IN_WORDS = {"supported": "is supported", "contradicted": "is contradicted", "undecided": "is not supported"}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from clada.errors import InputError
 from clada.system.jsonfile import check_checksum, with_checksum
+from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 FIT_SCHEMA = "cladastats/fit/1"
 
@@ -165,14 +163,14 @@ def render(fit: Fit, fmt: str) -> str:
         return json.dumps(fit.to_dict(), indent=2, allow_nan=False)
     if fmt == "csv":
         return tidy(fit).to_csv(index=False)
-    if fmt == "text":
-        return _plain(fit, "simple")
-    if fmt == "markdown":
-        return _plain(fit, "pipe")
+    cells = layout(fit)
+    align = ["left"] + ["right"] * len(fit.columns)
+    if fmt in TEXT_STYLES:
+        return "\n\n".join([_title(fit), plain_table(cells, fmt, align, index=True), *_notes(fit)])
     if fmt == "latex":
-        return _latex(fit)
+        return latex_table(cells, [_title(fit), *_notes(fit)], align, index=True)
     if fmt == "html":
-        return _html(fit)
+        return html_table(cells, [_title(fit), *_notes(fit)], "fit", index=True)
     raise InputError(f"unknown table format {fmt!r}; choose one of {', '.join(FORMATS)}")
 
 
@@ -225,11 +223,6 @@ def _cells(column: Column, terms: list[str]) -> list[str]:
     return [*cells, "YES", "YES"]
 
 
-def number_text(value: float) -> str:
-    """Four decimals, or three significant digits where these would hide the value."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
-
-
 def _title(fit: Fit) -> str:
     return f"Response {fit.response}, metric {fit.metric}: pair fixed effects, errors clustered by pair"
 
@@ -240,50 +233,6 @@ def _notes(fit: Fit) -> list[str]:
     return [
         f"({', '.join(str(column.column) for column in fit.columns if note in column.notes)}) {note}" for note in notes
     ]
-
-
-def _latex(fit: Fit) -> str:
-    # A hyphen would be set as one; cells hold nothing else that LaTeX reads as markup.
-    cells = layout(fit).map(lambda cell: cell.replace("-", "$-$"))
-    caption = " ".join(f"{line}." for line in [_title(fit), *_notes(fit)])
-    return (
-        cells.style.format_index(escape="latex", axis=0)
-        .format_index(escape="latex", axis=1)
-        .to_latex(
-            hrules=True,
-            column_format="l" + "r" * len(fit.columns),
-            position_float="centering",
-            caption=latex_text(caption),
-        )
-    )
-
-
-def latex_text(text: str) -> str:
-    """Text whose special characters LaTeX sets as they are."""
-    return re.sub(r"([_%&#$])", r"\\\1", text)
-
-
-def _html(fit: Fit) -> str:
-    # Without a fixed id every rendering of the same fit would differ.
-    caption = "<br>".join(escape(line) for line in [_title(fit), *_notes(fit)])
-    return (
-        layout(fit)
-        .style.format(escape="html")
-        .format_index(escape="html", axis=0)
-        .format_index(escape="html", axis=1)
-        .set_uuid("fit")
-        .set_caption(caption)
-        .to_html()
-    )
-
-
-def _plain(fit: Fit, style: str) -> str:
-    # Cells are finished text: tabulate must not parse "(1.20)" or "1,200" as numbers again.
-    cells = layout(fit)
-    rows = [[label, *row] for label, row in zip(cells.index, cells.to_numpy(), strict=True)]
-    alignment = ["left"] + ["right"] * len(fit.columns)
-    table = tabulate(rows, headers=["", *cells.columns], tablefmt=style, colalign=alignment, disable_numparse=True)
-    return "\n\n".join([_title(fit), table, *_notes(fit)])
 
 
 def undefined_to_none(value: Any) -> Any:

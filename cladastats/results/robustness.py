@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from clada.errors import InputError
-from cladastats.results.fit import FORMATS, LABELS, latex_text, number_text
+from cladastats.results.fit import FORMATS, LABELS
+from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 if TYPE_CHECKING:
     from cladastats.results.fit import Fit
@@ -225,17 +224,12 @@ def render_robustness(fit: Fit, fmt: str) -> str:
         p=table["p"].map(lambda v: "" if pd.isna(v) else f"{v:.3f}" if v >= 0.001 else "<0.001"),
     ).rename(columns={"ci_low": "95 % CI low", "ci_high": "95 % CI high"})
     title = f"Robustness of response {fit.response}, metric {fit.metric} (prefix per 1,000 tokens)"
-    styles = {"text": "simple", "markdown": "pipe", "latex": "latex_raw", "html": "html"}
-    if fmt not in styles:
-        raise InputError(f"unknown table format {fmt!r}; choose one of {', '.join(FORMATS)}")
-    parts = [title, *fit.robustness["notes"]]
+    align = ["left"] * 3 + ["right"] * 4 + ["left"]
+    notes = fit.robustness["notes"]
+    if fmt in TEXT_STYLES:
+        return "\n\n".join([title, plain_table(cells, fmt, align, index=False), *notes])
     if fmt == "latex":
-        cells = cells.rename(columns=latex_text).map(
-            lambda cell: cell.replace("-", "$-$") if re.fullmatch(r"-[\d.e+-]+", cell) else latex_text(cell)
-        )
-        parts = [latex_text(part) for part in parts]
-    body = tabulate(
-        cells.to_numpy().tolist(), list(cells.columns), tablefmt=styles[fmt], disable_numparse=True,
-        colalign=["left", "left", "left", "right", "right", "right", "right", "left"],
-    )  # fmt: skip
-    return "\n\n".join([parts[0], body, *parts[1:]])
+        return latex_table(cells, [title, *notes], align, index=False)
+    if fmt == "html":
+        return html_table(cells, [title, *notes], "robustness", index=False)
+    raise InputError(f"unknown table format {fmt!r}; choose one of {', '.join(FORMATS)}")
