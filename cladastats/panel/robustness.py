@@ -25,6 +25,7 @@ from cladastats.panel.within import (
     Within,
     bootstrap,
     pair_effects_ols,
+    pair_effects_summary,
     per_pair,
     permutation,
     summary_of,
@@ -199,7 +200,7 @@ def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]
     """
     place = data.index.get_level_values("ratio")
     steps = {f"ratio {r:g}": (place == r).astype(float) for r in np.unique(place)[1:]}
-    coefficients = within_summary(Within.of(data.assign(**steps), outcome, [*steps, *LOADS]))
+    coefficients = pair_effects_summary(data.assign(**steps), outcome, [*steps, *LOADS])
     return {name: coefficients[name] for name in LOADS}
 
 
@@ -253,15 +254,13 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
     Returns:
         `with_controls`: coefficients and intervals; `moderators`: of prefix x (control - its mean), each by itself.
     """
-    coefficients = {"with_controls": within_summary(Within.of(data, outcome, ["prefix_len", *LOADS, *extra]))}
+    coefficients = {"with_controls": pair_effects_summary(data, outcome, ["prefix_len", *LOADS, *extra])}
     moderators = {}
     for name in STATIC_CONTROLS:
         product = data["prefix_len"] * (data[name] - data[name].mean())
         if data[name].std() > 0:
             term = f"prefix_len x {name}"
-            moderators[term] = within_summary(Within.of(data.assign(**{term: product}), outcome, ["prefix_len", term]))[
-                term
-            ]
+            moderators[term] = pair_effects_summary(data.assign(**{term: product}), outcome, ["prefix_len", term])[term]
     return {**coefficients, "moderators": moderators}
 
 
@@ -325,7 +324,7 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
             means = data[outcome].groupby(level="pair").mean()
             half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
             effects[group][kind] = {
-                **within_summary(Within.of(data, outcome, ["prefix_len"]))["prefix_len"],
+                **pair_effects_summary(data, outcome, ["prefix_len"])["prefix_len"],
                 "mean": float(means.mean()),
                 "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
                 "n_pairs": len(means),
@@ -476,8 +475,8 @@ def _trimmed(panel: pd.DataFrame, fit: Fit, outcome: str) -> dict[str, Any]:
     coefficients = {}
     for group in dict.fromkeys(column.group for column in fit.columns):
         data, _ = complete_rows(panel, group, outcome, full)
-        alone = within_summary(Within.of(data, outcome, ["prefix_len"]))
-        beside = within_summary(Within.of(data, outcome, full))
+        alone = pair_effects_summary(data, outcome, ["prefix_len"])
+        beside = pair_effects_summary(data, outcome, full)
         coefficients[group] = {**alone, **{load: beside[load] for load in LOADS}}
     return coefficients
 

@@ -1,4 +1,9 @@
-"""Regression with pair effects in the sums of each pair, and what is resampled with it."""
+"""Regression with pair effects: by linearmodels, and in the sums of each pair for what is fitted thousands of times.
+
+`pair_effects_ols` is the estimator. `Within` gives the same coefficients and errors from sums that are made once, so that a
+bootstrap draw, or one layer of many, costs a product of small matrices in the place of a pass over the rows; the tests hold
+it to linearmodels.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +47,8 @@ def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd
 @dataclass(frozen=True)
 class Within:
     """A regression with pair effects, in the sums of each pair: G pairs, k regressors.
+
+    Kept beside linearmodels for the bootstrap (2,000 fits a column), which would take minutes a study there.
 
     Attributes:
         names: of the regressors.
@@ -91,11 +98,20 @@ class Within:
 
 
 def bootstrap(within: Within, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, dict[str, Any]]:
-    """Cluster bootstrap over pairs: studentised (bootstrap-t) and percentile 95 % intervals (Cameron et al. 2008).
+    """Cluster bootstrap over pairs: studentised (bootstrap-t) and percentile 95 % intervals.
+
+    Not scipy's bootstrap, which has no studentised interval; the tests compare the percentile one with it.
+
+    Args:
+        within: The regression.
+        rng: Of the draws.
+        draws: Of as many pairs as there are, with replacement.
 
     Returns:
-        per regressor `se`, `ci` (studentised) and `ci_percentile`; empty where most draws of so few pairs do not
+        Per regressor `se`, `ci` (studentised) and `ci_percentile`; empty where most draws of so few pairs do not
         identify the coefficients.
+
+    Source: Cameron, Gelbach and Miller (2008), Bootstrap-based improvements for inference with clustered errors.
     """
     pairs, k = within.xy.shape
     weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
@@ -121,7 +137,17 @@ def permutation(data: pd.DataFrame, outcome: str, rng: np.random.Generator, draw
     """Within-pair permutation of the ratios: is the prefix's slope larger than when ratios are dealt at random?
 
     Exact for the hypothesis that the ratio changes nothing about any pair's responses; two-sided. Slopes of the pairs'
-    own that cancel are against it, and rejected more often than 5 %.
+    own that cancel are against it, and rejected more often than 5 %. Not scipy's permutation test, which needs equally
+    many rows in every pair; the tests compare with it where there are.
+
+    Args:
+        data: Complete rows, indexed by pair and ratio.
+        outcome: Response column.
+        rng: Of the permutations.
+        draws: Permutations of all pairs.
+
+    Returns:
+        `coef`, the slope per 1,000 tokens, its `p` and `draws`.
     """
     pairs, place = np.unique(data.index.get_level_values("pair"), return_inverse=True)
     order = np.argsort(place, kind="stable")
@@ -156,8 +182,23 @@ def per_pair(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     }
 
 
+def pair_effects_summary(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Coefficients of a regression with pair effects, with clustered errors, intervals and p from t(G - 1).
+
+    Args:
+        data: Complete rows, indexed by pair and ratio.
+        outcome: Response column.
+        names: Regressors.
+
+    Returns:
+        Per regressor `coef`, `se`, `ci` (95 %) and `p`.
+    """
+    result = pair_effects_ols(data[outcome], data[list(names)])
+    return summary_of(names, result.params, result.std_errors, data.index.get_level_values("pair").nunique() - 1)
+
+
 def within_summary(within: Within) -> dict[str, dict[str, Any]]:
-    """Coefficients with clustered errors, intervals and p from t(G - 1)."""
+    """The same as `pair_effects_summary`, of sums that are there."""
     return summary_of(within.names, *within.fit(), len(within.xy) - 1)
 
 
