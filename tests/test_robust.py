@@ -36,6 +36,7 @@ from cladastats.panel.robustness import (
     layers,
     mixed,
     ordered,
+    placebos,
     power,
     ratio_effects,
     two_way_clusters,
@@ -43,6 +44,7 @@ from cladastats.panel.robustness import (
 from cladastats.panel.within import (
     Within,
     bootstrap,
+    pair_effects_ols,
     pair_effects_summary,
     per_pair,
     permutation,
@@ -63,6 +65,21 @@ def nls(panel: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("panel", [simulate_panel(), unbalanced_panel()], ids=["balanced", "unbalanced"])
+def test_a_pair_of_one_row_counts_in_no_check():
+    panel = simulate_panel(n_pairs=30)
+    single = panel["pair"].isin(range(25, 30)) & (panel["ratio"] > 0.25)
+    with_singles, without = panel[~single], panel[panel["pair"] < 25]
+    data, other = nls(with_singles), nls(without)
+    pd.testing.assert_frame_equal(data, other)
+    whole = with_singles[with_singles["group"] == "nls"].set_index(["pair", "ratio"]).astype({"prefix_len": float})
+    assert Within.of(whole, Y, FULL).xy.shape == (25, 3)
+    assert pair_effects_ols(whole[Y], whole[list(FULL)]).nobs == 75
+    kinds = [part.assign(placebo=kind) for part in (with_singles, without) for kind in PLACEBOS]
+    half = len(PLACEBOS)
+    assert placebos(pd.concat(kinds[:half]), with_singles, Y) == placebos(pd.concat(kinds[half:]), without, Y)
+    assert layers(with_singles.assign(layer=0), Y) == layers(without.assign(layer=0), Y)
+
+
 def test_sums_of_pairs_are_linearmodels(panel):
     fit = fit_columns(panel, "cka")
     for number, (group, names) in COLUMNS.items():

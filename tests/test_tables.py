@@ -19,7 +19,7 @@ COEF = {
     "previous_surprisal": 12345.678,
     "const": 0.1,
 }
-NOTE = "pairs of one row kept: 2; they count as clusters & do not inform the slopes"
+NOTE = "pairs of one row left out: 2; they say nothing about differences within pairs & slopes"
 
 
 def column(number: int, notes: tuple[str, ...] = ()) -> Column:

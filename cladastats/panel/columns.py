@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from clada.errors import InputError, NotIdentifiedError
-from cladastats.panel.within import pair_effects_ols
+from cladastats.panel.within import pair_effects_ols, without_singletons
 from cladastats.results.fit import COLUMNS, LOADS, RESPONSE_SCALES, RESPONSES, Column, Fit
 
 # Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
@@ -35,7 +35,8 @@ def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", cont
 
     Ordinary least squares with pair effects. Standard errors are clustered by pair, with the small-sample factor
     G / (G - 1) * (n - 1) / (n - k - 1) for n rows, G pairs and k regressors: pair effects are nested in the clusters
-    and do not count. All columns of a group use the same rows, those with a response and every regressor.
+    and do not count. All columns of a group use the same rows, those with a response and every regressor, of pairs that
+    have several.
 
     Args:
         panel: One row per group, pair and ratio, as in `panel-<metric>.parquet`.
@@ -153,6 +154,9 @@ def complete_rows(
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The group's rows with a response and every regressor, prefix in 1,000 tokens, and notes on the rest.
 
+    Pairs of a single such row are left out: their effect explains it, so that they would only be counted as clusters, and
+    make the errors and intervals too small (Correia 2015).
+
     Args:
         panel: one row per group, pair and ratio.
         group: "nls" or "rts".
@@ -177,10 +181,12 @@ def complete_rows(
             f"{left_out} of {len(data)} rows left out: {no_response} without a response, {left_out - no_response} "
             f"without a regressor"
         )
-    singletons = int((complete.groupby(level="pair").size() == 1).sum())
-    if singletons:
-        notes.append(f"pairs of one row kept: {singletons}; they count as clusters and do not inform the slopes")
-    return complete, tuple(notes)
+    several = without_singletons(complete)
+    if len(several) < len(complete):
+        notes.append(
+            f"pairs of one row left out: {len(complete) - len(several)}; they say nothing about differences within pairs"
+        )
+    return several, tuple(notes)
 
 
 def _fit_column(
@@ -246,6 +252,10 @@ def _fit_column(
 
 def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str, names: list[str]) -> None:
     """Refuse what pair effects cannot estimate, naming the regressor, the reason and the remedy."""
+    n_pairs = data.index.get_level_values("pair").nunique()
+    if n_pairs < 2:
+        # The residuals of a single pair cancel in its score, which would give standard errors of zero.
+        raise InputError(f"{n_pairs} pairs with several complete rows, and clustered errors need 2; add pairs or ratios")
     size = np.sqrt((data**2).mean())
     spread = np.sqrt(((data - data.mean()) ** 2).mean())
     spread_within = np.sqrt((demeaned**2).mean())
@@ -258,12 +268,7 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
             )
         if spread_within[name] <= ROUNDING * size[name]:
             raise NotIdentifiedError(f"{name} is constant within every pair, so the pair effects absorb it; {remedy}")
-    rows_of_pair = data.groupby(level="pair").size()
-    several = int((rows_of_pair > 1).sum())
-    if several < 2:
-        # The residuals of a single pair cancel in its score, which would give standard errors of zero.
-        raise InputError(f"{several} pairs with several complete rows, and clustered errors need 2; add pairs")
-    n_parameters = len(rows_of_pair) + len(names)
+    n_parameters = n_pairs + len(names)
     if len(data) <= n_parameters:
         raise InputError(
             f"{len(data)} rows for {n_parameters} parameters, pair effects included; add pairs with several ratios"

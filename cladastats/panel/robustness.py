@@ -319,9 +319,9 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         effects[group] = {}
         for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
             data, _ = complete_rows(part, group, outcome, ("prefix_len",))
-            if (data.groupby(level="pair").size() > 1).sum() < 2:
-                continue
             means = data[outcome].groupby(level="pair").mean()
+            if len(means) < 2:
+                continue
             half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
             effects[group][kind] = {
                 **pair_effects_summary(data, outcome, ["prefix_len"])["prefix_len"],

@@ -19,8 +19,19 @@ from scipy import stats
 DRAWS = 1999  # of the bootstrap and of permutations: the Monte-Carlo error of a p-value of 0.05 is 0.005
 
 
+def without_singletons(data: pd.DataFrame) -> pd.DataFrame:
+    """The rows of pairs that have several; a pair of one row says nothing about differences within pairs.
+
+    Args:
+        data: Indexed by pair and ratio.
+
+    Source: Correia (2015), Singletons, cluster-robust standard errors and fixed effects: a bad mix.
+    """
+    return data[data.groupby(level="pair").transform("size") > 1]
+
+
 def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd.DataFrame | None = None) -> Any:
-    """Least squares with pair effects and a constant, by linearmodels.
+    """Least squares with pair effects and a constant, by linearmodels; pairs of one row are left out.
 
     Standard errors are clustered, with the small-sample factor G / (G - 1) * (n - 1) / (n - k - 1) for n rows, G
     clusters and k regressors: pair effects are nested in the clusters and do not count.
@@ -34,7 +45,7 @@ def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd
         linearmodels' `PanelEffectsResults`, with the constant `const` last.
     """
     by = {"cluster_entity": True} if clusters is None else {"clusters": clusters}
-    return PanelOLS(response, regressors.assign(const=1.0), entity_effects=True).fit(
+    return PanelOLS(response, regressors.assign(const=1.0), entity_effects=True, singletons=False).fit(
         cov_type="clustered",
         **by,
         group_debias=True,
@@ -64,7 +75,8 @@ class Within:
 
     @classmethod
     def of(cls, data: pd.DataFrame, outcome: str, names: Sequence[str]) -> Within:
-        """From complete rows indexed by pair and ratio."""
+        """From complete rows indexed by pair and ratio; pairs of one row are left out."""
+        data = without_singletons(data)
         pairs, place = np.unique(data.index.get_level_values("pair"), return_inverse=True)
         values = data[[outcome, *names]].to_numpy(float)
         sums = np.zeros((len(pairs), values.shape[1]))
@@ -169,7 +181,7 @@ def per_pair(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     Needs no variance and no normality, and no outlier owns it.
     """
     within = Within.of(data, outcome, ["prefix_len"])
-    several = within.xx[:, 0, 0] > 0
+    several = within.xx[:, 0, 0] > 0  # lengths that rounding makes equal give no slope
     slopes = within.xy[several, 0] / within.xx[several, 0, 0]
     rising = int((slopes > 0).sum())
     share = stats.binomtest(rising, len(slopes)).proportion_ci(method="wilson")

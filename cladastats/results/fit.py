@@ -70,7 +70,7 @@ class Column:
         r2: `within`, `between` and `overall` for the regressors alone; `inclusive` with the pair effects; `adjusted`
             = 1 - (1 - inclusive) (n - 1) / (n - G - k) for n rows, G pairs and k regressors, so that every pair effect
             counts as a parameter.
-        n_obs: Rows used.
+        n_obs: Rows used: complete, and of pairs with several of them.
         n_pairs: Pairs used.
         cov: How the standard errors were made.
         notes: What the reader must know about this column.
