@@ -20,6 +20,7 @@ seeds included.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -302,8 +303,19 @@ def _layers(sample: Sample) -> list[dict[str, float]]:
     """The gain of each layer's effort alone over surprisal and entropy."""
     known = sample.steps["entropy"]
     base = sample.held_out(known)
-    layers = sorted(name for name in sample.words if name.startswith("effort_") and len(name) == len("effort_00"))
-    return [gain(sample.held_out([*known, name]) - base, sample.units) | {"layer": i} for i, name in enumerate(layers)]
+    return [
+        gain(sample.held_out([*known, name]) - base, sample.units) | {"layer": layer}
+        for layer, name in sorted(layer_columns(sample.words).items())
+    ]
+
+
+def layer_columns(words: pd.DataFrame) -> dict[int, str]:
+    """The columns with the effort of single layers, by layer.
+
+    They are numbered with two digits and more, `effort_00` to `effort_100`; one digit is a word before, `effort_1`.
+    """
+    matches = (re.fullmatch(r"effort_(\d{2,})", str(name)) for name in words)
+    return {int(match[1]): match[0] for match in matches if match}
 
 
 def _about_effort(sample: Sample) -> dict[str, Any]:
