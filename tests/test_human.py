@@ -442,6 +442,8 @@ def test_effort_that_was_put_in_is_found_and_effort_that_was_not_is_not(monkeypa
     assert absent["effect_low"] < 0 < absent["effect_high"]
     assert nothing["effort"]["placebo"]["p"] > 0.02
     assert nothing["units_are"] == "sentences"
+    with pytest.raises(InputError, match="the same for every word: effort, "):
+        analyse(made_rows(rng, 0.0, n_texts=8).assign(effort=1.0, effort_1=1.0, effort_2=1.0), Measure("time"))
 
 
 def test_the_layers_of_a_deep_model_are_all_found_in_order():
@@ -449,8 +451,6 @@ def test_the_layers_of_a_deep_model_are_all_found_in_order():
     names = [f"effort_{layer:02d}" for layer in numbers]
     words = pd.DataFrame(columns=["effort", "effort_1", "effort_2", "effort_load", "effort_00_1", *names])
     assert layer_columns(words) == dict(zip(numbers, names, strict=True))
-    with pytest.raises(InputError, match="the same for every word: effort, "):
-        analyse(made_rows(rng, 0.0, n_texts=8).assign(effort=1.0, effort_1=1.0, effort_2=1.0), Measure("time"))
 
 
 def test_the_models_are_nested():
