@@ -22,7 +22,7 @@ from cladastats.panel.columns import fit_columns
 from cladastats.results.fit import Fit, undefined_to_none
 from cladastats.results.robustness import render_robustness
 from cladastats.similarities.metrics import POPULATION, metric_name
-from cladastats.study import Study
+from cladastats.study import Study, kept_where_possible
 
 TAU_QUANTILE = 0.7
 """Corpus quantile above which a token counts as under load (the paper's)."""
@@ -51,24 +51,50 @@ def main(args: argparse.Namespace) -> None:
             panel = panel.merge(controls(study), on=["group", "pair", "ratio"])
         print(fit_columns(panel, metric, args.response, args.controls).table(args.format))
         return
-    fit = regress(study, metric, args.response, robust=args.robust)
-    path = write_coefficients(study, fit)
+    fit = fit_study(study, metric, args.response, robust=args.robust)
     print(fit.table(args.format))
     if args.robust and args.format != "json":  # which holds it
         print("\n" + render_robustness(fit, args.format))
-    print(f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}", file=sys.stderr)
+    with kept_where_possible("the fit and its coefficients"):
+        write_json(study.fit_path(metric, fit.response), fit.to_dict())
+        path = write_coefficients(study, fit)
+        print(f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}", file=sys.stderr)
 
 
 def regress(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:
-    """Fit the six columns of a study's panel and write `fits/<metric>[-<response>].json`.
-
-    Answers of `cladastats.panel.robustness` that belong to the same fit are kept.
+    """Fit the six columns of a study's panel and write `fits/<metric>[-<response>].json`, where the study can be written.
 
     Args:
         study: A study with that panel.
         metric: Name of the panel.
         response: One of `RESPONSES`.
-        robust: Also ask everything of `cladastats.panel.robustness`.
+        robust: With the checks of `cladastats.panel.robustness`.
+
+    Returns:
+        The fit.
+
+    Raises:
+        StudyError: The panel is not there.
+        NotIdentifiedError: A regressor does not vary within pairs.
+        InputError: Too few pairs.
+    """
+    fit = fit_study(study, metric, response, robust=robust)
+    path = study.fit_path(metric, response)
+    with kept_where_possible(path.name):
+        write_json(path, fit.to_dict())
+    return fit
+
+
+def fit_study(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:
+    """Fit the six columns of a study's panel; nothing is written.
+
+    Answers of `cladastats.panel.robustness` that the study has of the same fit belong to it.
+
+    Args:
+        study: A study with that panel.
+        metric: Name of the panel.
+        response: One of `RESPONSES`.
+        robust: With the checks of `cladastats.panel.robustness`, after the stages whose tables they need.
 
     Returns:
         The fit.
@@ -81,18 +107,17 @@ def regress(study: Study, metric: str, response: str = "toward", *, robust: bool
     fit = fit_columns(study.panel(metric), metric, response)
     path = study.fit_path(metric, response)
     if robust:
-        fit = replace(fit, robustness=_ask_everything(study, fit))
+        fit = replace(fit, robustness=_robustness(study, fit))
     elif path.exists():
         with suppress(StudyError):  # an altered one, or an earlier version's, is fitted again
             before = study.fit(metric, response)
             if before.to_dict()["columns"] == fit.to_dict()["columns"]:  # there NaN equals NaN
                 fit = replace(fit, robustness=before.robustness)
-    write_json(path, fit.to_dict())
     return fit
 
 
-def _ask_everything(study: Study, fit: Fit) -> dict[str, Any]:
-    """Everything of `cladastats.panel.robustness`, after the stages whose tables it needs."""
+def _robustness(study: Study, fit: Fit) -> dict[str, Any]:
+    """The checks of `cladastats.panel.robustness`, after the stages whose tables they need."""
     from cladastats.controls import controls  # these import torch, which a plain fit does not need
     from cladastats.panel.robustness import robustness
     from cladastats.sequences.placebos import make_placebo

@@ -20,6 +20,7 @@ from cladastats.panel.columns import summary_sentences
 from cladastats.regress import regress, write_coefficients
 from cladastats.results.fit import PAPER_METRICS
 from cladastats.similarity import similarity
+from cladastats.study import kept_where_possible
 
 SHOWN = PAPER_METRICS[0]  # whose table ends the run, and whose coefficients the engine reads
 
@@ -43,8 +44,9 @@ def main(args: argparse.Namespace) -> None:
         similarity(study, metric)
     fits = {metric: regress(study, metric) for metric in PAPER_METRICS}
     fit = fits[SHOWN]
-    write_coefficients(study, fit)
-    draw(study)
+    with kept_where_possible("coefficients and figures"):
+        write_coefficients(study, fit)
+        draw(study)
     print(fit.table("text"))
     print()
     print("\n".join(summary_sentences(fit, vocab_size=study.config.vocab_size)))

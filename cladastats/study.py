@@ -11,9 +11,12 @@ figures/                what was drawn
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import html
-from contextlib import nullcontext, suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from clada.errors import StudyError
+from clada.errors import InputError, StudyError
 from clada.methods.coefficients import newest_studies
 from clada.system.files import as_path, is_local, local_copy, replacing
 from clada.system.jsonfile import read_json, write_json
@@ -263,6 +266,28 @@ def write_table(path: Path, table: pd.DataFrame | pa.Table, inputs: str = "") ->
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"inputs": inputs.encode()})
     with replacing(path) as temporary:
         pq.write_table(arrow, temporary, write_page_checksum=True)
+
+
+@contextmanager
+def kept_where_possible(what: str) -> Iterator[None]:
+    """Write, within the block, results that are shown anyway; where that cannot be, one line on stderr says so.
+
+    A study may be read-only (another user's, a published one), or kept without the texts that a result needs.
+
+    Args:
+        what: Is written, for the message.
+    """
+    try:
+        yield
+    except (InputError, StudyError) as problem:
+        reason = str(problem)
+    except OSError as problem:
+        if problem.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        reason = f"{problem.filename}: {problem.strerror}"
+    else:
+        return
+    print(f"cladastats: {what} not kept: {' '.join(reason.split())}", file=sys.stderr)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """Files that were altered: what `benchmarks/fuzz.py` found, each ending in one line or in the same result as before."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from clada.measure.texts import read_windows
 from clada.models.open import load_tokenizer
 from clada.system.jsonfile import check_checksum, with_checksum
 from cladastats.cli import main
+from cladastats.regress import regress
 from cladastats.study import Study, is_current, read_table, write_table
 
 
@@ -113,3 +116,69 @@ def test_checksums_of_json_see_every_change():
             check_checksum(json.loads(json.dumps(value)) | change)
     with pytest.raises(ValueError, match="altered"):
         check_checksum({"a": 1})
+
+
+def refuse_access(monkeypatch):
+    """The folder says that it cannot be written to."""
+    monkeypatch.setattr("clada.system.files.os.access", lambda _path, _mode: False)
+
+
+def refuse_writing(monkeypatch):
+    """The file system turns out to be read-only."""
+
+    def mkstemp(**_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "study")
+
+    monkeypatch.setattr("clada.system.files.tempfile.mkstemp", mkstemp)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("refuse", [refuse_access, refuse_writing])
+def test_a_read_only_study_is_shown(small_copy, refuse, monkeypatch, capsys):
+    """What is printed does not depend on what can be written; one line says what was not kept."""
+    folder = str(small_copy.folder)
+    assert main(["regress", "--study", folder, "--format", "latex"]) == 0
+    shown = capsys.readouterr().out
+    before = contents(small_copy.folder)
+    refuse(monkeypatch)
+    assert main(["regress", "--study", folder, "--format", "latex"]) == 0
+    out, err = capsys.readouterr()
+    assert out == shown
+    assert out.startswith(r"\begin{table}")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("cladastats: the fit and its coefficients not kept: ")
+    assert regress(small_copy, "cosine", "away").columns  # a fit that the study does not have
+    assert capsys.readouterr().err.startswith("cladastats: cosine-away.json not kept: ")
+    assert main(["similarity", "--study", folder]) == 0  # the panels are there
+    assert main(["run", "--study", folder]) == 0
+    out, err = capsys.readouterr()
+    assert "Prefix (1,000 tokens)" in out
+    assert "cladastats: coefficients and figures not kept: " in err
+    assert contents(small_copy.folder) == before
+    # A command whose purpose is a file is refused.
+    assert main(["figures", "--study", folder]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_full_disk_is_no_read_only_study(small_copy, monkeypatch, capsys):
+    def mkstemp(**_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "study")
+
+    monkeypatch.setattr("clada.system.files.tempfile.mkstemp", mkstemp)
+    assert main(["regress", "--study", str(small_copy.folder)]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_a_study_kept_without_its_texts_is_shown(small_copy, capsys):
+    """As the repository's studies are: the thresholds of load need the corpus, the table does not."""
+    (small_copy.folder / "corpus.parquet").unlink()
+    coefficients = (small_copy.folder / "coefficients.json").read_bytes()
+    assert main(["regress", "--study", str(small_copy.folder)]) == 0
+    out, err = capsys.readouterr()
+    assert "Prefix (1,000 tokens)" in out
+    assert "not kept: " in err
+    assert "has no corpus.parquet" in err
+    assert (small_copy.folder / "coefficients.json").read_bytes() == coefficients
