@@ -1,11 +1,13 @@
 """Robustness checks against other libraries, by hand, by simulation; placebo hybrids and controls on a real study."""
 
+import ast
 import json
 import math
 import re
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -623,6 +625,27 @@ def test_maps_end_in_the_activations_of_the_study(checked):
         assert np.abs(maps[name][-1] - stored).max() <= 1e-4 * np.abs(stored).max()
     p = int(block[block["role"] == "hybrid"]["prefix_len"].iloc[0])
     assert np.abs(maps["A'"][:p] - maps["B"][:p]).max() <= 1e-4 * np.abs(maps["B"][:p]).max()
+
+
+def test_the_notebook_draws_maps_of_a_study_without_its_texts(small_copy, capsys):
+    """As the repository's studies are kept: the maps are then of the embedded news."""
+    (small_copy.folder / "corpus.parquet").unlink()
+    path = Path(__file__).parents[1] / "notebooks" / "03_visual_evidence.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    model, _ = load_model(small_copy.config.model)
+    names: dict[str, object] = {"study": small_copy, "model": model}
+    figures = []
+    for source in sources:
+        if "activation_maps" in source or "means" in source:
+            *_, last = ast.parse(source).body
+            exec(source, names)  # what a reader of the notebook runs
+            if isinstance(last, ast.Expr) and "figure" in ast.unparse(last):
+                figures.append(eval(ast.unparse(last), names))
+    assert [values.shape for values in names["maps"].values()] == [(513, 1536)] * 3
+    (figure,) = figures
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["A", "B", "A'"]
+    assert "A' and B: r = 0." in capsys.readouterr().out
 
 
 def test_the_token_before_is_a_study_of_sequences_cut_by_one(checked):
