@@ -44,7 +44,7 @@ class RobustnessRow:
 
 ROBUST_COLUMNS = tuple(field.name for field in fields(RobustnessRow))
 
-Rows = Iterator[RobustnessRow]
+RowsOfCheck = Iterator[RobustnessRow]
 
 
 def robustness_rows(fit: Fit) -> pd.DataFrame:
@@ -72,48 +72,48 @@ def _row(
     return RobustnessRow(check, group.upper(), LABELS.get(term, term), estimate, low, high, p, note)
 
 
-def _terms(check: str, group: str, terms: Mapping[str, Mapping[str, Any]], note: str = "") -> Rows:
+def _terms(check: str, group: str, terms: Mapping[str, Mapping[str, Any]], note: str = "") -> RowsOfCheck:
     """Rows of a regression's coefficients."""
     for term, value in terms.items():
         yield _row(check, group, term, value["coef"], value["ci"], value["p"], note)
 
 
-def _of_each_group(name: str, check: str) -> Callable[[Fit], Rows]:
+def _of_each_group(name: str, check: str) -> Callable[[Fit], RowsOfCheck]:
     """Rows of a check whose answer is the coefficients of a regression for each group."""
 
-    def rows(fit: Fit) -> Rows:
+    def rows(fit: Fit) -> RowsOfCheck:
         for group, terms in (fit.robustness[name] or {}).items():
             yield from _terms(check, group, terms)
 
     return rows
 
 
-def _confirmatory(fit: Fit) -> Rows:
+def _confirmatory(fit: Fit) -> RowsOfCheck:
     for test in fit.robustness["confirmatory"]:
         note = f"column {test['column']}"
         yield _row("Holm", test["group"], test["term"], test["coef"], p=test["p_holm"], note=note)
 
 
-def _bootstrap(fit: Fit) -> Rows:
+def _bootstrap(fit: Fit) -> RowsOfCheck:
     for column in fit.columns:
         note = f"column {column.column}, studentised"
         for term, value in fit.robustness["bootstrap"][str(column.column)].items():
             yield _row("cluster bootstrap", column.group, term, column.coef[term], value["ci"], note=note)
 
 
-def _permutation(fit: Fit) -> Rows:
+def _permutation(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["permutation"].items():
         yield _row("permuted ratios", group, "prefix_len", value["coef"], p=value["p"])
 
 
-def _per_pair(fit: Fit) -> Rows:
+def _per_pair(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["per_pair"].items():
         check = "median of the pairs' slopes"
         yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note="Wilcoxon")
         yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"])
 
 
-def _ordered(fit: Fit) -> Rows:
+def _ordered(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["ordered"].items():
         for step in value["steps"]:
             check = f"step {step['from']:g} to {step['to']:g}"
@@ -123,7 +123,7 @@ def _ordered(fit: Fit) -> Rows:
             yield _row("not a line", group, "response", None, p=value["p_nonlinear"], note="Wald")
 
 
-def _group_difference(fit: Fit) -> Rows:
+def _group_difference(fit: Fit) -> RowsOfCheck:
     for term, value in (fit.robustness["group_difference"] or {}).items():
         yield _row("NLS - RTS", "both", term, value["difference"], value["ci"], value["p"])
         if "verdict" in value:
@@ -132,25 +132,25 @@ def _group_difference(fit: Fit) -> Rows:
             yield _row("equivalence", "both", term, value["difference"], p=value["equivalence_p"], note=note)
 
 
-def _mixed(fit: Fit) -> Rows:
+def _mixed(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["mixed"].items():
         yield from _terms("mixed model", group, value["terms"], "" if value["converged"] else "did not converge")
         yield _row("mixed model", group, "sd of the pairs' slopes", value["sd_slope"])
 
 
-def _controls(fit: Fit) -> Rows:
+def _controls(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["controls"].items():
         yield from _terms("with controls", group, value["with_controls"])
         yield from _terms("moderated", group, value["moderators"])
 
 
-def _two_way_clusters(fit: Fit) -> Rows:
+def _two_way_clusters(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["reuse"].items():
         if group != "reused":
             yield from _terms("clustered by both texts", group, value)
 
 
-def _placebos(fit: Fit) -> Rows:
+def _placebos(fit: Fit) -> RowsOfCheck:
     for group, kinds in fit.robustness.get("placebo", {}).items():
         for kind, value in kinds.items():
             check = f"placebo: {kind}" if kind != "genuine" else "placebo's pairs, genuine"
@@ -158,7 +158,7 @@ def _placebos(fit: Fit) -> Rows:
             yield _row(check, group, "prefix_len", value["coef"], value["ci"], value["p"], note)
 
 
-def _layers(fit: Fit) -> Rows:
+def _layers(fit: Fit) -> RowsOfCheck:
     records = fit.robustness.get("layers", [])
     for group, term in dict.fromkeys((record["group"], record["term"]) for record in records):
         layers = [record for record in records if (record["group"], record["term"]) == (group, term)]
@@ -172,14 +172,14 @@ def _layers(fit: Fit) -> Rows:
         yield _row("median of the layers", group, term, statistics.median(coefs), note=note)
 
 
-def _power(fit: Fit) -> Rows:
+def _power(fit: Fit) -> RowsOfCheck:
     for value in fit.robustness["power"]:
         note = f"column {value['column']}; {value['standardised']:.2f} standard deviations"
         check = "smallest effect seen at 80 % power"
         yield _row(check, value["group"], value["term"], value["smallest_effect"], note=note)
 
 
-_ROWS_OF_CHECKS: tuple[Callable[[Fit], Rows], ...] = (
+_ROWS_OF_CHECKS: tuple[Callable[[Fit], RowsOfCheck], ...] = (
     _confirmatory,
     _bootstrap,
     _permutation,

@@ -1,0 +1,319 @@
+"""Robustness checks, controls, placebos, claims, case study and maps of a real study."""
+
+import ast
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from test_regress import same, simulate_panel
+
+from clada.errors import InputError, StudyError
+from clada.models.open import load_model, load_tokenizer
+from cladastats.activations.parts import read_parts
+from cladastats.cli import main
+from cladastats.controls import controls
+from cladastats.figures import coefficient_figure, layer_figure
+from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study
+from cladastats.panel.claims import claims, in_words
+from cladastats.panel.columns import fit_columns
+from cladastats.panel.overview import across_measures, descriptive, side_by_side
+from cladastats.placebo import earlier_token
+from cladastats.results.fit import FORMATS
+from cladastats.results.robustness import ROBUST_COLUMNS, render_robustness, robustness_rows
+from cladastats.sequences.placebos import PLACEBOS, make_placebo
+from cladastats.study import Study
+
+
+@pytest.fixture(scope="module")
+def checked(small_study, tmp_path_factory):
+    """A copy of the small study with placebo hybrids, an independent model's surprisal and robustness checks."""
+    folder = tmp_path_factory.mktemp("robust") / "study"
+    shutil.copytree(small_study.folder, folder)
+    assert main(["placebo", "--study", str(folder), "--pairs", "3"]) == 0
+    assert main(["controls", "--study", str(folder), "--independent", "gemma3-270m"]) == 0
+    for metric in ("cosine", "cka"):
+        assert main(["regress", "--study", str(folder), "--metric", metric, "--robust"]) == 0
+    return Study(folder)
+
+
+def test_everything_is_answered_and_shown_in_every_format(checked):
+    fit = checked.fit("cka")
+    rows = robustness_rows(fit)
+    assert list(rows.columns) == list(ROBUST_COLUMNS)
+    for check in (
+        "Holm", "cluster bootstrap", "permuted ratios", "every step rises", "NLS - RTS", "equivalence", "mixed model",
+        "with controls", "without massive neurons", "placebo: end", "median of the layers", "with ratio effects",
+        "smallest effect seen at 80 % power", "share of pairs that rise",
+    ):  # fmt: skip
+        assert check in set(rows["check"]), check
+    assert "independent_surprisal_norm" in set(rows["term"])
+    assert fit.robustness["notes"] == ["too few pairs to fit loads and controls between pairs"]  # six of them
+    assert fit.robustness["reuse"] == {"reused": False}
+    equivalent = rows[rows["check"] == "equivalence"].iloc[0]
+    assert "90 % interval" in equivalent["note"]
+    assert pd.isna(equivalent["ci_low"])  # the columns are of 95 %
+    layer = rows[(rows["check"] == "median of the layers") & (rows["group"] == "NLS")].iloc[0]
+    values = [r["coef"] for r in fit.robustness["layers"] if (r["group"], r["term"]) == ("nls", "prefix_len")]
+    assert layer["estimate"] == same(float(np.median(values)))
+    for fmt in FORMATS:
+        if fmt != "json":
+            shown = render_robustness(fit, fmt)
+            assert "cluster bootstrap" in shown
+            if fmt == "latex":
+                assert "$-$" in shown
+                assert not re.search(r"(?<!\\)[_%&#](?!\S*\})", re.sub(r" & ", " ", shown)), shown
+            assert "nan" not in shown.lower().replace("dominant", "")
+    json.loads(checked.fit_path("cka", "toward").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_answers_outlive_a_plain_fit_of_the_same_panel(checked):
+    before = checked.fit("cka").robustness
+    assert main(["regress", "--study", str(checked.folder)]) == 0
+    assert checked.fit("cka").robustness == before
+    with pytest.raises(InputError, match="has no robustness checks; run 'cladastats regress --robust'"):
+        render_robustness(replace(checked.fit("cosine"), robustness={}), "text")
+    assert main(["regress", "--study", str(checked.folder), "--robust", "--controls", "frequency_zipf"]) == 2
+
+
+def test_a_control_by_name_and_one_that_pairs_absorb(checked, capsys):
+    study = str(checked.folder)
+    assert main(["regress", "--study", study, "--controls", "previous_surprisal_norm"]) == 0
+    assert "previous_surprisal_norm" in capsys.readouterr().out
+    assert main(["regress", "--study", study, "--controls", "frequency_zipf"]) == 2
+    assert "frequency_zipf is constant within every pair, so the pair effects absorb it" in capsys.readouterr().err
+
+
+def test_placebo_panel_has_every_kind_and_its_study_is_its_own(checked, small_study, capsys):
+    placebo = make_placebo(checked)
+    panel = placebo.panel("cka")
+    assert len(panel) == 2 * 3 * len(checked.config.ratios) * len(PLACEBOS)
+    assert set(panel["placebo"]) == set(PLACEBOS)
+    # A and B are the study's own, so that what placebo hybrids are compared with is the same.
+    both = panel.merge(checked.panel("cka"), on=["group", "pair", "ratio"])
+    np.testing.assert_allclose(both["sim_ab_x"], both["sim_ab_y"], rtol=1e-4)  # float32 forwards in other segments
+    with pytest.raises(StudyError, match="has 3 pairs, not 5; delete it to make another"):
+        make_placebo(checked, 5)
+    with pytest.raises(InputError, match="placebo hybrids need 2 pairs"):
+        make_placebo(small_study, 1)
+    # Commands that are of a study, not of one made from it, say so.
+    assert main(["figures", "--study", str(placebo.folder)]) == 2
+    assert "holds hybrids of several kinds" in capsys.readouterr().err
+    assert main(["similarity", "--study", str(placebo.folder), "--estimator", "population"]) == 2
+    assert "population CKA is of one kind" in capsys.readouterr().err
+    corpus = placebo.folder / "corpus.parquet"
+    kept = corpus.rename(placebo.folder / "kept")
+    assert main(["corpus", "--study", str(placebo.folder)]) == 2
+    assert "has lost its corpus.parquet, which was made of another study's" in capsys.readouterr().err
+    kept.rename(corpus)
+    assert main(["corpus", "--study", str(placebo.folder)]) == 2
+    assert "is made of another study's corpus; give that study's own folder" in capsys.readouterr().err
+
+
+def test_controls_are_of_the_target_and_its_word(checked):
+    table = controls(checked)
+    corpus = checked.corpus
+    hybrids = corpus[corpus["role"] == "hybrid"]
+    assert len(table) == len(hybrids)
+    tokenizer = load_tokenizer(checked.config.model)
+    for row, (_, hybrid) in zip(table.itertuples(), hybrids.iterrows(), strict=True):
+        assert row.target_length == len(tokenizer.decode(hybrid["token_ids"][-1:]).strip())
+    assert table.groupby(["group", "pair"])["frequency_zipf"].nunique().max() == 1
+    assert table["frequency_zipf"].between(0, 8).all()
+    assert table["frequency_zipf"].max() > 4  # some target is a common word
+
+
+def test_every_claim_has_the_estimate_and_the_test_it_names(checked):
+    table = claims(checked)
+    for metric in ("cka", "cosine"):
+        own = table[table["metric"] == metric].set_index("claim")
+        assert len(own) == 11
+        fit = checked.fit(metric)
+        row = own.loc["2.2, NLS: surprisal disturbs flocking"]
+        assert row["estimate"] == fit.column(6).coef["surprisal_norm"]
+        assert (row["ci_low"], row["ci_high"]) == tuple(fit.column(6).ci["surprisal_norm"])
+        holm = {(test["column"], test["term"]): test["p_holm"] for test in fit.robustness["confirmatory"]}
+        assert (row["test"], row["p"]) == ("Holm of six", holm[6, "surprisal_norm"])
+        half = own.loc["RTS: activations are dominated by a prefix of 50% (response above 0.5)"]
+        panel = checked.panel(metric)
+        values = panel[(panel["group"] == "rts") & (panel["ratio"] == 0.5)]["shift_toward"]
+        assert half["estimate"] == same(values.mean())
+        assert half["p"] == same(stats.ttest_1samp(values, 0.5).pvalue)
+
+
+def test_verdicts_follow_from_the_numbers():
+    """Fits made by hand: every verdict that there is, and the correction where it decides."""
+    fit = fit_columns(simulate_panel(), "cka")
+
+    def verdict(claim, holm=0.01, coef=1.0, rising=0.5, fall=0.5, difference=-1.0, p=0.01):
+        columns = tuple(replace(c, coef=dict.fromkeys(c.coef, coef), p=dict.fromkeys(c.p, 0.001)) for c in fit.columns)
+        checks = {
+            "confirmatory": [
+                {"column": n, "term": term, "p_holm": holm}
+                for n, term in [(1, "prefix_len"), (2, "prefix_len")]
+                + [(n, f"{load}_norm") for n in (5, 6) for load in ("surprisal", "entropy")]
+            ],
+            "ordered": {"nls": {"steps": [{"change": 0.1}], "p_rising": rising, "p_some_fall": fall}},
+            "group_difference": {"prefix_len": {"difference": difference, "ci": (-2.0, 0.0), "p": p}},
+        }
+        made = replace(fit, columns=columns, robustness=checks)
+        panel = simulate_panel().assign(ratio=0.5)
+        study = SimpleNamespace(
+            fit=lambda metric: replace(made, metric=metric), panel=lambda _metric: panel, folder="x"
+        )
+        table = claims(study)
+        (row,) = table[(table["metric"] == "cka") & table["claim"].str.startswith(claim)].itertuples()
+        return row.verdict
+
+    follow, disturb, none = "2.1, NLS: activations", "2.2, NLS: surprisal", "2.2, RTS: entropy"
+    assert [verdict(follow), verdict(follow, coef=-1.0)] == ["supported", "contradicted"]
+    assert verdict(follow, holm=0.06) == "undecided"  # 0.001 before correction
+    assert [verdict(disturb), verdict(disturb, coef=-1.0)] == ["contradicted", "supported"]
+    assert [verdict(none), verdict(none, holm=0.06)] == ["contradicted", "not contradicted"]
+    steps = "2.1, NLS: every longer"
+    assert [verdict(steps), verdict(steps, rising=0.01), verdict(steps, fall=0.01)] == [
+        "undecided", "supported", "contradicted",
+    ]  # fmt: skip
+    between_groups = "Observation 2"
+    assert [verdict(between_groups), verdict(between_groups, difference=1.0), verdict(between_groups, p=0.06)] == [
+        "supported", "contradicted", "undecided",
+    ]  # fmt: skip
+    assert verdict("NLS: activations are dominated") == "contradicted"
+
+
+def test_verdicts_in_words_name_every_claim_once():
+    table = pd.DataFrame({
+        "claim": ["one", "two", "one"], "metric": ["cka", "cka", "cosine"],
+        "verdict": ["undecided", "supported", "undecided"],
+    })  # fmt: skip
+    assert in_words(table) == ["Undecided: one (cka, cosine).", "Supported: two (cka)."]
+
+
+def test_every_measure_beside_each_other(checked):
+    table = across_measures([checked])
+    assert list(table["metric"]) == ["cka", "cka", "cosine", "cosine"]
+    assert list(table["group"]) == ["NLS", "RTS"] * 2
+    row, fit = table.iloc[1], checked.fit("cka")
+    low, high = fit.column(1).ci["prefix_len"]
+    assert row["prefix"] == f"{fit.column(1).coef['prefix_len']:.3g} [{low:.3g}, {high:.3g}]"
+    same = fit.robustness["ratio_effects"]["rts"]["entropy_norm"]
+    assert row["entropy at equal ratio"].startswith(f"{same['coef']:.3g} [")
+    assert row["entropy"].startswith(f"{fit.column(5).coef['entropy_norm']:.3g} [")
+
+
+def test_claims_of_the_case_study_are_counted_as_written():
+    similarity = np.eye(13)
+    similarity[3, 0] = similarity[5, 0] = similarity[8, 0] = 0.9  # 4, 6 and 9 to 1
+    similarity[3, 1] = 0.95  # but 4 is nearer to 2
+    gaps = case_gaps(similarity, *CLAIMS["a"][1:])
+    assert gaps.tolist() == pytest.approx([-0.05, 0.9, 0.9, 0.9, 0.9, 0.9])
+    _, samples, near, far = CLAIMS["e"]
+    assert len(case_gaps(similarity, samples, near, far)) == 3 * 11  # a sample does not compete with itself
+
+
+def test_case_study_on_a_real_model():
+    model, tokenizer = load_model("smollm2-135m")
+    found = case_study(model, tokenizer)
+    assert found.layers.shape == (30, 13, 13)
+    np.testing.assert_allclose(found.similarity, found.layers.mean(0))
+    np.testing.assert_allclose(found.similarity, found.similarity.T)
+    assert found.similarity[0, 7] == pytest.approx(1)  # sample 8 is sample 1
+    # The last word decides: sentences that end in "city" are nearer to each other than to those that do not.
+    assert found.similarity[:8, :8].min() > found.similarity[:8, 8:].max()
+    assert list(found.claims["claim"]) == list("abcde")
+
+
+def test_maps_end_in_the_activations_of_the_study(checked):
+    model, _ = load_model(checked.config.model)
+    maps = activation_maps(model, checked, layer=4)
+    corpus = checked.corpus
+    block = corpus[(corpus["group"] == "nls") & (corpus["pair"] == 0)]
+    part, _ = next(iter(read_parts(checked)))
+    for name, row in (("A", block[block["role"] == "A"].iloc[0]), ("A'", block[block["role"] == "hybrid"].iloc[0])):
+        stored = part.tensors["activations"][part.sequence_ids.index(row["sequence_id"])][4]
+        assert maps[name].shape == (65, 1536)
+        # float32 sums in another order
+        assert np.abs(maps[name][-1] - stored).max() <= 1e-4 * np.abs(stored).max()
+    p = int(block[block["role"] == "hybrid"]["prefix_len"].iloc[0])
+    assert np.abs(maps["A'"][:p] - maps["B"][:p]).max() <= 1e-4 * np.abs(maps["B"][:p]).max()
+
+
+def test_the_notebook_draws_maps_of_a_study_without_its_texts(small_copy, capsys):
+    """As the repository's studies are kept: the maps are then of the embedded news."""
+    (small_copy.folder / "corpus.parquet").unlink()
+    path = Path(__file__).parents[1] / "notebooks" / "03_visual_evidence.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    model, _ = load_model(small_copy.config.model)
+    names: dict[str, object] = {"study": small_copy, "model": model}
+    figures = []
+    for source in sources:
+        if "activation_maps" in source or "means" in source:
+            *_, last = ast.parse(source).body
+            exec(source, names)  # what a reader of the notebook runs
+            if isinstance(last, ast.Expr) and "figure" in ast.unparse(last):
+                figures.append(eval(ast.unparse(last), names))
+    assert [values.shape for values in names["maps"].values()] == [(513, 1536)] * 3
+    (figure,) = figures
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["A", "B", "A'"]
+    assert "A' and B: r = 0." in capsys.readouterr().out
+
+
+def test_the_token_before_is_a_study_of_sequences_cut_by_one(checked):
+    table = earlier_token(checked, pairs=3)
+    assert table.groupby("token").size().to_dict() == {"earlier": 2, "target": 2}
+    assert (table["n_pairs"] == 3).all()
+    earlier = Study(checked.folder / "earlier").corpus.set_index(["group", "pair", "role"])["token_ids"]
+    whole = checked.corpus.set_index(["group", "pair", "role"])["token_ids"]
+    for role in ("A", "B"):
+        assert earlier["rts", 2, role].tolist() == whole["rts", 2, role].tolist()[:-1]
+
+
+def test_figures_and_tables_of_a_checked_study(checked):
+    fits = {metric: checked.fit(metric) for metric in ("cka", "cosine")}
+    axis = coefficient_figure(fits).axes[0]
+    assert len(axis.get_yticklabels()) == 2 * 2 * 3
+    assert len(layer_figure(fits["cka"]).axes) == 3
+    with pytest.raises(StudyError, match="has no layers; run 'cladastats regress --metric cka --robust'"):
+        layer_figure(replace(fits["cka"], robustness={}))
+    table = side_by_side(list(fits.values()))
+    assert table.loc[("cka", "Prefix (1,000 tokens), published (t)"), "(2) NLS"] == "lost (20.16)"
+    assert table.loc[("cosine", "Entropy (norm.), published (t)"), "(5) RTS"] == "-0.35 (-4.25)"
+    panel = checked.panel("cka")
+    shown = descriptive(panel).loc[("nls", "surprisal_bits")]
+    rows = panel[panel["group"] == "nls"]
+    assert shown["mean"] == pytest.approx(rows["surprisal_bits"].mean())
+    spread = (rows.groupby("pair")["surprisal_bits"].var() * 2).sum() / 12  # 3 rows a pair, 6 pairs: 12 of freedom
+    assert shown["std_within"] == pytest.approx(math.sqrt(spread))
+
+
+def test_independent_surprisal_is_the_other_models_of_the_same_text(checked):
+    table = controls(checked)
+    model, other = load_model("gemma3-270m")
+    tokenizer = load_tokenizer(checked.config.model)
+    corpus = checked.corpus
+    hybrids = corpus[(corpus["role"] == "hybrid") & (corpus["group"] == "nls")].iloc[:4]
+    values = table[table["group"] == "nls"]["independent_surprisal_bits"].to_numpy()
+    compared = 0
+    for ids, value in zip(hybrids["token_ids"], values, strict=False):
+        whole, context = (tokenizer.decode(part).replace("<|endoftext|>", "<eos>") for part in (ids, ids[:-1]))
+        tokens = other(whole)["input_ids"]
+        known = len(other(context)["input_ids"])
+        if tokens[:known] != other(context)["input_ids"]:
+            continue  # the target grows onto the token before it
+        with torch.inference_mode():
+            log_p = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1)
+        expected = -sum(float(log_p[i - 1, tokens[i]]) for i in range(known, len(tokens))) / math.log(2)
+        assert value == pytest.approx(expected, abs=1e-3)  # float32 logits, shared beginnings
+        compared += 1
+    assert compared
+    with pytest.raises(InputError, match="is the study's own model"):
+        controls(checked, checked.config.model)
