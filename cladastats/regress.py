@@ -58,11 +58,16 @@ def main(args: argparse.Namespace) -> None:
     with kept_where_possible("the fit and its coefficients"):
         write_json(study.fit_path(metric, fit.response), fit.to_dict())
         path = write_coefficients(study, fit)
-        print(f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}", file=sys.stderr)
+        print(
+            f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}",
+            file=sys.stderr,
+        )
 
 
 def regress(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:
-    """Fit the six columns of a study's panel and write `fits/<metric>[-<response>].json`, where the study can be written.
+    """Fit the six columns of a study's panel and write `fits/<metric>[-<response>].json`.
+
+    Where the study cannot be written to, one line on stderr says so.
 
     Args:
         study: A study with that panel.

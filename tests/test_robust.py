@@ -82,7 +82,8 @@ def test_sums_of_pairs_are_linearmodels(panel):
             assert list(se) == pytest.approx([column.se[name] for name in names], rel=1e-10)
         for name, term in pair_effects_summary(data, Y, names).items():
             ours = within_summary(within)[name]
-            assert (term["coef"], term["se"], term["p"]) == pytest.approx((ours["coef"], ours["se"], ours["p"]), rel=1e-8)
+            assert [term[key] for key in ("coef", "se")] == pytest.approx([ours["coef"], ours["se"]], rel=1e-10)
+            assert term["p"] == pytest.approx(ours["p"], rel=1e-8)  # far out in the tail of t
             assert term["ci"] == pytest.approx(ours["ci"], rel=1e-10)
 
 

@@ -154,8 +154,8 @@ def complete_rows(
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The group's rows with a response and every regressor, prefix in 1,000 tokens, and notes on the rest.
 
-    Pairs of a single such row are left out: their effect explains it, so that they would only be counted as clusters, and
-    make the errors and intervals too small (Correia 2015).
+    Pairs of a single such row are left out: their effect explains it, so that they would only be counted as clusters,
+    and make the errors and intervals too small (Correia 2015).
 
     Args:
         panel: one row per group, pair and ratio.
@@ -184,7 +184,8 @@ def complete_rows(
     several = without_singletons(complete)
     if len(several) < len(complete):
         notes.append(
-            f"pairs of one row left out: {len(complete) - len(several)}; they say nothing about differences within pairs"
+            f"pairs of one row left out: {len(complete) - len(several)}; they say nothing about differences within "
+            "pairs"
         )
     return several, tuple(notes)
 
@@ -255,7 +256,9 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
     n_pairs = data.index.get_level_values("pair").nunique()
     if n_pairs < 2:
         # The residuals of a single pair cancel in its score, which would give standard errors of zero.
-        raise InputError(f"{n_pairs} pairs with several complete rows, and clustered errors need 2; add pairs or ratios")
+        raise InputError(
+            f"{n_pairs} pairs with several complete rows, and clustered errors need 2; add pairs or ratios"
+        )
     size = np.sqrt((data**2).mean())
     spread = np.sqrt(((data - data.mean()) ** 2).mean())
     spread_within = np.sqrt((demeaned**2).mean())

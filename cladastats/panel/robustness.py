@@ -1,7 +1,7 @@
-"""Robustness of the panel regressions: what a careful reader would ask of the table, answered in the same output.
+"""Robustness of the panel regressions: the checks of the six-column table, each a function of one response.
 
-Each function answers one question about one response; `robustness` asks all of them of a study. Effects of the prefix
-are in response points per 1,000 tokens, as in the table. Nothing here depends on a sign or on significance.
+`robustness` makes all of them for a study. Effects of the prefix are in response points per 1,000 tokens, as in the
+table. Nothing here depends on a sign or on significance.
 """
 
 from __future__ import annotations
@@ -49,11 +49,18 @@ CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for colum
 def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     """Ratio dummies instead of a line: the steps between ratios, whether all rise, whether a line is enough.
 
+    Args:
+        data: Complete rows of one group, indexed by pair and ratio, prefix in 1,000 tokens.
+        outcome: Response column.
+
     Returns:
         `steps`, each with its interval and one-sided p for a rise; `p_rising`, of the test that every step is one
         (intersection-union: the largest of the steps' p); `p_some_fall`, that some step is a fall (the smallest p of
         a fall times the number of steps: Bonferroni); `p_nonlinear`, of the Wald test that means lie on a line in
         tokens (F with pairs - 1 degrees of freedom); None with two ratios.
+
+    Raises:
+        NotIdentifiedError: There is one ratio only.
     """
     lengths = data.groupby(level="ratio")["prefix_len"].first()
     ratios = lengths.index.to_numpy()
@@ -124,7 +131,18 @@ def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | Non
 
 
 def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
-    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's."""
+    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's.
+
+    Args:
+        difference: Of the two estimates.
+        se: Their standard errors.
+        pairs: Their numbers of pairs.
+
+    Returns:
+        `difference`, `se`, `df`, `ci` (95 %), `p` (two-sided).
+
+    Source: Welch (1947), The generalization of "Student's" problem when several different variances are involved.
+    """
     parts = [(one**2, n - 1) for one, n in zip(se, pairs, strict=True)]
     total = math.sqrt(sum(variance for variance, _ in parts))
     df = total**4 / sum(variance**2 / n for variance, n in parts)
@@ -139,14 +157,33 @@ def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) ->
 
 
 def equivalence(difference: float, se: float, df: float, margin: float) -> dict[str, Any]:
-    """Two one-sided tests that a difference is smaller than the margin (Schuirmann 1987), and its 90 % interval."""
+    """Two one-sided tests that a difference is smaller than the margin, and its 90 % interval.
+
+    Args:
+        difference: The estimate.
+        se: Its standard error.
+        df: Degrees of freedom of its t distribution.
+        margin: The largest difference that counts as none.
+
+    Returns:
+        `margin`, `equivalence_p` (the larger of the two tests' p), `ci_90`.
+
+    Source: Schuirmann (1987), A comparison of the two one-sided tests procedure and the power approach.
+    """
     p = max(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
     half = stats.t.ppf(0.95, df) * se
     return {"margin": margin, "equivalence_p": float(p), "ci_90": [difference - half, difference + half]}
 
 
 def confirmatory(fit: Fit) -> list[dict[str, Any]]:
-    """Holm's correction over the hypotheses' own tests (`CONFIRMATORY`)."""
+    """The tests of the hypotheses (`CONFIRMATORY`), their p-values corrected together by Holm's method.
+
+    Args:
+        fit: With columns 1, 2, 5 and 6, as far as its groups are there.
+
+    Returns:
+        A record per test: column, group, term, coef, p, p_holm.
+    """
     columns = {column.column: column for column in fit.columns}
     tests = [(columns[number], term) for number, term in CONFIRMATORY if number in columns]
     corrected = multipletests([column.p[term] for column, term in tests], method="holm")[1]
@@ -197,6 +234,13 @@ def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]
     """The loads' coefficients with an effect for every ratio in the place of the line in tokens.
 
     Where the response bends with the prefix and load does too, a line leaves the bend to the loads.
+
+    Args:
+        data: Complete rows of one group, indexed by pair and ratio, prefix in 1,000 tokens.
+        outcome: Response column.
+
+    Returns:
+        Per load `coef`, `se`, `ci` and `p`.
     """
     place = data.index.get_level_values("ratio")
     steps = {f"ratio {r:g}": (place == r).astype(float) for r in np.unique(place)[1:]}
@@ -205,15 +249,22 @@ def ratio_effects(data: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]
 
 
 def mixed(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
-    """Mixed model: a random intercept and prefix slope per pair, and the pair means of every regressor (Mundlak 1978).
+    """Mixed model: a random intercept and prefix slope per pair, and the pair means of every regressor.
 
     With the means beside them, the regressors' coefficients are effects within pairs, and those of the means are what
     differs between pairs on top; a random slope lets pairs follow their prefix to different degrees.
+
+    Args:
+        data: Complete rows of one group, indexed by pair and ratio, prefix in 1,000 tokens.
+        outcome: Response column.
+        names: Regressors, `prefix_len` among them.
 
     Returns:
         `terms`: per regressor `coef`, `se`, `ci`, `p` (normal), and the same of the means; standard deviations of
         intercepts, slopes and residuals, whether it converged, and what statsmodels warned of. No terms where there is
         no fit at all.
+
+    Source: Mundlak (1978), On the pooling of time series and cross section data.
     """
     scale = data.std()
     unit = data / scale  # of like size, which the optimiser needs
@@ -269,6 +320,14 @@ def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str,
 
     What the paper's reading of load needs, as load differs between texts far more than within a pair; but texts differ
     in much else.
+
+    Args:
+        data: Complete rows of one group, indexed by pair and ratio, prefix in 1,000 tokens.
+        outcome: Response column.
+        names: Regressors.
+
+    Returns:
+        Per regressor that differs between pairs `coef`, `se`, `ci` and `p`; empty with too few pairs.
     """
     means = data.groupby(level="pair").mean()
     names = [name for name in names if means[name].std() > 0]
@@ -281,7 +340,14 @@ def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str,
 def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, Any]]:
     """The smallest true effect that this design finds with probability 0.8: (t_0.975 + t_0.8) standard errors.
 
-    In the coefficient's unit and in within-pair standard deviations of the response per one of the regressor.
+    Args:
+        fit: A fit.
+        target: The probability.
+        level: Of the two-sided test.
+
+    Returns:
+        A record per column and term: `smallest_effect` in the coefficient's unit, and `standardised`, in within-pair
+        standard deviations of the response per one of the regressor.
     """
     effects = []
     for column in fit.columns:
@@ -432,13 +498,13 @@ def robustness(
     trimmed: pd.DataFrame | None = None,
     placebo: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Ask everything above of a study; seeds are the study's.
+    """Every check of this module for a fit of a study; seeds are the study's.
 
     Args:
         study: A study with activations.
         fit: The fit that the answers belong to.
         controls: Of the study, as `cladastats controls` makes them.
-        trimmed: Panel without the few neurons of massive activity, for metric `cka`; None: not asked.
+        trimmed: Panel without the few neurons of massive activity, for metric `cka`; None: there is none.
         placebo: Panel of the study's placebo hybrids; None: there are none.
 
     Returns:
@@ -470,7 +536,7 @@ def robustness(
 
 
 def _trimmed(panel: pd.DataFrame, fit: Fit, outcome: str) -> dict[str, Any]:
-    """The prefix's slope and the loads' without the few neurons of massive activity, which can dominate a similarity."""
+    """The prefix's slope and the loads' without the few neurons of massive activity, which dominate similarities."""
     full = ("prefix_len", *LOADS)
     coefficients = {}
     for group in dict.fromkeys(column.group for column in fit.columns):

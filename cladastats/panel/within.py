@@ -1,8 +1,8 @@
 """Regression with pair effects: by linearmodels, and in the sums of each pair for what is fitted thousands of times.
 
-`pair_effects_ols` is the estimator. `Within` gives the same coefficients and errors from sums that are made once, so that a
-bootstrap draw, or one layer of many, costs a product of small matrices in the place of a pass over the rows; the tests hold
-it to linearmodels.
+`pair_effects_ols` is the estimator. `Within` gives the same coefficients and errors from sums that are made once, so
+that a bootstrap draw costs a product of small matrices in the place of a pass over the rows; the tests hold it to
+linearmodels.
 """
 
 from __future__ import annotations
@@ -178,7 +178,14 @@ def permutation(data: pd.DataFrame, outcome: str, rng: np.random.Generator, draw
 def per_pair(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     """The prefix's slope of every pair by itself: their median, the share that rises, Wilcoxon's signed-rank test.
 
-    Needs no variance and no normality, and no outlier owns it.
+    Needs no variance and no normality, and no outlier decides it.
+
+    Args:
+        data: Complete rows, indexed by pair and ratio.
+        outcome: Response column.
+
+    Returns:
+        `median` slope per 1,000 tokens, `rising` (a share) with `rising_ci` (95 %, Wilson), `wilcoxon_p`, `n_pairs`.
     """
     within = Within.of(data, outcome, ["prefix_len"])
     several = within.xx[:, 0, 0] > 0  # lengths that rounding makes equal give no slope
@@ -215,7 +222,17 @@ def within_summary(within: Within) -> dict[str, dict[str, Any]]:
 
 
 def summary_of(names: Sequence[str], coef: Any, se: Any, df: int) -> dict[str, dict[str, Any]]:
-    """Estimates with intervals and p from t(df); of the first of `coef` and `se`, as many as there are names."""
+    """Estimates with 95 % intervals and two-sided p from t(df).
+
+    Args:
+        names: Of the estimates.
+        coef: At least as many values, in order; what follows, the constant say, is left out.
+        se: Their standard errors.
+        df: Degrees of freedom.
+
+    Returns:
+        Per name `coef`, `se`, `ci` and `p`.
+    """
     return {
         name: {
             "coef": float(value),

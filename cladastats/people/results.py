@@ -87,7 +87,9 @@ def show(table: pd.DataFrame, fmt: str) -> str:
             "predictor": row.predictor,
             "words": f"{row.words:,}",
             "tested over": f"{row.units} {row.units_are}",
-            "gain, nats/1000 words": f"{1000 * row.delta_ll:+.2f} [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}]",
+            "gain, nats/1000 words": (
+                f"{1000 * row.delta_ll:+.2f} [{1000 * row.ci_low:+.2f}, {1000 * row.ci_high:+.2f}]"
+            ),
             "p (Holm)": f"{row.p_holm:.4f}",
             "effect per SD": f"{row.effect:+.3g} [{row.effect_low:+.3g}, {row.effect_high:+.3g}] {row.unit}",
         }
