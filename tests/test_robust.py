@@ -48,7 +48,6 @@ def nls(panel: pd.DataFrame) -> pd.DataFrame:
     return complete_rows(panel, "nls", Y, FULL)[0]
 
 
-@pytest.mark.parametrize("panel", [simulate_panel(), unbalanced_panel()], ids=["balanced", "unbalanced"])
 def test_a_pair_of_one_row_counts_in_no_check():
     panel = simulate_panel(n_pairs=30)
     single = panel["pair"].isin(range(25, 30)) & (panel["ratio"] > 0.25)
@@ -64,6 +63,7 @@ def test_a_pair_of_one_row_counts_in_no_check():
     assert layers(with_singles.assign(layer=0), Y) == layers(without.assign(layer=0), Y)
 
 
+@pytest.mark.parametrize("panel", [simulate_panel(), unbalanced_panel()], ids=["balanced", "unbalanced"])
 def test_sums_of_pairs_are_linearmodels(panel):
     fit = fit_columns(panel, "cka")
     for number, (group, names) in COLUMNS.items():

@@ -44,8 +44,10 @@ def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd
     Returns:
         linearmodels' `PanelEffectsResults`, with the constant `const` last.
     """
-    by = {"cluster_entity": True} if clusters is None else {"clusters": clusters}
-    return PanelOLS(response, regressors.assign(const=1.0), entity_effects=True, singletons=False).fit(
+    regressors = without_singletons(regressors)
+    rows = regressors.index
+    by = {"cluster_entity": True} if clusters is None else {"clusters": clusters.loc[rows]}
+    return PanelOLS(response[rows], regressors.assign(const=1.0), entity_effects=True).fit(
         cov_type="clustered",
         **by,
         group_debias=True,
