@@ -61,8 +61,8 @@ def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd
 class Within:
     """A regression with pair effects, in the sums of each pair: G pairs, k regressors.
 
-    Kept beside linearmodels for the bootstrap, twelve thousand fits a table, and for the layers, four fits each: a fit of
-    sums that are there is hundreds of times as fast.
+    Kept beside linearmodels for the bootstrap, twelve thousand fits a table, and for the layers, four fits each: a fit
+    of sums that are there is hundreds of times as fast.
 
     Attributes:
         names: of the regressors.
