@@ -254,11 +254,14 @@ def _fit_column(
 def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str, names: list[str]) -> None:
     """Refuse what pair effects cannot estimate, naming the regressor, the reason and the remedy."""
     n_pairs = data.index.get_level_values("pair").nunique()
-    if n_pairs < 2:
-        # The residuals of a single pair cancel in its score, which would give standard errors of zero.
+    if n_pairs == 0:
         raise InputError(
-            f"{n_pairs} pairs with several complete rows, and clustered errors need 2; add pairs or ratios"
+            f"0 pairs with several complete rows, so that {', '.join(names)} vary within none; build the study with "
+            "several ratios, or mend what is missing"
         )
+    if n_pairs == 1:
+        # The residuals of a single pair cancel in its score, which would give standard errors of zero.
+        raise InputError("1 pairs with several complete rows, and clustered errors need 2; add pairs")
     size = np.sqrt((data**2).mean())
     spread = np.sqrt(((data - data.mean()) ** 2).mean())
     spread_within = np.sqrt((demeaned**2).mean())
