@@ -256,8 +256,8 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
     n_pairs = data.index.get_level_values("pair").nunique()
     if n_pairs == 0:
         raise InputError(
-            f"0 pairs with several complete rows, so that {', '.join(names)} vary within none; build the study with "
-            "several ratios, or mend what is missing"
+            f"0 pairs with several complete rows, so that nothing identifies {', '.join(names)}; build the study "
+            "with several ratios, or mend what is missing"
         )
     if n_pairs == 1:
         # The residuals of a single pair cancel in its score, which would give standard errors of zero.
