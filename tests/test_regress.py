@@ -347,7 +347,7 @@ def test_regressors_in_any_unit_are_identified() -> None:
         # Pair 4 has one row, which says nothing about slopes: again a single cluster.
         (lambda p: p[(p["pair"] == 3) | ((p["pair"] == 4) & (p["ratio"] == 0.5))], {}, "1 pairs with several"),
         (lambda p: p.assign(shift_toward=np.nan), {}, "0 pairs with several complete rows"),
-        (lambda p: p[p["ratio"] == 0.25], {}, "0 pairs with several complete rows, so that nothing identifies prefix_len"),
+        (lambda p: p[p["ratio"] == 0.25], {}, "0 pairs with several complete .*nothing identifies prefix_len; build"),
         (lambda p: p[(p["pair"] < 2) & (p["ratio"] < 0.5)], {}, "4 rows for 4 parameters"),
         (lambda p: p.assign(shift_toward=0.0), {}, "response shift_toward is constant within every pair"),
         (lambda p: p.assign(shift_toward=p["pair"] / 3), {}, "response shift_toward is constant within every pair"),
