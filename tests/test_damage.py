@@ -120,7 +120,7 @@ def test_checksums_of_json_see_every_change():
 
 def refuse_access(monkeypatch):
     """The folder says that it cannot be written to."""
-    monkeypatch.setattr("clada.system.files.os.access", lambda _path, _mode: False)
+    monkeypatch.setattr("clada.system.files.os.access", lambda *_args, **_options: False)
 
 
 def refuse_writing(monkeypatch):
