@@ -234,7 +234,7 @@ class Engine:
             if any(not 0 <= i < self.config.vocab_size for i in ids):
                 raise InputError(f"the prompt has token ids outside the vocabulary of {self.config.vocab_size:,}")
         elif not prompt.strip():
-            ids = []
+            raise InputError(f"the prompt is {'blank' if prompt else 'empty'}; give a text with words in it")
         elif self.tokenizer is None:
             raise InputError("a prompt in text needs a tokenizer; give one, or token ids")
         elif chat:
@@ -248,7 +248,7 @@ class Engine:
             with self.decoder.lock:  # a tokenizer of one thread
                 ids = self.tokenizer(prompt, verbose=False)["input_ids"]
         if not ids:
-            raise InputError("the prompt is empty; give a text with at least one character")
+            raise InputError("the prompt has no tokens; give it at least one")
         return list(ids)
 
     def check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

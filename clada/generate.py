@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from clada.engine import Engine, Step
-from clada.errors import InputError
+from clada.errors import CladaError, InputError
 from clada.methods.plan import Shares
 from clada.methods.policy import LEAST_POSITIONS
 from clada.models.open import load_model
 from clada.sampling import Sampling
-from clada.system.files import check_target, replacing
+from clada.system.files import check_target, decode_text, read_text, replacing
+from clada.system.jsonfile import text_records
 
 
 def main(args: argparse.Namespace) -> None:
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     for name in (args.metrics, args.plot):
         if name:
             check_target(Path(name))
-    texts = _read_prompts(args)
+    texts = read_prompts(args)
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     model, tokenizer = load_model(args.model, device=args.device)
     engine = Engine(
@@ -58,8 +59,7 @@ def main(args: argparse.Namespace) -> None:
         entropy_quantile=args.entropy_quantile,
     )
     del model  # the engine has its own copy of the weights, at its own precision
-    prompts = [engine.encode(text, chat=args.chat) for text in texts]
-    engine.check_lengths(prompts, args.max_new_tokens)  # before the first is decoded, not when its turn comes
+    prompts = _encode(engine, texts, args)
     results, seconds = [], 0.0
     for begin in range(0, len(prompts), args.batch_size):
         batch = prompts[begin : begin + args.batch_size]
@@ -133,41 +133,37 @@ def write_metrics(results: list[dict[str, Any]], path: Path) -> None:
             writer.writerows({"prompt": prompt, "step": i, **step} for i, step in enumerate(result["steps"]))
 
 
-def _read_prompts(args: argparse.Namespace) -> list[str]:
+def read_prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The prompts of the command line: (what a message about it begins with, text).
+
+    Raises:
+        InputError: a file cannot be read, or holds no prompts.
+    """
+    if args.prompt is not None:
+        return [("", str(args.prompt))]
     if args.prompt_jsonl is None:
-        return [_read_prompt(args)]
+        return [(f"{args.prompt_file}: ", _read(args.prompt_file))]
+    name = args.prompt_jsonl
+    records = text_records(_read(name), name, args.field, "name the field with --field")
+    if not records:
+        raise InputError(f"{name} has no lines; give a JSON object a line")
+    return [(f"{name}, line {number:,}: ", record[args.field]) for number, record in records]
+
+
+def _encode(engine: Engine, texts: list[tuple[str, str]], args: argparse.Namespace) -> list[list[int]]:
+    """Token ids of the prompts. One that cannot be used is refused by its line before the first is decoded."""
     prompts = []
-    text = _read_text(args.prompt_jsonl)
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for place, text in texts:
         try:
-            value = json.loads(line)[args.field]
-        except (ValueError, KeyError, TypeError):
-            value = None
-        if not isinstance(value, str):
-            raise InputError(
-                f"line {number} of {args.prompt_jsonl} is not a JSON object with text in '{args.field}'; name the "
-                "field with --field"
-            )
-        prompts.append(value)
-    if not prompts:
-        raise InputError(f"{args.prompt_jsonl} has no lines; give a JSON object a line")
+            prompts.append(engine.encode(text, chat=args.chat))
+            engine.check_lengths(prompts[-1:], args.max_new_tokens)
+        except CladaError as problem:
+            raise type(problem)(f"{place}{problem}") from None
     return prompts
 
 
-def _read_prompt(args: argparse.Namespace) -> str:
-    return str(args.prompt) if args.prompt is not None else _read_text(args.prompt_file)
-
-
-def _read_text(name: str) -> str:
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode("utf-8")
-    except OSError as problem:
-        raise InputError(f"cannot read {name}: {problem.strerror}; check the path") from None
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{name} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
+def _read(name: str) -> str:
+    return decode_text(sys.stdin.buffer.read(), "standard input") if name == "-" else read_text(name)
 
 
 def _say(engine: Engine, results: list[dict[str, Any]], seconds: float) -> None:

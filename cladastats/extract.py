@@ -68,7 +68,8 @@ def extract(study: Study, shard: tuple[int, int] | None = None, cluster: str | N
         cluster: where to compute, as `cladastats.activations.clusters.connect` reads it; None: here.
 
     Raises:
-        StudyError: the model or its tokenizer is not the one the study was made with, a part is of another study, or the disk is full.
+        StudyError: the model or its tokenizer is not the one the study was made with, a part is of another study, or
+            the disk is full.
         ModelError: the model cannot be opened, or its positions do not reach the study's length.
         InputError: no such cluster.
     """

@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from clada.errors import InputError
-from clada.system.files import replacing
+from clada.system.files import read_text, replacing
 from cladastats.people.meter import Text, word_table
-from cladastats.sequences.sources import read_records, read_text
+from cladastats.sequences.sources import read_records
 
 
 def main(args: argparse.Namespace) -> None:

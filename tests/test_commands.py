@@ -51,6 +51,9 @@ def files(tmp_path):
         "other.jsonl": b'{"body": "a"}',
         "short.jsonl": b'{"text": "A short text of a few words."}',
         "nothing.jsonl": b'{"text": ""}',
+        "mark.txt": b"\xef\xbb\xbf",
+        "gap.jsonl": b'{"text": "a"}\n\n{"text": ""}\n',
+        "half.jsonl": b'{"text": "a"}\n{"text": "\\ud83d"}',
         "bad.json": b"{",
         "plan.json": json.dumps({"schema": "clada/coefficients/1"}).encode(),
         "away.json": json.dumps(
@@ -86,8 +89,11 @@ def files(tmp_path):
         ([*GENERATE, "--max-loss", "0.5", "--coefficients", "none"], r"only for losses of .* or add it with .*0\.5'"),
         (["generate", "--prompt-jsonl", "{files}/missing.jsonl"], "cannot read .*missing.jsonl"),
         (["generate", "--prompt-jsonl", "{files}/empty.txt"], "has no lines"),
-        (["generate", "--prompt-jsonl", "{files}/short.jsonl", "--field", "nothing"], "line 1 of .* name the field"),
-        (["bench", "--text", "{files}/missing.txt"], "cannot read text"),
+        (
+            ["generate", "--prompt-jsonl", "{files}/short.jsonl", "--field", "nothing"],
+            r"short.jsonl, line 1: no text in field 'nothing' \(there: 'text'\); name the field with --field",
+        ),
+        (["bench", "--text", "{files}/missing.txt"], "cannot read .*missing.txt: No such file"),
         (["bench", "--text", "{files}/short.jsonl"], "too little text"),
         (["bench", "--text", "{files}/short.jsonl", "--methods", "fast"], "unknown method 'fast'"),
         (["bench", "--text", "{files}/short.jsonl", "--peers", "vllm"], "unknown peer 'vllm'"),
@@ -96,15 +102,21 @@ def files(tmp_path):
         (["generate", "--prompt", "a", "--max-new-tokens", "9000"], "9,001 tokens do not fit llama.*8,192 positions"),
         ([*GENERATE, "--method", "magic"], "unknown method 'magic'; use clada"),
         (["generate"], "one of the arguments --prompt --prompt-file --prompt-jsonl is required"),
-        (["generate", "--prompt", " "], "the prompt is empty"),
+        (["generate", "--prompt", " "], "clada: the prompt is blank; give a text with words in it"),
+        (["generate", "--prompt", ""], "clada: the prompt is empty; give a text with words in it"),
         (["generate", "--prompt-file", "{files}/missing.txt"], "cannot read .*missing.txt: No such file"),
         (["generate", "--prompt-file", "{files}/folder"], "cannot read .*folder: Is a directory"),
         (["generate", "--prompt-file", "{files}/latin1.txt"], "latin1.txt is not UTF-8"),
-        (["generate", "--prompt-file", "{files}/empty.txt"], "the prompt is empty"),
-        (["generate", "--prompt-file", "{files}/blank.txt"], "the prompt is empty"),
+        (["generate", "--prompt-file", "{files}/empty.txt"], "empty.txt: the prompt is empty"),
+        (["generate", "--prompt-file", "{files}/blank.txt"], "blank.txt: the prompt is blank"),
+        (["generate", "--prompt-file", "{files}/mark.txt"], "mark.txt: the prompt is empty"),
+        (["generate", "--prompt-jsonl", "{files}/gap.jsonl"], "gap.jsonl, line 3: the prompt is empty"),
+        (["generate", "--prompt-jsonl", "{files}/half.jsonl"], "half.jsonl, line 2: the prompt holds half a character"),
+        (["generate", "--prompt-jsonl", "{files}/broken.jsonl"], "broken.jsonl, line 2: not JSON; give"),
         (["generate", "--prompt", "a", "--max-new-tokens", "0"], "'0' is not a whole number of at least 1"),
-        (["calibrate", "--text", "{files}/missing.txt"], "cannot read text"),
-        (["calibrate", "--text", "{files}/latin1.txt"], "cannot read text"),
+        (["calibrate", "--text", "{files}/missing.txt"], "cannot read .*missing.txt: No such file"),
+        (["calibrate", "--text", "jsonl:{files}/gap.jsonl:body"], "line 1: no text in field 'body'"),
+        (["calibrate", "--text", "{files}/latin1.txt"], r"latin1.txt is not UTF-8 \(byte 3\); convert it"),
         (["calibrate", "--text", "{files}/short.jsonl"], "too little text"),
         (["calibrate", "--text", "{files}/short.jsonl", "--max-loss", "2"], "max-loss 2.0 is outside"),
         (["calibrate", "--text", "{files}/short.jsonl", "--max-loss", "a"], "'a' is not a list of numbers"),
@@ -371,7 +383,32 @@ def test_a_prompt_too_long_is_refused_before_the_first_is_decoded(tmp_path, caps
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"text": "word " * n}) + "\n" for n in (1, 9000)))
     said = refused(capsys, clada, "generate", "--prompt-jsonl", path, "--plan", "none")
-    assert "tokens do not fit llama: it was trained for 8,192 positions; shorten the prompt" in said
+    assert f"{path}, line 2: 9,129 tokens do not fit llama: it was trained for 8,192 positions; shorten" in said
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, capsys):
+    """Windows' editors write one; every file that a user names is read through the same function."""
+    mark, tokenizer = b"\xef\xbb\xbf", load_tokenizer("smollm2-135m")
+    text, lines = tmp_path / "text.txt", tmp_path / "text.jsonl"
+    text.write_bytes(mark + b"The council met.\r\n")
+    lines.write_bytes(mark + b'{"text": "The council met.\\r\\n"}\r\n')
+    (tmp_path / "coefficients.json").write_bytes(
+        mark + b'{"schema": "clada/coefficients/1", "lambda": -0.5, "gamma": 0.25, "tau_surprisal_bits": 1, '
+        b'"tau_entropy_bits": null, "tau_quantile": 0.7, "model": "smollm2-135m", "response": "toward"}'
+    )
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(shipped("smollm2-135m").with_suffix(suffix), tmp_path / f"plan{suffix}")
+    (tmp_path / "plan.json").write_bytes(mark + (tmp_path / "plan.json").read_bytes())
+    files = ["--coefficients", str(tmp_path / "coefficients.json"), "--plan", str(tmp_path / "plan.json")]
+    for prompt in (["--prompt-file", str(text)], ["--prompt-jsonl", str(lines)]):
+        assert clada(["generate", *prompt, "--max-new-tokens", "1", "--json", *files]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["prompt_tokens"] == len(tokenizer("The council met.\r\n")["input_ids"])  # verbatim
+        assert (result["lambda"], result["gamma"]) == (-0.5, 0.25)
+    # Text to measure on has its lines ended as on Unix, a string of JSON what it says.
+    for name, words in ((str(text), "The council met.\n"), (f"jsonl:{lines}", "The council met.\r\n")):
+        ids = tokenizer(words)["input_ids"]
+        assert read_windows(name, tokenizer, "", len(ids), 1)[0] == [ids]
 
 
 def test_prompts_of_a_jsonl_file_in_batches_with_metrics_and_plot(tmp_path, capsys):

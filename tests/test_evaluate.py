@@ -246,6 +246,7 @@ def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
     (tmp_path / "piqa").mkdir()
     for content, message in (
         ('{"goal": "x"}\n', "lacks a field of piqa"), ("3\n", "lacks a field of piqa"), ("", "is empty"),
+        ("\n", "is empty"),
         (json.dumps(DOCUMENTS["piqa"][0] | {"label": -1}), r"holds something else in it \(label -1\)"),
     ):  # fmt: skip
         (tmp_path / "piqa" / "a.jsonl").write_text(content, encoding="utf-8")
@@ -255,11 +256,13 @@ def test_documents_with_missing_fields_and_broken_lines_are_named(tmp_path):
         json.dumps(DOCUMENTS["piqa"][0] | {"goal": "a\u2028b"}, ensure_ascii=False), encoding="utf-8"
     )
     assert read_documents("piqa", tmp_path)[0]["goal"] == "a\u2028b"
+    (tmp_path / "piqa" / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(DOCUMENTS["piqa"][0]).encode())
+    assert read_documents("piqa", tmp_path) == DOCUMENTS["piqa"][:1]
     path.write_bytes(b'{"ctx": "\xff"}')
     with pytest.raises(InputError, match="is not UTF-8"):
         read_documents("hellaswag", tmp_path)
     path.write_text("{}\nnot json\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"a.jsonl, line 2, is not a JSON object"):
+    with pytest.raises(InputError, match=r"a.jsonl, line 2: not JSON; give one object a line"):
         read_documents("hellaswag", tmp_path)
     row = {"activity_label": "x", "ctx": "A man. He", "endings": ["a", "b", "c", "d"], "label": ""}
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")  # as in the test split, which has no answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from clada.errors import InputError
 from clada.system.encoding import repair_encoding
+from clada.system.files import read_text
+from clada.system.jsonfile import json_lines
 
 Documents = list[dict[str, Any]]
 
@@ -68,7 +70,7 @@ def _cnn(rows: Documents, folder: Path) -> Documents:
 
 def _summaries(rows: Documents, folder: Path, article: str, summary: str, size: str) -> Documents:
     """GRIFFIN's prompt: an example from a `.txt` file beside the documents where there is one, then the article."""
-    example = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))[:1])
+    example = "".join(StringIO(read_text(path), newline=None).read() for path in sorted(folder.glob("*.txt"))[:1])
     return [
         {
             # Public copies of news articles have mangled encodings.
@@ -175,18 +177,7 @@ def read_documents(task: str, folder: Path) -> list[dict[str, Any]]:
     paths = sorted((folder / task).glob("*.jsonl"))
     if not paths:
         raise InputError(f"no documents of {task}: {folder / task} has no .jsonl file; put one there, or leave it out")
-    rows = []
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8").rstrip("\n")
-        except UnicodeDecodeError:
-            raise InputError(f"{path} is not UTF-8; convert it") from None
-        # Not `splitlines`, which cuts at separators that JSON may hold.
-        for number, line in enumerate(text.split("\n") if text else [], start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise InputError(f"{path}, line {number}, is not a JSON object; mend or remove it") from None
+    rows = [row for path in paths for _, row in json_lines(read_text(path), path)]
     prepare = TASKS[task].get("documents")
     if not rows:
         raise InputError(f"{paths[0]} is empty; it needs a document a line")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 
 from clada.errors import InputError
 from clada.models.open import bos_tokens
+from clada.system.files import read_text
+from clada.system.jsonfile import split_field, text_records
 
 
 def read_windows(name: str, tokenizer: Any, revision: str, length: int, needed: int) -> tuple[list[list[int]], str]:
@@ -64,16 +67,16 @@ def _tokens(name: str, tokenizer: Any, revision: str, bos: int, length: int) -> 
     """Token ids without BOS, text by text; short texts of a JSONL file are joined, so that windows fill."""
     path = Path(name)
     if path.is_dir():
-        if json.loads((path / "study.json").read_text(encoding="utf-8"))["revision"] != revision:
+        if json.loads((path / "study.json").read_bytes())["revision"] != revision:
             raise InputError(f"{name} is a study of another model, whose tokens mean something else; make one of this")
         for row in pq.read_table(path / "corpus.parquet", columns=["group", "role", "token_ids"]).to_pylist():
             if row["group"] == "nls" and row["role"] in ("A", "B"):
                 yield row["token_ids"][bos:]
         return
     if name.startswith("jsonl:"):
-        _, file, key = name.split(":", 2)
-        lines = Path(file).read_text(encoding="utf-8").split("\n")  # `splitlines` cuts at what strings may hold
-        texts = [json.loads(line)[key] for line in lines if line.strip()]
+        file, field = split_field(name.removeprefix("jsonl:"))
+        records = text_records(read_text(file), file, field, "name one with jsonl:FILE:FIELD")
+        texts = [record[field] for _, record in records]
         # Tokens of some texts together: a tokenizer takes seconds for millions of characters, and few may be needed.
         ids: list[int] = []
         for i in range(0, len(texts), 50):
@@ -82,4 +85,5 @@ def _tokens(name: str, tokenizer: Any, revision: str, bos: int, length: int) -> 
                 yield ids
                 ids = []
         return
-    yield tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    text = StringIO(read_text(path), newline=None).read()  # a line ends as on Unix, wherever the file was written
+    yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

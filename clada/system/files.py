@@ -46,6 +46,43 @@ def _reason(problem: Exception) -> str:
     return (str(problem).splitlines() or [""])[0] or type(problem).__name__
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a file that a user names, as it is but for a byte-order mark at its beginning.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    return decode_text(read_bytes(path), path)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file that a user names.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
+
+
+def decode_text(content: bytes, name: str | Path) -> str:
+    """The text that bytes hold, without a byte-order mark.
+
+    Args:
+        content: of a file or of standard input.
+        name: what a message calls it.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{name} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
+
+
 def is_local(path: Path) -> bool:
     """Whether a path is one of this machine's."""
     return isinstance(path, Path)

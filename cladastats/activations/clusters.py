@@ -187,7 +187,7 @@ def read_queue(kind: str, file: str) -> tuple[Callable[..., Any], dict[str, Any]
         InputError: the file cannot be read or has other options, or jobs cannot be submitted here.
     """
     try:
-        options = json.loads(Path(file).read_text(encoding="utf-8"))
+        options = json.loads(Path(file).read_bytes())  # with or without a byte-order mark
         jobs = options.pop("jobs")
         if not (isinstance(jobs, int) and jobs > 0):
             raise ValueError(f"jobs is {jobs!r}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,8 +18,10 @@ import pandas as pd
 from clada.errors import InputError
 from clada.models.assets import fetch
 from clada.system.encoding import repair_encoding
+from clada.system.files import decode_text, read_bytes, read_text
+from clada.system.jsonfile import split_field, text_records
 
-DEFAULT_FIELD = "text"
+REMEDY = "name one with jsonl:PATH:field"
 
 XSUM_REPOSITORY = "EdinburghNLP/xsum"
 
@@ -127,39 +128,17 @@ def _read_xsum() -> tuple[list[str], str]:
     return texts.tolist(), digest.hexdigest()
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        InputError: it cannot be read, or is not UTF-8.
-    """
-    return _decode(_read_bytes(path), path)
-
-
-def _decode(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{path} is not UTF-8 (byte {problem.start:,}); convert it, with iconv for instance") from None
-
-
 def _jsonl_path(rest: str) -> tuple[Path, str]:
     """File and field of `PATH[:field]`; a path may hold a colon itself: what exists as a file is a path."""
-    name, _, field = rest.rpartition(":") if not Path(rest).is_file() and ":" in rest else (rest, "", DEFAULT_FIELD)
+    name, field = split_field(rest)
     return Path(name), field
 
 
 def _read_jsonl(rest: str) -> tuple[list[str], str]:
     path, field = _jsonl_path(rest)
-    texts = [record[field] for record in read_records(path, field)]
-    return texts, hashlib.sha256(_read_bytes(path)).hexdigest()
+    content = read_bytes(path)
+    records = text_records(decode_text(content, path), path, field, REMEDY)
+    return [record[field] for _, record in records], hashlib.sha256(content).hexdigest()
 
 
 def read_records(path: Path, field: str) -> list[dict[str, Any]]:
@@ -168,22 +147,7 @@ def read_records(path: Path, field: str) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or a line is not such an object; with the line.
     """
-    records = []
-    # At line feeds alone: other line breaks may be in a text as they are.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise InputError(f"{path}, line {number:,}: not JSON; a jsonl source has one object a line") from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            fields = ", ".join(map(repr, record)) if isinstance(record, dict) else "no fields"
-            raise InputError(
-                f"{path}, line {number:,}: no text in field '{field}' (there: {fields}); name one with jsonl:PATH:field"
-            )
-        records.append(record)
-    return records
+    return [record for _, record in text_records(read_text(path), path, field, REMEDY)]
 
 
 def _text_files(folder: Path) -> list[Path]:
@@ -210,5 +174,5 @@ def _folder_sha256(folder: Path, contents: dict[Path, bytes]) -> str:
 
 
 def _read_text_folder(folder: Path) -> tuple[list[str], str]:
-    contents = {path: _read_bytes(path) for path in _text_files(folder)}
-    return [_decode(content, path) for path, content in contents.items()], _folder_sha256(folder, contents)
+    contents = {path: read_bytes(path) for path in _text_files(folder)}
+    return [decode_text(content, path) for path, content in contents.items()], _folder_sha256(folder, contents)
