@@ -10,7 +10,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["bench", *sys.argv[1:]]))
 
 import argparse
-import json
 import math
 import platform
 from pathlib import Path
@@ -27,6 +26,7 @@ from clada.methods.registry import with_dense
 from clada.models.architectures import check_length
 from clada.models.open import load_model, model_revision
 from clada.system.files import check_target
+from clada.system.jsonfile import json_line
 from clada.system.machine import available_cores, set_threads
 
 
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         "rows": [result_row(entry, entries[0], bandwidth, losses, args.batch_size) for entry in entries],
         "peers": peer_rows,
     }
-    print(json.dumps(result, ensure_ascii=False) if args.json else as_table(result), flush=True)
+    print(json_line(result) if args.json else as_table(result), flush=True)
     if args.plot:
         plot_pareto(result, Path(args.plot))
 

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 import importlib.metadata
 import itertools
-import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +33,7 @@ from clada.methods.coefficients import resolve_coefficients, to_json
 from clada.methods.plan import resolve_plan
 from clada.methods.registry import METHODS, with_dense
 from clada.models.open import bos_tokens, check_device, load_model, load_tokenizer, model_revision
+from clada.system.jsonfile import json_line
 from clada.system.machine import available_cores, set_threads
 
 CHUNK = 20  # items that are written together, of all methods: a minute's work or two at most is lost
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
         rows = [{**row, "speed_to_dense": ratios.get(row["method"])} for row in rows]
     if args.format == "json":
         shown = {"model": args.model, "dtype": args.dtype, "protocol": args.protocol, "rows": rows}
-        print(json.dumps(shown, ensure_ascii=False))
+        print(json_line(shown))
     else:
         print(as_table(rows, args.format))
 

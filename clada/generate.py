@@ -11,7 +11,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import csv
-import json
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from clada.methods.policy import LEAST_POSITIONS
 from clada.models.open import load_model
 from clada.sampling import Sampling
 from clada.system.files import check_target, decode_text, read_text, replacing
-from clada.system.jsonfile import text_records
+from clada.system.jsonfile import json_line, text_records
 
 
 def main(args: argparse.Namespace) -> None:
@@ -71,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
             result = {"model": args.model, "dtype": args.dtype, **result}
             results.append(result)
             if args.json or args.prompt_jsonl is not None:
-                print(json.dumps(result, ensure_ascii=False), flush=True)
+                print(json_line(result), flush=True)
     if args.metrics:
         write_metrics(results, Path(args.metrics))
     if args.plot:

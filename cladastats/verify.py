@@ -10,10 +10,10 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["verify", *sys.argv[1:]]))
 
 import argparse
-import json
 from pathlib import Path
 
 from clada.errors import StudyError
+from clada.system.jsonfile import json_line
 from cladastats.activations.parts import DamagedPartError, part_path, read_part, shard_ids, shards_of
 from cladastats.study import Study
 
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     parts = len(shards_of(study.corpus))
     if args.json:
         shown = [{"part": path.name, "problem": what, "remedy": remedy} for path, what, remedy in damaged]
-        print(json.dumps({"study": str(study.folder), "parts": parts, "problems": shown}))
+        print(json_line({"study": str(study.folder), "parts": parts, "problems": shown}))
     else:
         for path, what, remedy in damaged:
             print(f"{path}: {what}; {remedy}")

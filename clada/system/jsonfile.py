@@ -40,6 +40,15 @@ def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
+def json_line(value: Any) -> str:
+    """A result as one line of strict JSON.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which JSON cannot say.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def split_field(name: str) -> tuple[str, str]:
     """Path and field of `PATH[:FIELD]`. A path may hold a colon itself: what exists as a file is a path."""
     if ":" not in name or Path(name).is_file():
