@@ -337,7 +337,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         "controls": Target(folder / "controls.parquet", lambda: controls(Study(folder)), damaged),
         "coefficients": Target(
             folder / "coefficients.json",
-            lambda: resolve_coefficients(str(folder / "coefficients.json"), "smollm2-135m").factors(),
+            lambda: resolve_coefficients(folder / "coefficients.json").factors(),
             altered,
         ),
         "plan": Target(plan_path, use_plan, altered),

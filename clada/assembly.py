@@ -94,9 +94,7 @@ def plan_and_rule(
         InputError: neither is known, or one is another model's.
     """
     found = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
-    if not isinstance(coefficients, Coefficients):
-        coefficients = resolve_coefficients(coefficients, model.name_or_path)
-    return found, coefficients
+    return found, resolve_coefficients(coefficients)
 
 
 def choose(

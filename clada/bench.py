@@ -20,7 +20,7 @@ from tabulate import tabulate
 from clada.errors import InputError
 from clada.measure.comparison import PEERS, prepare, result_row, score, time_all
 from clada.measure.texts import read_windows
-from clada.methods.coefficients import resolve_coefficients
+from clada.methods.coefficients import coefficients_for
 from clada.methods.plan import resolve_plan
 from clada.methods.registry import with_dense
 from clada.models.architectures import check_length
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision, args.max_loss)
     if plan is not None:
         plan.check_model(revision, model.config.num_hidden_layers)
-    coefficients = resolve_coefficients(args.coefficients, args.model)
+    coefficients = coefficients_for(args.coefficients, args.model)
     scored = math.ceil(args.scored_tokens / args.new_tokens)
     if scored == 1:
         raise InputError(

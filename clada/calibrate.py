@@ -21,7 +21,7 @@ from clada.errors import InputError
 from clada.measure.search import dtypes_of, search
 from clada.measure.tables import WINDOW, package_versions, tabulate
 from clada.measure.texts import read_windows
-from clada.methods.coefficients import Coefficients, resolve_coefficients, to_json
+from clada.methods.coefficients import Coefficients, coefficients_for, to_json
 from clada.methods.dejavu import TABLES, train
 from clada.methods.plan import BUDGET, Plan, cached_plan_path
 from clada.methods.registry import METHODS, check_method
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     set_threads(args.threads or available_cores())
     needed = TABLE_WINDOWS + SCORED_WINDOWS
     windows, text_sha256 = read_windows(args.text, tokenizer, model_revision(args.model), WINDOW, needed)
-    coefficients = resolve_coefficients(args.coefficients, args.model)
+    coefficients = coefficients_for(args.coefficients, args.model)
     out = Path(args.out) if args.out else cached_plan_path(model_revision(args.model))
     plan = _begun(out, args.model, text_sha256)
     if plan is None:

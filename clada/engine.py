@@ -67,7 +67,7 @@ class Engine:
         tokenizer: its tokenizer; may be None when prompts are token ids.
         method: of `clada.methods.registry.METHODS`.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
-        coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
+        coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
         dtype: of the weights: `float32`, `bfloat16` or `int8`.
         device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.

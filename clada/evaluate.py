@@ -29,7 +29,7 @@ from clada.errors import InputError
 from clada.measure.comparison import prepare, time_all
 from clada.measure.scores import SCHEMA, Scores, as_table, compare, digest_of
 from clada.measure.texts import cut
-from clada.methods.coefficients import resolve_coefficients, to_json
+from clada.methods.coefficients import coefficients_for, to_json
 from clada.methods.plan import resolve_plan
 from clada.methods.registry import METHODS, with_dense
 from clada.models.open import bos_tokens, check_device, load_model, load_tokenizer, model_revision
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     documents = {task: local.read_documents(task, folder) for task in tasks}
     revision = model_revision(args.model)
     plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision, args.max_loss)
-    coefficients = resolve_coefficients(args.coefficients, args.model)
+    coefficients = coefficients_for(args.coefficients, args.model)
     set_threads(args.threads or available_cores())
     windows = _windows(args.model, documents) if args.speed else []
     common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype}

@@ -18,6 +18,7 @@ from typing import Any
 
 from clada.engine import Engine, Step
 from clada.errors import CladaError, InputError
+from clada.methods.coefficients import coefficients_for
 from clada.methods.plan import Shares
 from clada.methods.policy import LEAST_POSITIONS
 from clada.models.open import load_model
@@ -40,6 +41,7 @@ def main(args: argparse.Namespace) -> None:
         if name:
             check_target(Path(name))
     texts = read_prompts(args)
+    coefficients = coefficients_for(args.coefficients, args.model)
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
     model, tokenizer = load_model(args.model, device=args.device)
     engine = Engine(
@@ -47,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         tokenizer,
         method=args.method,
         plan=args.plan,
-        coefficients=args.coefficients,
+        coefficients=coefficients,
         dtype=args.dtype,
         device=args.device,
         threads=args.threads,

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from clada.errors import CladaError, InputError
 from clada.inplace import sparse
+from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.models.open import load_model
 from clada.system.commandline import refuse
@@ -70,7 +71,7 @@ class CladaLM(HFLM):
         pretrained: str,
         method: str = "clada",
         plan: Plan | str | None = None,
-        coefficients: str | None = "none",
+        coefficients: Coefficients | str | None = None,
         protocol: str = "answer",
         max_loss: float | None = None,
         keep: float | None = None,
@@ -112,9 +113,8 @@ class CladaLM(HFLM):
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> CladaLM:
         """The same, of options by name."""
         options = {**arg_dict, **{key: value for key, value in (additional_config or {}).items() if value is not None}}
-        for name in ("plan", "coefficients"):
-            if name in options and options[name] is None:
-                options[name] = "none"
+        if "plan" in options and options["plan"] is None:
+            options["plan"] = "none"
         known = inspect.signature(cls).parameters
         if unknown := [name for name in options if name not in known]:
             raise InputError(f"unknown model argument {unknown[0]}; there are {', '.join(known)}")

@@ -81,7 +81,7 @@ def sparse(
     Args:
         model: any supported transformers model, at any float dtype, on any device; as it was after the block.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
-        coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
+        coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
         method: of `clada.methods.registry.EVALUATED`.
         max_loss: which of the plan's budgets; None for 2 %.
         keep: keep this share of the neurons instead.

@@ -14,9 +14,11 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from clada import Engine, sparse
 from clada.cli import main as clada
 from clada.errors import InputError
 from clada.measure.texts import read_windows
+from clada.methods.coefficients import NONE, PAPER, coefficients_for
 from clada.methods.plan import Plan, resolve_plan
 from clada.models.open import load_tokenizer, model_revision
 from cladastats.cli import main as cladastats
@@ -299,6 +301,52 @@ def test_generate_reads_the_study_and_says_what_it_used(small_copy, tmp_path, mo
     assert "tokens/s" in said.err
     assert "% of the MLP neurons computed" in said.err
     assert "from studies/one/coefficients.json" in said.err
+
+
+def test_damaged_studies_of_others_do_not_matter(tmp_path, monkeypatch, capsys):
+    """The newest study of the model that runs is meant; what else lies below `studies/` is not read."""
+    monkeypatch.chdir(tmp_path)
+    whole = {
+        "schema": "clada/coefficients/1", "lambda": -0.5, "gamma": 0.25, "tau_surprisal_bits": 1.0,
+        "tau_entropy_bits": 1.0, "tau_quantile": 0.7, "model": "mine", "response": "toward",
+    }  # fmt: skip
+
+    def study(name, study_json, coefficients_json):
+        folder = tmp_path / "studies" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, value in (("study.json", study_json), ("coefficients.json", coefficients_json)):
+            (folder / file).write_text(value if isinstance(value, str) else json.dumps(value))
+        os.utime(folder / "study.json", (len(list(folder.parent.iterdir())),) * 2)
+
+    study("a", {"model": "mine"}, whole)
+    for number, (study_json, coefficients_json) in enumerate(
+        [("{", "{"), ({"model": "other"}, "{"), ("[" * 100_000, "3"), ({"model": "other"}, {**whole, "model": "other"}),
+         ({"model": ["mine"]}, "\x00"), ({"model": "mine"}, {**whole, "model": "other", "lambda": "x"})]
+    ):  # fmt: skip
+        study(f"b{number}", study_json, coefficients_json)
+    assert coefficients_for(None, "mine").source == "studies/a/coefficients.json"
+    assert coefficients_for(None, "nobody's") is NONE
+    assert coefficients_for("paper", "mine") is PAPER
+    study("c", "{", {**whole, "gamma": 0.5})  # all that is needed is whole
+    assert coefficients_for(None, "mine").gamma == 0.5
+    assert clada([*GENERATE, "--plan", "none", "--method", "dense", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["coefficients"] == "none"
+    # Of the model itself the newest is meant, and said to be damaged; nothing older takes its place in silence.
+    for study_json, coefficients_json, message in (
+        ({"model": "mine"}, "{", "studies/d/coefficients.json is not a JSON file; write it again or give another one"),
+        ("{", {**whole, "lambda": None}, r"studies/d/coefficients.json.*lambda.*; .*"),
+        ("{", {**whole, "response": "away"}, "studies/d/coefficients.json were fitted on the response 'away'.*"),
+    ):
+        study("d", study_json, coefficients_json)
+        with pytest.raises(InputError, match=message + ", or use --coefficients none$") as refusal:
+            coefficients_for(None, "mine")
+        assert "\n" not in str(refusal.value)
+    # From Python nothing is taken from the working folder.
+    model = tiny_model("llama")
+    model.name_or_path = "mine"
+    assert Engine(model, None, plan="none").policy.coefficients == NONE
+    with sparse(model, "none") as run:
+        assert run.policy.coefficients == NONE
 
 
 def test_coefficients_of_another_model_are_said_to_be(small_copy, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -119,29 +121,53 @@ def read_coefficients(path: Path) -> Coefficients:
         raise InputError(f"{path} has no {missing}; write it again with 'cladastats regress'") from None
 
 
-def resolve_coefficients(name: str | Path | None, model: str, studies: Path = Path("studies")) -> Coefficients:
+def resolve_coefficients(name: Coefficients | str | Path | None) -> Coefficients:
     """The coefficients a user means.
 
     Args:
-        name: `none`, `paper`, a file, or None for those of the newest study of this model, `none` without one.
-        model: the model that will run, as given to `load_model`.
-        studies: the folder of studies.
+        name: coefficients, a file, `paper`, or `none` or None for no load rule.
 
     Raises:
         InputError: no such file, or it cannot be used.
     """
-    if name == "none":
+    if isinstance(name, Coefficients):
+        return name
+    if name is None or name == "none":
         return NONE
-    if name == "paper":
-        return PAPER
+    return PAPER if name == "paper" else read_coefficients(Path(name))
+
+
+def coefficients_for(name: str | None, model: str, studies: Path = Path("studies")) -> Coefficients:
+    """The coefficients that a command runs a model with; only commands look into the working folder.
+
+    Args:
+        name: as for `resolve_coefficients`, but None is those of the newest study of this model, `none` without one.
+        model: as given to `load_model`.
+        studies: the folder of studies.
+
+    Raises:
+        InputError: those that are meant cannot be used. What other models' studies hold does not matter.
+    """
     if name is not None:
-        return read_coefficients(Path(name))
+        return resolve_coefficients(name)
     for folder in newest_studies(studies):
         path = folder / "coefficients.json"
-        # Another model's may be unusable; that is no reason to refuse this one.
-        if path.exists() and read_json(path, SCHEMA).get("model") == model:
-            return read_coefficients(path)
+        if path.is_file() and _model_of(folder) == model:
+            try:
+                return read_coefficients(path)
+            except InputError as problem:
+                raise InputError(f"{problem}, or use --coefficients none") from None
     return NONE
+
+
+def _model_of(study: Path) -> str | None:
+    """The model of a study's coefficients: as their file says or, where it is damaged, as the study says."""
+    for name in ("coefficients.json", "study.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            model = json.loads((study / name).read_bytes())["model"]
+            if isinstance(model, str):
+                return model
+    return None
 
 
 def newest_studies(studies: Path) -> list[Path]:

@@ -102,7 +102,7 @@ def word_table(
     Raises:
         ModelError, InputError: no such model, or no plan of it.
     """
-    thresholds, rule = effort_rule(model, plan, max_loss, keep, resolve_coefficients(coefficients, model))
+    thresholds, rule = effort_rule(model, plan, max_loss, keep, resolve_coefficients(coefficients))
     return measure_texts(model, texts, thresholds, rule, window)
 
 
