@@ -127,6 +127,30 @@ class CladaLM(HFLM):
         self._stack.close()
         self._company.remove(self)
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probabilities of continuations of contexts, and whether each is what greedy decoding would give.
+
+        Raises:
+            InputError: a continuation is empty, or longer than the model's positions; `hf` asserts the same.
+        """
+        for request in requests:
+            if not any(request.args):  # which has no first token to look at
+                self._check(request.args, [], [])
+        return list(super().loglikelihood(requests, disable_tqdm))
+
+    def _check(self, texts: tuple[str, str] | None, context: Sequence[int], ending: Sequence[int]) -> None:
+        """Refuse what has no score; nothing at all would have the best one there is."""
+        after = f"after '{texts[0][-40:]}'" if texts else "of a text"
+        if not ending:
+            raise InputError(f"the continuation {after} has no tokens, so no score; give it words or leave it out")
+        if not context:
+            raise InputError(f"the context of '{texts[1][:40] if texts else ''}' has no tokens; give it words")
+        if len(ending) > self.max_length:
+            raise InputError(
+                f"the continuation {after} has {len(ending):,} tokens, more than the {self.max_length:,} positions of "
+                "the model; shorten it"
+            )
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
@@ -135,8 +159,9 @@ class CladaLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Log-probabilities of continuations, and whether each is what greedy decoding would give."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        for i, (_, context, ending) in enumerate(requests):
-            room = max(1, self.max_length + 1 - len(ending))  # as `hf` cuts a context that is too long
+        for i, (texts, context, ending) in enumerate(requests):
+            self._check(texts, context, ending)
+            room = self.max_length + 1 - len(ending)  # as `hf` cuts a context that is too long
             groups.setdefault(tuple(context[-room:]), []).append(i)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood") as progress:

@@ -9,6 +9,7 @@ import lm_eval
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import clada
@@ -335,6 +336,38 @@ def test_endings_are_scored_in_parts_and_contexts_cut_as_the_harness_does(monkey
     for (score, greedy), (wanted, same) in zip(found, expected, strict=True):
         assert score == pytest.approx(wanted, abs=1e-3)  # float32 sums in another order
         assert greedy == same
+
+
+def test_what_has_no_score_is_refused_where_the_harness_own_model_stops():
+    """And at the border of both, with an empty context too, the scores are the same."""
+    model, tokenizer = load_model("smollm2-135m")
+    theirs, ours = HFLM(pretrained=model, tokenizer=tokenizer, max_length=8), CladaLM("smollm2-135m", method="dense")
+    ours._max_length = 8
+
+    def asked(context, continuation):
+        return [Instance("loglikelihood", {}, (context, continuation), 0)]
+
+    eight = " one two three four five six seven eight"
+    assert len(tokenizer(eight)["input_ids"]) == 8
+    for context, continuation in (
+        ("The minister", eight), ("The minister said on Monday that rain", " one two three"), ("", eight),
+        ("", "The minister"), ("The minister ", ""),
+    ):  # fmt: skip
+        ((expected, same),) = theirs.loglikelihood(asked(context, continuation), disable_tqdm=True)
+        ((score, greedy),) = ours.loglikelihood(asked(context, continuation), disable_tqdm=True)
+        assert score == pytest.approx(expected, abs=1e-3)  # float32 sums in another order
+        assert greedy == same
+    for context, continuation, message in (
+        ("The minister", "", "the continuation after 'The minister' has no tokens, so no score; give it words"),
+        ("", "", "the continuation after '' has no tokens"),
+        ("", tokenizer.decode(theirs.prefix_token_id), "the continuation after '' has no tokens"),
+        (" ", "", "the context of '' has no tokens"),
+        ("The", f"{eight} nine", "has 9 tokens, more than the 8 positions of the model; shorten it"),
+    ):
+        with pytest.raises((AssertionError, IndexError)):
+            theirs.loglikelihood(asked(context, continuation), disable_tqdm=True)
+        with pytest.raises(InputError, match=message):
+            ours.loglikelihood(asked(context, continuation), disable_tqdm=True)
 
 
 def test_mistakes_at_the_harness_own_command_are_one_line():
