@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.errors import InputError, StudyError
-from clada.methods.coefficients import SCHEMA as COEFFICIENTS_SCHEMA
+from clada.methods.coefficients import COEFFICIENTS_SCHEMA
 from clada.system.jsonfile import write_json
 from cladastats.panel.columns import fit_columns
 from cladastats.results.fit import Fit, undefined_to_none

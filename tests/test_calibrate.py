@@ -219,18 +219,40 @@ def test_a_budget_that_nothing_meets_leaves_nothing_out(small_search):
     assert shares_of("clada", 0.5, 311).margin == pytest.approx(math.log(311 * 25) - 1.25)
 
 
+SETTING = {
+    "method": "clada", "max_loss": 0.02, "shares": {}, "loss": {}, "dtype": "bfloat16",
+    "coefficients": {"lambda": 0, "gamma": 0, "tau_surprisal_bits": None, "tau_entropy_bits": None,
+                     "tau_quantile": 0.7, "source": "none", "model": None},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("quantiles", {"0.7": 1.0}), ("quantiles", []), ("revision", None), ("settings", [{}]), ("settings", 3)],
+    ("name", "value", "message"),
+    [
+        ("quantiles", {"0.7": 1.0}, ", quantiles[...]: expected object, got float"),
+        ("quantiles", [], ", quantiles: expected object, got array"),
+        ("quantiles", {"most": {"surprisal_bits": 1, "entropy_bits": 1}}, ", key in quantiles: expected str matching"),
+        ("revision", None, ", revision: expected str, got null"),
+        ("settings", [{}], ", settings[0]: object missing required field method"),
+        ("settings", 3, ", settings: expected array, got int"),
+        ("settings", [SETTING | {"shares": {"neurons": "0.5"}}], ", settings[0].shares.neurons: expected float, got str"),
+        ("settings", [SETTING | {"shares": {"neurons": 2}}], ": the share 'neurons' is 2.0; shares lie within 0 and 1"),
+        ("settings", [SETTING | {"shares": {"neuron": 0.5}}], ": no share is called neuron"),
+        ("settings", [SETTING | {"coefficients": {}}], ", settings[0].coefficients: object missing required field lambda"),
+        ("tables_sha256", "0", "smollm2-135m.safetensors does not belong to"),
+    ],
 )
-def test_a_plan_with_anything_else_in_a_place_is_refused(tmp_path, name, value):
+def test_a_plan_with_anything_else_in_a_place_is_refused(tmp_path, name, value, message):
     shipped = Path(module.__file__).parent / "plans" / "smollm2-135m.json"
     for suffix in (".json", ".safetensors"):
         shutil.copy(shipped.with_suffix(suffix), tmp_path)
     path = tmp_path / shipped.name
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    with pytest.raises(InputError, match="is not a whole plan"):
+    with pytest.raises(InputError) as refusal:
         Plan.load(path)
+    assert message in str(refusal.value)
+    assert str(refusal.value).endswith("; make it again with 'clada calibrate'")
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_text_that_cannot_be_read_is_one_line(tmp_path):

@@ -8,12 +8,14 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+import msgspec
 
 from clada.errors import InputError
-from clada.system.jsonfile import read_json
+from clada.system.jsonfile import as_type, read_json
 
-SCHEMA = "clada/coefficients/1"
+COEFFICIENTS_SCHEMA = "clada/coefficients/1"
 
 # Eq. 11 scales a threshold by 1 + lambda + gamma. Fitted coefficients have no bounds, a threshold does: below zero it
 # would keep everything whatever its size, and far above its calibrated value nothing says what is lost.
@@ -99,26 +101,28 @@ NONE = Coefficients(0.0, 0.0)
 PAPER = Coefficients(-0.80, -0.12, source="paper")
 
 
+class CoefficientsFile(msgspec.Struct, rename={"lambda_": "lambda"}):
+    """What the engine reads of a `coefficients.json`; see `Coefficients`."""
+
+    lambda_: float
+    gamma: float
+    tau_surprisal_bits: float | None
+    tau_entropy_bits: float | None
+    tau_quantile: float
+    model: str | None
+    response: str | None
+
+
 def read_coefficients(path: Path) -> Coefficients:
     """Read a `coefficients.json` as `cladastats regress` writes it.
 
     Raises:
         InputError: not such a file, a value missing, or fitted on the response `away`.
     """
-    value = read_json(path, SCHEMA)
-    try:
-        return Coefficients(
-            value["lambda"],
-            value["gamma"],
-            value["tau_surprisal_bits"],
-            value["tau_entropy_bits"],
-            value["tau_quantile"],
-            source=str(path),
-            model=value["model"],
-            response=value["response"],
-        )
-    except KeyError as missing:
-        raise InputError(f"{path} has no {missing}; write it again with 'cladastats regress'") from None
+    file = as_type(
+        read_json(path, COEFFICIENTS_SCHEMA), CoefficientsFile, path, "write it again with 'cladastats regress'"
+    )
+    return Coefficients(**msgspec.structs.asdict(file), source=str(path))
 
 
 def resolve_coefficients(name: Coefficients | str | Path | None) -> Coefficients:
@@ -176,7 +180,21 @@ def newest_studies(studies: Path) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
-def to_json(coefficients: Coefficients) -> dict[str, Any]:
+RecordedRule = TypedDict(
+    "RecordedRule",
+    {
+        "lambda": float,
+        "gamma": float,
+        "tau_surprisal_bits": float | None,
+        "tau_entropy_bits": float | None,
+        "tau_quantile": float,
+        "source": str,
+        "model": str | None,
+    },
+)
+
+
+def to_json(coefficients: Coefficients) -> RecordedRule:
     """The coefficients as they are recorded in plans."""
     return {
         "lambda": coefficients.lambda_,

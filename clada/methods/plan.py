@@ -10,23 +10,24 @@ import contextlib
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save
 
 from clada.errors import InputError
-from clada.methods.coefficients import NONE, Coefficients
+from clada.methods.coefficients import Coefficients, RecordedRule
 from clada.models.assets import ASSETS
 from clada.models.open import model_revision
 from clada.system.cache import cache_dir
 from clada.system.files import replacing
-from clada.system.jsonfile import read_json, write_json
+from clada.system.jsonfile import as_type, read_json, write_json
 
-SCHEMA = "clada/plan/3"
+PLAN_SCHEMA = "clada/plan/3"
 
 GRID = np.linspace(0, 1, 101)  # shares that tables give quantiles at
 
@@ -63,7 +64,7 @@ class Shares:
         for name in ("neurons", "gate", "output", "inputs", "attention", "prompt", "screen"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"the share '{name}' is {getattr(self, name)}; shares lie within 0 and 1")
-        if self.margin is not None and self.margin < 0:
+        if self.margin is not None and not self.margin >= 0:
             raise InputError(f"the margin is {self.margin}; it is at least 0")
 
 
@@ -84,7 +85,7 @@ class Setting:
     max_loss: float
     shares: Shares
     loss: dict[str, Any]
-    coefficients: dict[str, Any]
+    coefficients: RecordedRule
     dtype: str = "bfloat16"
 
     @property
@@ -102,6 +103,24 @@ class Setting:
         measured = self.measured_with
         same = not rolling and coefficients.rule() == measured.rule()
         return same or max(coefficients.factors()) <= min(measured.factors())
+
+
+class LoadQuantiles(msgspec.Struct):
+    """Loads that a share of the calibration text's tokens lies below, in bits."""
+
+    surprisal_bits: float
+    entropy_bits: float
+
+
+class PlanFile(msgspec.Struct):
+    """What the JSON file of a plan holds; see `Plan`."""
+
+    model: str
+    revision: str
+    settings: tuple[Setting, ...]
+    quantiles: dict[Annotated[str, msgspec.Meta(pattern=r"^[01]\.[0-9]+$")], LoadQuantiles]
+    tables_sha256: str
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -187,7 +206,7 @@ class Plan:
             with replacing(tables) as temporary:
                 temporary.write_bytes(content)
         value = {
-            "schema": SCHEMA,
+            "schema": PLAN_SCHEMA,
             "model": self.model,
             "revision": self.revision,
             "settings": [asdict(setting) for setting in self.settings],
@@ -204,29 +223,23 @@ class Plan:
         Raises:
             InputError: no such file, not a plan, or its tables are missing or another plan's.
         """
-        value = read_json(path, SCHEMA)
-        tables = path.with_suffix(".safetensors")
         remedy = "make it again with 'clada calibrate'"
+        value = read_json(path, PLAN_SCHEMA)
+        file = as_type(value, PlanFile, path, remedy)
+        known = {share.name for share in fields(Shares)}
+        if unknown := {name for setting in value["settings"] for name in setting["shares"]} - known:
+            raise InputError(f"{path}: no share is called {', '.join(sorted(unknown))}; {remedy}")
+        tables = path.with_suffix(".safetensors")
         try:
-            content = tables.read_bytes()
-            if hashlib.sha256(content).hexdigest() != value["tables_sha256"]:
+            if hashlib.sha256(tables.read_bytes()).hexdigest() != file.tables_sha256:
                 raise InputError(f"{tables} does not belong to {path}; {remedy}")
-            settings = tuple(
-                Setting(s["method"], s["max_loss"], Shares(**s["shares"]), s["loss"], s["coefficients"], s["dtype"])
-                for s in value["settings"]
-            )
-            for setting in settings:
-                setting.covers(NONE)
-            names = ("surprisal_bits", "entropy_bits")
-            quantiles = {q: {name: float(found[name]) for name in names} for q, found in value["quantiles"].items()}
-            model, revision = value["model"], value["revision"]
-            if not (isinstance(model, str) and isinstance(revision, str)):
-                raise TypeError
-            return cls(model, revision, settings, quantiles, load_file(tables), value["provenance"])
+            arrays = load_file(tables)
         except OSError:
             raise InputError(f"{path} needs {tables.name} beside it; copy both files, or {remedy}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError):
-            raise InputError(f"{path} is not a whole plan; {remedy}") from None
+        except (ValueError, safetensors.SafetensorError):
+            raise InputError(f"{tables} cannot be read; {remedy}") from None
+        quantiles = {share: msgspec.structs.asdict(loads) for share, loads in file.quantiles.items()}
+        return cls(file.model, file.revision, file.settings, quantiles, arrays, file.provenance)
 
     def check_model(self, revision: str, layers: int) -> None:
         """Refuse a plan of another model: a threshold means nothing there.

@@ -6,10 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from clada.errors import CladaError, InputError
 from clada.system.files import local_copy, replacing
+
+T = TypeVar("T")
 
 DEFAULT_FIELD = "text"  # of the objects of a JSONL file
 
@@ -125,3 +129,26 @@ def read_json(path: Path, schema: str, error: type[CladaError] = InputError) -> 
     if schema_there != schema:
         raise error(f"{path} has schema {schema_there!r}, not {schema!r}; give a file of that kind")
     return dict(value)
+
+
+def as_type(value: Any, kind: type[T], path: Path, remedy: str, error: type[CladaError] = InputError) -> T:
+    """What a JSON file holds, as a type: fields there, their values of their kinds; fields beyond it are left out.
+
+    Args:
+        value: as `read_json` gives it.
+        kind: a `msgspec.Struct` or a dataclass.
+        path: the file, for the message.
+        remedy: for the message.
+        error: what to raise.
+
+    Raises:
+        error: the first field that is missing or holds something else, by its place in the file.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as problem:
+        what, _, place = str(problem).replace("`", "").partition(" - at ")
+        field = f", {place.replace('$.', '')}" if place else ""
+        raise error(f"{path}{field}: {what[0].lower()}{what[1:]}; {remedy}") from None
+    except InputError as problem:  # of a dataclass that checks its values
+        raise error(f"{path}: {problem}; {remedy}") from None
