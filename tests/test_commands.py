@@ -1,6 +1,7 @@
 """The commands as a user types them: results on stdout, mistakes as one line and exit code 2."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from clada.measure.texts import read_windows
 from clada.methods.coefficients import NONE, PAPER, coefficients_for
 from clada.methods.plan import Plan, resolve_plan
 from clada.models.open import load_tokenizer, model_revision
+from clada.system.machine import available_cores
 from cladastats.cli import main as cladastats
 
 
@@ -347,6 +349,21 @@ def test_damaged_studies_of_others_do_not_matter(tmp_path, monkeypatch, capsys):
     assert Engine(model, None, plan="none").policy.coefficients == NONE
     with sparse(model, "none") as run:
         assert run.policy.coefficients == NONE
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 6), ("150000 100000", 2), ("400000 100000", 4), ("3200000 100000", 6)]
+)
+def test_cores_are_those_of_the_container(monkeypatch, quota, cores):
+    """By its quota (Linux control groups, version 2), rounded up, and by the affinity of the process."""
+    from loky.backend import context
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
+    monkeypatch.setattr(os.path, "exists", lambda name: name == "/sys/fs/cgroup/cpu.max")
+    monkeypatch.setattr(context, "open", lambda _name: io.StringIO(f"{quota}\n"), raising=False)
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT", raising=False)
+    assert available_cores() == cores
 
 
 def test_coefficients_of_another_model_are_said_to_be(small_copy, capsys):
