@@ -40,7 +40,7 @@ import clada.cli
 import clada.methods.plan
 import cladastats.cli
 from clada.errors import CladaError, ModelError
-from clada.measure.scores import SCHEMA, Scores
+from clada.measure.scores import EVALUATION_SCHEMA, Scores
 from clada.measure.tasks import read_documents
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import resolve_coefficients
@@ -263,7 +263,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     (place / "coqa" / "a.jsonl").write_text(json.dumps(coqa) + "\n")
     queue = {"jobs": 2, "cores": 1, "memory": "1GB"}
     (place / "queue.json").write_text(json.dumps(queue))
-    wanted = {"schema": SCHEMA, "seed": 0, "method": "dense"}
+    wanted = {"schema": EVALUATION_SCHEMA, "seed": 0, "method": "dense"}
     kept = {"sparse_tokens": 0, "computed_tokens": 0.0, "items": {"0": {"acc": 1.0}, "1": {"acc": 0.0}}}
     (place / "scores.json").write_text(json.dumps({**wanted, **kept}))
     (place / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") * 2)

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     windows, text_sha256 = read_windows(args.text, tokenizer, model_revision(args.model), WINDOW, needed)
     coefficients = coefficients_for(args.coefficients, args.model)
     out = Path(args.out) if args.out else cached_plan_path(model_revision(args.model))
-    plan = _begun(out, args.model, text_sha256)
+    plan = _earlier_plan(out, args.model, text_sha256)
     if plan is None:
         if not args.out and "clada" not in methods:
             raise InputError(
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         plan.save(out)
         print(f"clada: predictors find {right:.1%} of the needed half of the neurons; plan in {out}", file=sys.stderr)
     for method, dtype in [(m, dtype) for m in methods if m in METHODS for dtype in dtypes_of(m, model.config)]:
-        if not _searched(plan, method, dtype, budgets, coefficients):
+        if not _is_searched(plan, method, dtype, budgets, coefficients):
             plan = search(model, plan, method, windows[TABLE_WINDOWS:], budgets, coefficients, dtype)
             plan.save(out)  # after every search: what is found is kept, and `--methods` of the others adds them
         for setting in plan.settings:
@@ -86,14 +86,14 @@ def main(args: argparse.Namespace) -> None:
                 )
 
 
-def _searched(plan: Plan, method: str, dtype: str, budgets: Sequence[float], coefficients: Coefficients) -> bool:
+def _is_searched(plan: Plan, method: str, dtype: str, budgets: Sequence[float], coefficients: Coefficients) -> bool:
     """Whether an earlier run of the same versions, perhaps interrupted later, found all of this."""
     rule = to_json(coefficients.with_quantiles(plan.quantiles))
-    found = {s.max_loss for s in plan.settings if (s.method, s.dtype, s.coefficients) == (method, dtype, rule)}
-    return set(budgets) <= found and plan.provenance.get("packages") == package_versions()
+    searched = {s.max_loss for s in plan.settings if (s.method, s.dtype, s.coefficients) == (method, dtype, rule)}
+    return set(budgets) <= searched and plan.provenance.get("packages") == package_versions()
 
 
-def _begun(path: Path, model: str, text_sha256: str) -> Plan | None:
+def _earlier_plan(path: Path, model: str, text_sha256: str) -> Plan | None:
     """The plan that an earlier run on the same text left, whose tables and methods are kept."""
     if not path.is_file():
         return None

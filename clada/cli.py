@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.system.commandline import Commands, positive_int, run, thread_count, whole_number
+from clada.system.commandline import Commands, numbers, positive_int, run, thread_count, whole_number
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-loss",
-        type=_floats,
+        type=numbers,
         metavar="X,...",
         help="budgets: rise of perplexity over dense, as a share; default 0.02",
     )
@@ -168,13 +168,6 @@ def _dtype(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="precision of the weights; default float32",
     )
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0.01,0.02") from None
 
 
 def _names(text: str) -> list[str]:

@@ -18,23 +18,28 @@ import argparse
 import importlib.metadata
 import itertools
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from clada.errors import InputError
 from clada.measure.comparison import prepare, time_all
-from clada.measure.scores import SCHEMA, Scores, as_table, compare, digest_of
+from clada.measure.scores import EVALUATION_SCHEMA, Scores, as_table, compare, digest_of
 from clada.measure.texts import cut
-from clada.methods.coefficients import coefficients_for, to_json
-from clada.methods.plan import resolve_plan
+from clada.methods.coefficients import Coefficients, coefficients_for, to_json
+from clada.methods.plan import Plan, resolve_plan
 from clada.methods.registry import METHODS, with_dense
 from clada.models.open import bos_tokens, check_device, load_model, load_tokenizer, model_revision
 from clada.system.jsonfile import json_line
 from clada.system.machine import available_cores, set_threads
+
+if TYPE_CHECKING:
+    from clada.harness import CladaLM  # needs the extra `eval`
 
 CHUNK = 20  # items that are written together, of all methods: a minute's work or two at most is lost
 
@@ -53,48 +58,28 @@ def main(args: argparse.Namespace) -> None:
     if args.speed and args.device != "cpu":
         raise InputError("--speed times the kernels, which run on the CPU; leave it or --device out")
     check_device(args.device)
-    local = _local_tasks()
-    folder = Path(args.data)
-    tasks = args.tasks or [task for task in local.TASKS if (folder / task).is_dir()]
-    if not tasks:
-        raise InputError(f"{folder} holds no folder of a known task; there are {', '.join(local.TASKS)}")
-    documents = {task: local.read_documents(task, folder) for task in tasks}
+    tasks = _tasks_module()
+    documents = _documents(tasks, args)
     revision = model_revision(args.model)
     plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision, args.max_loss)
     coefficients = coefficients_for(args.coefficients, args.model)
     set_threads(args.threads or available_cores())
     windows = _windows(args.model, documents) if args.speed else []
-    common = {"schema": SCHEMA, "model": args.model, "revision": revision, "dtype": args.dtype}
-    common["harness"] = importlib.metadata.version("lm_eval")
-    out = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
-    work: dict[str, list[Scores]] = {}  # by method, tasks in the same order
-    for method in methods:
-        settings: dict[str, Any] = {}
-        if method != "dense":  # which is the same under both protocols
-            settings = {"protocol": args.protocol, "max_loss": args.max_loss, "keep": args.keep}
-            settings["coefficients"] = to_json(coefficients)
-            settings["plan"] = None if plan is None else plan.digest()
-        work[method] = []
-        for task, rows in documents.items():
-            wanted = {**common, **settings, "method": method, "task": task}
-            wanted["documents_sha256"] = digest_of([rows, local.description(task)])
-            path = out / f"{method}-{task}-{digest_of(wanted)[:8]}.json"
-            work[method].append(Scores(path, wanted, rows, args.limit, args.seed))
-    if any(scores.missing for todo in work.values() for scores in todo):
-        _run(local, args, plan, coefficients, work)
-    rows = compare([scores.result() for todo in work.values() for scores in todo])
+    scores = {method: _stored_scores(tasks, args, method, plan, coefficients, documents) for method in methods}
+    if any(task.missing for of_method in scores.values() for task in of_method):
+        _score_missing(tasks, args, plan, coefficients, scores)
+    rows = compare([task.result() for of_method in scores.values() for task in of_method])
     if args.speed:
         ratios = _speeds(args, methods, plan, coefficients, windows)
         rows = [{**row, "speed_to_dense": ratios.get(row["method"])} for row in rows]
     if args.format == "json":
-        shown = {"model": args.model, "dtype": args.dtype, "protocol": args.protocol, "rows": rows}
-        print(json_line(shown))
+        print(json_line({"model": args.model, "dtype": args.dtype, "protocol": args.protocol, "rows": rows}))
     else:
         print(as_table(rows, args.format))
 
 
-def _local_tasks() -> Any:
-    """The module of the tasks, which needs packages that only evaluation needs."""
+def _tasks_module() -> ModuleType:
+    """`clada.measure.tasks`, which needs packages that only evaluation needs."""
     try:
         from clada.measure import tasks
     except ImportError as problem:
@@ -104,64 +89,111 @@ def _local_tasks() -> Any:
     return tasks
 
 
-def _run(local: Any, args: argparse.Namespace, plan: Any, coefficients: Any, work: dict[str, list[Scores]]) -> None:
+def _documents(tasks: ModuleType, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The documents of every task asked for, or that there is a folder of."""
+    folder = Path(args.data)
+    names = args.tasks or [task for task in tasks.TASKS if (folder / task).is_dir()]
+    if not names:
+        raise InputError(f"{folder} holds no folder of a known task; there are {', '.join(tasks.TASKS)}")
+    return {task: tasks.read_documents(task, folder) for task in names}
+
+
+def _stored_scores(
+    tasks: ModuleType,
+    args: argparse.Namespace,
+    method: str,
+    plan: Plan | None,
+    coefficients: Coefficients,
+    documents: dict[str, list[dict[str, Any]]],
+) -> list[Scores]:
+    """What earlier runs scored of a method, task by task; a file's name says what its scores depend on."""
+    common: dict[str, Any] = {
+        "schema": EVALUATION_SCHEMA,
+        "model": args.model,
+        "revision": model_revision(args.model),
+        "dtype": args.dtype,
+        "harness": importlib.metadata.version("lm_eval"),
+    }
+    if method != "dense":  # which is the same under both protocols
+        common |= {"protocol": args.protocol, "max_loss": args.max_loss, "keep": args.keep}
+        common |= {"coefficients": to_json(coefficients), "plan": None if plan is None else plan.digest()}
+    folder = Path(args.out) / f"{Path(args.model).name}-{args.dtype}"
+    scores = []
+    for task, rows in documents.items():
+        identity = {**common, "method": method, "task": task}
+        identity["documents_sha256"] = digest_of([rows, tasks.description(task)])
+        path = folder / f"{method}-{task}-{digest_of(identity)[:8]}.json"
+        scores.append(Scores(path, identity, rows, args.limit, args.seed))
+    return scores
+
+
+def _score_missing(
+    tasks: ModuleType,
+    args: argparse.Namespace,
+    plan: Plan | None,
+    coefficients: Coefficients,
+    scores: dict[str, list[Scores]],
+) -> None:
     """Score what is missing, item by item with every method, so that contexts which all run dense run once."""
     from lm_eval.tasks import TaskManager
 
     from clada.harness import CladaLM
 
-    tasks = TaskManager(include_defaults=False)  # or every call reads the descriptions of all the harness' tasks
-    lms: dict[str, Any] = {}
+    manager = TaskManager(include_defaults=False)  # or every call reads the descriptions of all the harness' tasks
+    lms: dict[str, CladaLM] = {}
     with ExitStack() as stack:
-        for method, todo in work.items():
-            if any(scores.missing for scores in todo):
+        for method, of_method in scores.items():
+            if any(task.missing for task in of_method):
                 lms[method] = CladaLM(
                     args.model, method, plan or "none", coefficients, args.protocol, args.max_loss, args.keep,
                     args.dtype, args.device, beside=next(iter(lms.values()), None),
                 )  # fmt: skip
                 stack.callback(lms[method].close)
-        total = sum(len(scores.missing) for todo in work.values() for scores in todo)
+        total = sum(len(task.missing) for of_method in scores.values() for task in of_method)
         with tqdm(total=total, unit="item", file=sys.stderr) as progress:
-            for some in zip(*(work[method] for method in lms), strict=True):  # a task's
-                lacking = {method: set(scores.missing) for method, scores in zip(lms, some, strict=True)}
-
-                def who(index: int, lacking: dict[str, set[int]] = lacking) -> tuple[str, ...]:
-                    return tuple(method for method, missing in lacking.items() if index in missing)
-
-                for asked, indices in itertools.groupby(some[0].chosen, who):
+            for of_task in zip(*(scores[method] for method in lms), strict=True):
+                by_method = dict(zip(lms, of_task, strict=True))
+                for chunk_methods, indices in _chunks(by_method):
                     for method, lm in lms.items():
-                        lm.asked = method in asked
-                    chosen = list(indices)
-                    for i in range(0, len(chosen) if asked else 0, CHUNK):
-                        _run_some(
-                            local,
-                            tasks,
-                            {method: lms[method] for method in asked},
-                            dict(zip(lms, some, strict=True)),
-                            chosen[i : i + CHUNK],
-                        )
-                        progress.update(len(asked) * len(chosen[i : i + CHUNK]))
+                        lm.together = method in chunk_methods
+                    _score_chunk(tasks, manager, {method: lms[method] for method in chunk_methods}, by_method, indices)
+                    progress.update(len(chunk_methods) * len(indices))
 
 
-def _run_some(local: Any, tasks: Any, lms: dict[str, Any], scores: dict[str, Scores], chosen: list[int]) -> None:
+def _chunks(scores: dict[str, Scores]) -> Iterator[tuple[tuple[str, ...], list[int]]]:
+    """Of one task: items in the order they are drawn in, at most `CHUNK`, with the methods that all lack them."""
+    missing = {method: set(of_method.missing) for method, of_method in scores.items()}
+
+    def lacking(index: int) -> tuple[str, ...]:
+        return tuple(method for method, indices in missing.items() if index in indices)
+
+    for methods, group in itertools.groupby(next(iter(scores.values())).sample, lacking):
+        indices = list(group)
+        for i in range(0, len(indices) if methods else 0, CHUNK):
+            yield methods, indices[i : i + CHUNK]
+
+
+def _score_chunk(
+    tasks: ModuleType, manager: Any, lms: dict[str, CladaLM], scores: dict[str, Scores], indices: list[int]
+) -> None:
     """Score some documents of a task with some methods."""
     import lm_eval
 
-    def counted(lm: Any) -> tuple[int, float]:
+    def counted(lm: CladaLM) -> tuple[int, float]:
         return (lm.sparse.tokens, lm.sparse.neurons / lm.sparse.policy.weight.size) if lm.sparse else (0, 0.0)
 
     before = {method: counted(lm) for method, lm in lms.items()}
-    found = {}
+    items = {}
     for method, lm in lms.items():  # the first one finds the answers of all
-        own = scores[method]
-        task = local.local_task(own.wanted["task"], [own.documents[index] for index in chosen])
+        of_method = scores[method]
+        task = tasks.local_task(of_method.identity["task"], [of_method.documents[index] for index in indices])
         metrics = [metric["metric"] for metric in task["metric_list"]]
-        done = lm_eval.simple_evaluate(model=lm, tasks=[task], task_manager=tasks, bootstrap_iters=0)
-        samples = done["samples"][task["task"]]
-        found[method] = {chosen[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in samples}
+        result = lm_eval.simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0)
+        samples = result["samples"][task["task"]]
+        items[method] = {indices[s["doc_id"]]: {m: float(s[m]) for m in metrics} for s in samples}
     for method, lm in lms.items():
         tokens, computed = (now - then for now, then in zip(counted(lm), before[method], strict=True))
-        scores[method].add(found[method], int(tokens), computed)
+        scores[method].add(items[method], int(tokens), computed)
 
 
 def _windows(model: str, documents: dict[str, list[Any]]) -> list[list[int]]:
@@ -182,7 +214,11 @@ def _windows(model: str, documents: dict[str, list[Any]]) -> list[list[int]]:
 
 
 def _speeds(
-    args: argparse.Namespace, methods: list[str], plan: Any, coefficients: Any, windows: list[list[int]]
+    args: argparse.Namespace,
+    methods: list[str],
+    plan: Plan | None,
+    coefficients: Coefficients,
+    windows: list[list[int]],
 ) -> dict[str, float]:
     """Decoding speed over dense of every method that has kernels, in interleaved runs on text of the tasks."""
     model, _ = load_model(args.model)

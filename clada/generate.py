@@ -64,11 +64,11 @@ def main(args: argparse.Namespace) -> None:
     results, seconds = [], 0.0
     for begin in range(0, len(prompts), args.batch_size):
         batch = prompts[begin : begin + args.batch_size]
-        found = generate(
+        of_batch = generate(
             engine, batch, args.max_new_tokens, sampling, stream=not args.json and args.prompt_jsonl is None
         )
-        seconds += found[0]["decode_s"]
-        for result in found:
+        seconds += of_batch[0]["decode_s"]
+        for result in of_batch:
             result = {"model": args.model, "dtype": args.dtype, **result}
             results.append(result)
             if args.json or args.prompt_jsonl is not None:
@@ -107,21 +107,21 @@ def generate(
     coefficients = engine.policy.coefficients
     return [
         {
-            "text": "".join(step.token for step in own),
+            "text": "".join(step.token for step in of_prompt),
             "method": engine.method,
             "prompt_tokens": len(prompt),
-            "new_tokens": len(own),
+            "new_tokens": len(of_prompt),
             "prefill_s": prefilled - begin,
             "decode_s": decode_s,
             "tokens_per_s": sum(map(len, steps)) / decode_s,
-            "active_fraction": sum(step.active_fraction for step in own) / len(own),
+            "active_fraction": sum(step.active_fraction for step in of_prompt) / len(of_prompt),
             "lambda": coefficients.lambda_,
             "gamma": coefficients.gamma,
             "coefficients": coefficients.source,
             "plan_covers_coefficients": engine.measured,
-            "steps": [asdict(step) for step in own],
+            "steps": [asdict(step) for step in of_prompt],
         }
-        for prompt, own in zip(prompts, steps, strict=True)
+        for prompt, of_prompt in zip(prompts, steps, strict=True)
     ]
 
 

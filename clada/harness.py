@@ -1,9 +1,9 @@
-"""clada in EleutherAI's lm-evaluation-harness: the adapter, and its tasks on local JSONL files (extra `eval`).
+"""clada in EleutherAI's lm-evaluation-harness (extra `eval`): the adapter `CladaLM`.
 
     python -m clada.harness --model clada --model_args pretrained=smollm2-135m,method=clada --tasks hellaswag
 
-is `lm_eval` with this adapter registered. The harness' own tasks come from the hub; those below take documents of the
-same fields from local files.
+is `lm_eval` with this adapter registered. The harness' own tasks come from the hub; those of `clada.measure.tasks` take
+documents of the same fields from local files.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class CladaLM(HFLM):
         beside: another adapter, whose model is shared. Each answers as if it were alone.
 
     Attributes:
-        asked: among those that will be asked the same questions: each answers along when one of them is asked first.
+        together: requests that come now will come to all adapters beside this one for which this is true: the first one
+            asked scores them for all.
 
     Raises:
         CladaError: the model, method, plan or coefficients cannot be used.
@@ -94,10 +95,10 @@ class CladaLM(HFLM):
             model, tokenizer = beside.model, beside.tokenizer
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.protocol, self.method = protocol, method
-        self.asked = False
-        self._company: list[CladaLM] = [] if beside is None else beside._company
-        self._company.append(self)
-        self._answers: dict[Any, list[tuple[float, bool]]] = {}
+        self.together = False
+        self._adapters: list[CladaLM] = [] if beside is None else beside._adapters
+        self._adapters.append(self)
+        self._scored: dict[Any, list[tuple[float, bool]]] = {}
         self._stack = ExitStack()
         self.sparse = None
         if method != "dense":
@@ -125,7 +126,7 @@ class CladaLM(HFLM):
     def close(self) -> None:
         """Give the model back as it was."""
         self._stack.close()
-        self._company.remove(self)
+        self._adapters.remove(self)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probabilities of continuations of contexts, and whether each is what greedy decoding would give.
@@ -163,7 +164,7 @@ class CladaLM(HFLM):
             self._check(texts, context, ending)
             room = self.max_length + 1 - len(ending)  # as `hf` cuts a context that is too long
             groups.setdefault(tuple(context[-room:]), []).append(i)
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood") as progress:
             parts = [
                 (list(context), members[i : i + TOGETHER])
@@ -171,13 +172,13 @@ class CladaLM(HFLM):
                 for i in range(0, len(members), TOGETHER)
             ]
             for context, members in parts:
-                answers = self._score(context, [requests[i][2] for i in members])
-                for i, answer in zip(members, answers, strict=True):
-                    found[i] = answer
+                endings = [requests[i][2] for i in members]
+                for i, score in zip(members, self._score(context, endings), strict=True):
+                    scores[i] = score
                     if requests[i][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                        self.cache_hook.add_partial("loglikelihood", requests[i][0], score)
                 progress.update(len(members))
-        return found
+        return scores
 
     def _score(self, context: list[int], endings: Sequence[list[int]]) -> list[tuple[float, bool]]:
         """Of the endings of one context."""
@@ -187,7 +188,7 @@ class CladaLM(HFLM):
 
         real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
 
-        def answer(lm: CladaLM, cache: Any) -> list[tuple[float, bool]]:
+        def score(lm: CladaLM, cache: Any) -> list[tuple[float, bool]]:
             if lm.sparse is not None:
                 lm.sparse.real = real
             if cache is not None and len(rows) > 1:
@@ -195,29 +196,29 @@ class CladaLM(HFLM):
             logits = self.model(padded, past_key_values=cache, use_cache=cache is not None).logits
             if lm.sparse is not None:
                 lm.sparse.real = None
-            answers = []
+            scores = []
             for row, ending in zip(logits, endings, strict=True):
                 log_p = log_softmax(row[: len(ending)], dim=-1, dtype=self.softmax_dtype)
-                wanted = torch.tensor(ending, device=log_p.device)
-                greedy = bool((log_p.argmax(-1) == wanted).all())
-                answers.append((float(log_p.gather(1, wanted[:, None]).sum()), greedy))
-            return answers
+                tokens = torch.tensor(ending, device=log_p.device)
+                greedy = bool((log_p.argmax(-1) == tokens).all())
+                scores.append((float(log_p.gather(1, tokens[:, None]).sum()), greedy))
+            return scores
 
-        question = (tuple(context), tuple(map(tuple, endings)))
-        return list(self._answer(question, torch.tensor([context], device=self.device), None, answer))
+        request = (tuple(context), tuple(map(tuple, endings)))
+        return list(self._run(request, torch.tensor([context], device=self.device), None, score))
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         """Generate after a prompt, its last token as the protocol says."""
         mask = options.get("attention_mask")
         others = sorted((name, repr(value)) for name, value in options.items() if name != "attention_mask")
-        question = str((context.tolist(), None if mask is None else mask.tolist(), max_length, stop, others))
+        request = str((context.tolist(), None if mask is None else mask.tolist(), max_length, stop, others))
 
-        def answer(lm: CladaLM, cache: Any) -> torch.Tensor:
-            found: torch.Tensor = HFLM._model_generate(lm, context, max_length, stop, past_key_values=cache, **options)
-            return found
+        def generate(lm: CladaLM, cache: Any) -> torch.Tensor:
+            ids: torch.Tensor = HFLM._model_generate(lm, context, max_length, stop, past_key_values=cache, **options)
+            return ids
 
-        found: torch.Tensor = self._answer(question, context, mask, answer)
-        return found
+        ids: torch.Tensor = self._run(request, context, mask, generate)
+        return ids
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Of whole texts, every token of them sparse."""
@@ -228,42 +229,42 @@ class CladaLM(HFLM):
         return list(super().loglikelihood_rolling(requests, disable_tqdm))
 
     @torch.inference_mode()
-    def _answer(
-        self, question: Any, context: torch.Tensor, mask: torch.Tensor | None, answer: Callable[[CladaLM, Any], Any]
+    def _run(
+        self, request: Any, context: torch.Tensor, mask: torch.Tensor | None, score: Callable[[CladaLM, Any], Any]
     ) -> Any:
-        """What `answer` gives after a context [B, T], for this adapter, and for those beside that are asked too.
+        """What `score` gives after a context [B, T], for this adapter, and for those beside that are asked too.
 
         It is given the cache of all tokens but the last ones; None where nothing comes before these.
         """
-        if not self.asked:  # alone; a question may be asked again to be answered otherwise, by chance
+        if not self.together:  # a request may come again to be answered otherwise, by chance
             lms = [self]
-        elif question in self._answers:
-            return self._answers[question]
+        elif request in self._scored:
+            return self._scored[request]
         else:
-            lms = [lm for lm in self._company if lm.asked and question not in lm._answers]
+            lms = [lm for lm in self._adapters if lm.together and request not in lm._scored]
         dense = [lm for lm in lms if lm.sparse is None or lm.protocol == "answer"] if context.shape[1] > 1 else []
-        shared = self._begun(context, mask, dense) if dense else None
-        answers = {}
+        shared = self._context_cache(context, mask, dense) if dense else None
+        results = {}
         for lm in lms:
             if lm not in dense:
-                cache = self._begun(context, mask, [lm])
+                cache = self._context_cache(context, mask, [lm])
             elif lm is dense[-1]:
                 cache = shared
             else:
                 cache = copy.deepcopy(shared)
-            self._wake([lm])
-            answers[lm] = answer(lm, cache)
-            if lm.asked:
-                lm._answers[question] = answers[lm]
-        return answers[self]
+            self._activate([lm])
+            results[lm] = score(lm, cache)
+            if lm.together:
+                lm._scored[request] = results[lm]
+        return results[self]
 
-    def _wake(self, awake: Sequence[CladaLM]) -> None:
+    def _activate(self, active: Sequence[CladaLM]) -> None:
         """Let these, of all on the model, do what they do in the next pass."""
-        for lm in self._company:
+        for lm in self._adapters:
             if lm.sparse is not None:
-                lm.sparse.paused = lm not in awake
+                lm.sparse.paused = lm not in active
 
-    def _begun(self, context: torch.Tensor, mask: torch.Tensor | None, awake: Sequence[CladaLM]) -> Any:
+    def _context_cache(self, context: torch.Tensor, mask: torch.Tensor | None, active: Sequence[CladaLM]) -> Any:
         """The cache of a context but for its last tokens, as the protocol of these says; None if nothing is left."""
         # Those that `generate` goes on from: padding has none of its own.
         positions = None if mask is None else (mask.cumsum(-1) - 1).clamp_min(0)
@@ -277,9 +278,9 @@ class CladaLM(HFLM):
                 logits_to_keep=1,
             ).past_key_values
 
-        self._wake(awake)
+        self._activate(active)
         before = context.shape[1] - 1
-        for lm in awake:
+        for lm in active:
             if lm.sparse is None:
                 continue
             chosen = lm.sparse.policy.shares.prompt > 0  # neurons, by a prompt that runs dense

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from clada.system.commandline import Commands, positive_int, run, thread_count, whole_number
+from clada.system.commandline import Commands, numbers, positive_int, run, thread_count, whole_number
 
 
 def _study(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=positive_int, metavar="N", help="pairs in each group; default 2000")
     parser.add_argument("--length", type=positive_int, metavar="L", help="tokens before the target; default 2048")
-    parser.add_argument("--ratios", type=_ratios, metavar="R,...", help="prefix shares; default 0.25,0.375,0.5")
+    parser.add_argument("--ratios", type=numbers, metavar="R,...", help="prefix shares; default 0.25,0.375,0.5")
     parser.add_argument("--seed", type=whole_number, metavar="S", help="of every draw; default 0")
     parser.add_argument(
         "--windows",
@@ -178,13 +178,6 @@ def _human(parser: argparse.ArgumentParser) -> None:
 
 def _figures(parser: argparse.ArgumentParser) -> None:
     _study(parser)
-
-
-def _ratios(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0.25,0.5") from None
 
 
 def _names(text: str) -> tuple[str, ...]:

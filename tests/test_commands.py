@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -22,7 +24,9 @@ from clada.measure.texts import read_windows
 from clada.methods.coefficients import NONE, PAPER, coefficients_for
 from clada.methods.plan import Plan, resolve_plan
 from clada.models.open import load_tokenizer, model_revision
+from clada.system.jsonfile import json_line
 from clada.system.machine import available_cores
+from cladastats.activations.clusters import read_queue
 from cladastats.cli import main as cladastats
 
 
@@ -351,6 +355,18 @@ def test_damaged_studies_of_others_do_not_matter(tmp_path, monkeypatch, capsys):
         assert run.policy.coefficients == NONE
 
 
+def test_results_are_strict_json():
+    """A number that JSON cannot say is a mistake of ours, and never printed as one that some readers take."""
+    assert json_line({"a": [0.1, None, "\u00e9"]}) == '{"a": [0.1, null, "\u00e9"]}'
+    for value in (float("nan"), float("inf"), np.float64("nan")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            json_line({"steps": [{"surprisal_bits": value}]})
+    # What a command prints goes through it, or through a writer that is as strict.
+    for package in ("clada", "cladastats"):
+        files = (Path(__file__).parent.parent / package).rglob("*.py")
+        assert not [file.name for file in files if "print(json.dumps(" in file.read_text(encoding="utf-8")]
+
+
 @pytest.mark.parametrize(
     ("quota", "cores"), [("max 100000", 6), ("150000 100000", 2), ("400000 100000", 4), ("3200000 100000", 6)]
 )
@@ -470,6 +486,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path, capsys):
         result = json.loads(capsys.readouterr().out)
         assert result["prompt_tokens"] == len(tokenizer("The council met.\r\n")["input_ids"])  # verbatim
         assert (result["lambda"], result["gamma"]) == (-0.5, 0.25)
+    (tmp_path / "queue.json").write_bytes(mark + b'{"jobs": 0}')
+    with pytest.raises(InputError, match=r"queue.json does not describe a slurm cluster \(jobs is 0\)"):
+        read_queue("slurm", str(tmp_path / "queue.json"))
     # Text to measure on has its lines ended as on Unix, a string of JSON what it says.
     for name, words in ((str(text), "The council met.\n"), (f"jsonl:{lines}", "The council met.\r\n")):
         ids = tokenizer(words)["input_ids"]
@@ -533,8 +552,6 @@ def test_bench_measures_every_method_on_the_same_tokens(tmp_path, capsys):
 
 
 def shipped(name):
-    from pathlib import Path
-
     import clada as package
 
     return Path(package.__file__).parent / "plans" / f"{name}.json"

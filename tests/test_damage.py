@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from clada.errors import InputError, StudyError
-from clada.measure.scores import SCHEMA, Scores
+from clada.measure.scores import EVALUATION_SCHEMA, Scores
 from clada.measure.texts import read_windows
 from clada.models.open import load_tokenizer
 from clada.system.jsonfile import check_checksum, with_checksum
@@ -99,7 +99,7 @@ def test_a_study_with_a_value_of_another_kind_is_refused(small_copy, change, cap
     "change", [{"items": {"0": {"acc": 1.0}, "1": {"f1": 1.0}}}, {"sparse_tokens": 10**400}, {"computed_tokens": "x"}]
 )
 def test_scores_that_do_not_fit_together_are_made_again(tmp_path, change):
-    wanted = {"schema": SCHEMA, "method": "dense"}
+    wanted = {"schema": EVALUATION_SCHEMA, "method": "dense"}
     kept = {"sparse_tokens": 0, "computed_tokens": 0.0, "items": {"0": {"acc": 1.0}, "1": {"acc": 0.0}}}
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({**wanted, **kept}))

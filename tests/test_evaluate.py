@@ -166,8 +166,8 @@ def test_adapters_beside_each_other_answer_as_alone(protocol):
         beside.append(
             CladaLM("smollm2-135m", method, protocol=protocol, keep=0.5, beside=beside[0] if beside else None)
         )
-        beside[-1].asked = method != "griffin"
-    # A passive one neither answers nor counts; those asked along have run when they are asked themselves.
+        beside[-1].together = method != "griffin"
+    # A passive one neither answers nor counts; those scored along have run when their own turn comes.
     first = ask(beside[0])
     counts = [lm.sparse and (lm.sparse.tokens, lm.sparse.neurons) for lm in beside]
     assert counts == [None, alone["clada"][1], (0, 0)]
@@ -344,7 +344,7 @@ def test_what_has_no_score_is_refused_where_the_harness_own_model_stops():
     theirs, ours = HFLM(pretrained=model, tokenizer=tokenizer, max_length=8), CladaLM("smollm2-135m", method="dense")
     ours._max_length = 8
 
-    def asked(context, continuation):
+    def request(context, continuation):
         return [Instance("loglikelihood", {}, (context, continuation), 0)]
 
     eight = " one two three four five six seven eight"
@@ -353,8 +353,8 @@ def test_what_has_no_score_is_refused_where_the_harness_own_model_stops():
         ("The minister", eight), ("The minister said on Monday that rain", " one two three"), ("", eight),
         ("", "The minister"), ("The minister ", ""),
     ):  # fmt: skip
-        ((expected, same),) = theirs.loglikelihood(asked(context, continuation), disable_tqdm=True)
-        ((score, greedy),) = ours.loglikelihood(asked(context, continuation), disable_tqdm=True)
+        ((expected, same),) = theirs.loglikelihood(request(context, continuation), disable_tqdm=True)
+        ((score, greedy),) = ours.loglikelihood(request(context, continuation), disable_tqdm=True)
         assert score == pytest.approx(expected, abs=1e-3)  # float32 sums in another order
         assert greedy == same
     for context, continuation, message in (
@@ -365,9 +365,9 @@ def test_what_has_no_score_is_refused_where_the_harness_own_model_stops():
         ("The", f"{eight} nine", "has 9 tokens, more than the 8 positions of the model; shorten it"),
     ):
         with pytest.raises((AssertionError, IndexError)):
-            theirs.loglikelihood(asked(context, continuation), disable_tqdm=True)
+            theirs.loglikelihood(request(context, continuation), disable_tqdm=True)
         with pytest.raises(InputError, match=message):
-            ours.loglikelihood(asked(context, continuation), disable_tqdm=True)
+            ours.loglikelihood(request(context, continuation), disable_tqdm=True)
 
 
 def test_mistakes_at_the_harness_own_command_are_one_line():

@@ -37,19 +37,19 @@ def _coqa(rows: Documents, _folder: Path) -> Documents:
     def turns(value: Any) -> list[str]:
         return value["input_text"] if isinstance(value, dict) else [turn["input_text"] for turn in value]
 
-    found = []
+    documents = []
     for row in rows:
         questions, answers = turns(row["questions"]), turns(row["answers"])
-        asked = [f"Q: {q}\n\nA: {a}\n\n" for q, a in zip(questions, answers[:-1], strict=False)]
+        conversation = [f"Q: {q}\n\nA: {a}\n\n" for q, a in zip(questions, answers[:-1], strict=False)]
         golds = {answers[-1].lower(): answers[-1]}
         for more in (row.get("additional_answers") or {}).values():
             golds.setdefault(turns(more)[-1].lower(), turns(more)[-1])
-        text = f"{row['story']}\n\n{''.join(asked)}Q: {questions[-1]}\n\nA:"
+        text = f"{row['story']}\n\n{''.join(conversation)}Q: {questions[-1]}\n\nA:"
         answers = list(golds.values())
         # As CoQA has it: what counts are the other people's answers, each left out in turn.
         rounds = [answers[:i] + answers[i + 1 :] for i in range(len(answers))] if len(answers) > 1 else [answers]
-        found.append({"text": text, "golds": rounds})
-    return found
+        documents.append({"text": text, "golds": rounds})
+    return documents
 
 
 def _qasper(rows: Documents, _folder: Path) -> Documents:
@@ -95,8 +95,8 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 def _rouge(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """F of ROUGE (Google's implementation, with stemming)."""
-    found = RougeScorer(ROUGE, use_stemmer=True).score(doc["golds"][0], results[0].strip())
-    return {name: float(found[name].fmeasure) for name in ROUGE}
+    scores = RougeScorer(ROUGE, use_stemmer=True).score(doc["golds"][0], results[0].strip())
+    return {name: float(scores[name].fmeasure) for name in ROUGE}
 
 
 def _means(*names: str) -> list[dict[str, Any]]:
@@ -200,12 +200,12 @@ def description(task: str) -> str:
 
 def local_task(task: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
     """The configuration that `lm_eval.simple_evaluate(tasks=[...])` takes."""
-    own = {key: value for key, value in TASKS[task].items() if key != "documents"}
+    fields = {key: value for key, value in TASKS[task].items() if key != "documents"}
     return {
         "task": task,
         "dataset_path": "local",
         "custom_dataset": lambda **_: {"validation": Dataset.from_list(documents)},
         "validation_split": "validation",
         "output_type": "multiple_choice",
-        **own,
+        **fields,
     }

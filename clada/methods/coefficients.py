@@ -176,8 +176,8 @@ def _model_of(study: Path) -> str | None:
 
 def newest_studies(studies: Path) -> list[Path]:
     """The folders of studies below a folder, newest `study.json` first."""
-    found = [path for path in studies.glob("*/study.json") if path.is_file()]
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    files = [path for path in studies.glob("*/study.json") if path.is_file()]
+    return [path.parent for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 RecordedRule = TypedDict(

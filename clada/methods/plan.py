@@ -151,16 +151,16 @@ class Plan:
         Raises:
             InputError: the plan has none.
         """
-        found = [s for s in self.settings if s.method == method]
-        found = [s for s in found if s.dtype == dtype] or [s for s in found if s.dtype == found[0].dtype]
+        settings = [s for s in self.settings if s.method == method]
+        settings = [s for s in settings if s.dtype == dtype] or [s for s in settings if s.dtype == settings[0].dtype]
         budget = BUDGET if max_loss is None else max_loss
-        for s in found:
+        for s in settings:
             if abs(s.max_loss - budget) < 1e-9:
                 return s
-        budgets = ", ".join(f"{s.max_loss:g}" for s in found)
+        budgets = ", ".join(f"{s.max_loss:g}" for s in settings)
         have = (
             f"only for losses of {budgets}; name one of them with --max-loss, or add it"
-            if found
+            if settings
             else "not at all; add it"
         )
         methods = method if method == "clada" else f"clada,{method}"  # a plan made anew takes the place of another
@@ -191,8 +191,8 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of all that a method takes from the plan."""
         tables = {name: hashlib.sha256(table.tobytes()).hexdigest() for name, table in self.tables.items()}
-        taken = [repr(self.settings), repr(self.quantiles), self.revision, tables]
-        return hashlib.sha256(json.dumps(taken, sort_keys=True).encode()).hexdigest()
+        parts = [repr(self.settings), repr(self.quantiles), self.revision, tables]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write both files, each atomically; tables first, and only where they changed.
@@ -271,18 +271,18 @@ def resolve_plan(name: str | Path | None, model: str, revision: str, max_loss: f
     if name is not None:
         return Plan.load(Path(name))
     shipped = [Path(__file__).parents[1] / "plans" / f"{model}.json"] if model in ASSETS else []
-    without: list[Plan] = []
+    other_budgets: list[Plan] = []
     for path in (cached_plan_path(revision), *shipped):  # one made here says more than one made elsewhere
         if path.is_file():
             # What an earlier version or a full disk left is no reason to refuse the shipped one, nor another budget.
             with contextlib.suppress(InputError):
-                found = Plan.load(path)
-                if found.revision == revision:
-                    without.append(found)
-                    found.setting("clada", max_loss)
-                    return found
-    if without:
-        return without[0]  # which says what it was measured for
+                plan = Plan.load(path)
+                if plan.revision == revision:
+                    other_budgets.append(plan)
+                    plan.setting("clada", max_loss)
+                    return plan
+    if other_budgets:
+        return other_budgets[0]  # which says what it was measured for
     raise InputError(
         f"no plan for {model}; make one with 'clada calibrate --model {model} --text FILE', or use --plan none "
         "(everything computed)"
@@ -306,10 +306,10 @@ def plan_of(model: Any, plan: Plan | str | Path | None, max_loss: float | None =
             "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
         )
     revision = "" if plan == "none" or not name else model_revision(name)
-    found = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision, max_loss)
-    if found is not None:
-        found.check_model(revision or found.revision, model.config.num_hidden_layers)
-    return found
+    resolved = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision, max_loss)
+    if resolved is not None:
+        resolved.check_model(revision or resolved.revision, model.config.num_hidden_layers)
+    return resolved
 
 
 def cached_plan_path(revision: str) -> Path:

@@ -112,3 +112,11 @@ def whole_number(text: str, least: int = 0) -> int:
     if not least <= value < 2**31:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}, below 2^31")
     return value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 0.25,0.5") from None
