@@ -9,6 +9,9 @@ import pytest
 
 # Before anything imports transformers or huggingface_hub, which read it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is loaded: its threads sleep until there is work. By default they spin, and where other processes want
+# the cores too, tests of small models take many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -1,5 +1,7 @@
 """DejaVu's predictors: right about ReLU, wrong about gates, and never in the fast engine."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,17 @@ from clada.methods.dejavu import TABLES, train
 WINDOWS = [tokens(40, seed=100 + i) for i in range(60)]
 
 
-@pytest.fixture
-def trained(monkeypatch):
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch):
     monkeypatch.setattr(tables, "model_revision", lambda _name: "")
     monkeypatch.setattr(dejavu, "STEPS", 300)
 
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model with its plan and score, trained once; for tests that leave them as they are."""
+
+    @functools.cache
     def of(family, rank=None):
         model = tiny_model(family, seed=2)
         return model, *train(model, tabulate(model, "tiny", WINDOWS[:8], {}), WINDOWS[8:], WINDOWS[:8], rank)
