@@ -19,7 +19,7 @@ from typing import Any
 from tabulate import tabulate
 
 from clada.errors import InputError
-from clada.measure.comparison import PEERS, enter, race, result_row, score
+from clada.measure.comparison import PEERS, prepare, result_row, score, time_all
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import resolve_coefficients
 from clada.methods.plan import resolve_plan
@@ -76,10 +76,10 @@ def main(args: argparse.Namespace) -> None:
     )
     del tokenizer
 
-    contestants = enter(model, methods, plan, coefficients, args, threads)
-    peer_rows, bandwidth = race(contestants, windows, args, model, peers, threads)
+    entries = prepare(model, methods, plan, coefficients, args, threads)
+    peer_rows, bandwidth = time_all(entries, windows, args, model, peers, threads)
     del model
-    losses = score(contestants, windows[:scored], args.prompt_tokens) if scored else {}
+    losses = score(entries, windows[:scored], args.prompt_tokens) if scored else {}
     result = {
         "machine": f"{platform.machine()} {platform.system()}, {threads} threads",
         "bandwidth_gb_s": bandwidth,
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         "batch_size": args.batch_size,
         "coefficients": coefficients.source,
         "plan": "none" if plan is None else f"{args.plan or plan.model} (sha256:{plan.digest()[:8]})",
-        "rows": [result_row(c, contestants[0], bandwidth, losses, args.batch_size) for c in contestants],
+        "rows": [result_row(entry, entries[0], bandwidth, losses, args.batch_size) for entry in entries],
         "peers": peer_rows,
     }
     print(json.dumps(result, ensure_ascii=False) if args.json else as_table(result), flush=True)

@@ -12,7 +12,6 @@ Prompts run in transformers' own modules, on the weights that the kernels read t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,16 @@ from typing import Any
 import torch
 from tokenizers.decoders import DecodeStream
 
-from clada.cpu.decoder import Decoder, State
-from clada.cpu.kernels.arguments import hold
-from clada.cpu.pack import pack
+from clada.assembly import assemble, choose, plan_and_rule, vocabulary_of
+from clada.cpu.decoder import Outcome, State
 from clada.cpu.storage import DTYPES
+from clada.decoding import steps
 from clada.errors import InputError, ModelError
-from clada.methods.coefficients import Coefficients, resolve_coefficients
-from clada.methods.plan import Plan, plan_of
-from clada.methods.policy import RollingLoad, basis_of, make_policy, resolve_shares
-from clada.methods.registry import check_method, layout_of
+from clada.methods.coefficients import Coefficients
+from clada.methods.plan import Plan
+from clada.methods.policy import RollingLoad
+from clada.methods.registry import check_method
 from clada.models.architectures import check_length, family_of
-from clada.reference.decoder import TorchDecoder
 from clada.sampling import GREEDY, Sampling
 from clada.system.machine import available_cores, set_threads
 
@@ -117,26 +115,14 @@ class Engine:
         self.update_window = update_window
         self._load_quantiles = (surprisal_quantile, entropy_quantile)
         self._generation_config = model.generation_config
-        self.plan = plan_of(model, "none" if method == "dense" else plan, max_loss)
-        if not isinstance(coefficients, Coefficients):
-            coefficients = resolve_coefficients(coefficients, self.name)
+        self.plan, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
         if surprisal_quantile is not None or entropy_quantile is not None:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        shares, self.setting = resolve_shares(method, self.plan, vocabulary, dtype, max_loss, keep)
-        basis = basis_of(self.plan, shares)
-        with ThreadPoolExecutor(1) as beside:
-            # At its first call numba sets itself up, for a third of a second, while packing waits for memory.
-            beside.submit(hold, 0)
-            self.weights = pack(model, dtype, basis, layout=layout_of(method))
-        device = device or str(model.device)
-        self.policy = make_policy(method, self.weights, self.plan, shares, coefficients)
-        self.weights.model.to(device)
-        self.decoder: Decoder | TorchDecoder
-        if device == "cpu":
-            self.decoder = Decoder(self.weights, threads)
-        else:
-            self.decoder = TorchDecoder(self.weights)
+        choice = choose(method, self.plan, coefficients, vocabulary_of(model), dtype, max_loss, keep)
+        (parts,) = assemble(model, [choice], dtype, threads, device or str(model.device))
+        self.setting, self.policy, self.decoder, self.weights = (
+            choice.setting, parts.policy, parts.decoder, parts.weights,
+        )  # fmt: skip
         self._neurons = self.weights.down_norm.size
         # The first step compiles the kernels, or loads them; without this one that would count as prefill.
         self.decoder.prefill([[0]], 0, self.policy.dense(1))
@@ -289,31 +275,17 @@ class Engine:
     def decode(self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[tuple[int, Step]]:
         """Decode from a state, which moves along; ends and steps as in `generate_batch`."""
         choosers = [sampling.chooser() for _ in state.tokens]
-        stops = self._stop_ids()
         texts = [_TextStream(self.tokenizer, tokens) for tokens in state.tokens]
-        rolling = [self._load_rule() for _ in state.tokens]
-        going = list(range(len(state.tokens)))
-        needed = self.policy.needed(state.statistics)
-        for _ in range(max_new_tokens):
-            chosen = []
-            for row, prompt in enumerate(going):
-                outcome = state.outcome
-                token = choosers[prompt](outcome.logits[row], int(outcome.best[row]))
-                surprisal, entropy = outcome.load(row, token)
-                chosen.append((token, surprisal, entropy, rolling[prompt](surprisal, entropy)))
-            tokens = [token for token, *_ in chosen]
-            self.decoder.step(state, tokens, self.policy.selection([loads for *_, loads in chosen], needed))
-            active = state.outcome.active
-            for row, (token, surprisal, entropy, loads) in enumerate(chosen):
-                text = texts[going[row]](token)
-                yield going[row], Step(token, text, surprisal, entropy, int(active[row]) / self._neurons, *loads)
-            kept = [row for row, token in enumerate(tokens) if token not in stops]
-            if len(kept) < len(going):
-                if not kept:
-                    return
-                self.decoder.select(state, kept)
-                going = [going[row] for row in kept]
-                needed = None if needed is None else needed[kept]
+        rules = [self._load_rule() for _ in state.tokens]
+
+        def sampler(outcome: Outcome, going: Sequence[int]) -> list[int]:
+            return [choosers[i](outcome.logits[row], int(outcome.best[row])) for row, i in enumerate(going)]
+
+        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, self._stop_ids())
+        for record in decoded:
+            active = state.outcome.active / self._neurons
+            for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
+                yield i, Step(token, texts[i](token), surprisal, entropy, float(active[row]), *loads)
 
     def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
         coefficients = self.policy.coefficients

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clada.errors import InputError
-from clada.measure.comparison import enter, race
+from clada.measure.comparison import prepare, time_all
 from clada.measure.scores import SCHEMA, Scores, as_table, compare, digest_of
 from clada.measure.texts import cut
 from clada.methods.coefficients import resolve_coefficients, to_json
@@ -188,7 +188,7 @@ def _speeds(
     model, _ = load_model(args.model)
     timed = argparse.Namespace(**SPEED, dtype=args.dtype, max_loss=args.max_loss, keep=args.keep)
     threads = args.threads or available_cores()
-    contestants = enter(model, [m for m in methods if m in METHODS], plan, coefficients, timed, threads)
-    race(contestants, windows, timed, model, [], threads)
-    dense = float(np.median(contestants[0].speeds))
-    return {contestant.method: float(np.median(contestant.speeds)) / dense for contestant in contestants}
+    entries = prepare(model, [m for m in methods if m in METHODS], plan, coefficients, timed, threads)
+    time_all(entries, windows, timed, model, [], threads)
+    dense = float(np.median(entries[0].speeds))
+    return {entry.method: float(np.median(entry.speeds)) / dense for entry in entries}

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from transformers.activations import ACT2FN
 
+from clada.assembly import choose, plan_and_rule, vocabulary_of
 from clada.errors import InputError
-from clada.methods.coefficients import Coefficients, resolve_coefficients
+from clada.methods.coefficients import Coefficients
 from clada.methods.dejavu import guess, predictors
-from clada.methods.plan import Plan, plan_of
-from clada.methods.policy import Policy, basis_of, make_policy, resolve_shares
-from clada.methods.registry import INPUT_METHODS, check_method
+from clada.methods.plan import Plan
+from clada.methods.policy import Policy
+from clada.methods.registry import check_method, method_of
+from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import Screen, screen_words
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
 from clada.models.architectures import Layer, anatomy
@@ -99,18 +101,15 @@ def sparse(
     if prompt not in PROMPTS:
         raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
     parts = anatomy(model)
-    found = plan_of(model, "none" if method == "dense" else plan, max_loss)
-    if not isinstance(coefficients, Coefficients):
-        coefficients = resolve_coefficients(coefficients, model.name_or_path)
+    found, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
     dtype = str(model.dtype).removeprefix("torch.")
-    shares, _ = resolve_shares(method, found, parts.head.weight.shape[0], dtype, max_loss, keep)
-    policy = make_policy(method, norms_of(parts), found, shares, coefficients)
+    choice = choose(method, found, coefficients, vocabulary_of(model), dtype, max_loss, keep)
+    policy = choice.policy(norms_of(parts))
     run = _Run(model, policy, Sparse(policy, prompt))
-    if method == "dejavu" and found is not None:
+    if method_of(method).predicted and found is not None:
         run.predictors = [table.to(model.device) for table in predictors(found)]
-    basis = basis_of(found, shares)
-    if basis is not None:
-        screen = Screen.of(parts.head.weight.detach().float().cpu(), basis)
+    if choice.basis is not None:
+        screen = Screen.of(parts.head.weight.detach().float().cpu(), choice.basis)
         run.screen = [tensor.to(parts.head.weight.device) for tensor in screen.wide()]
     attention, handles = model.config._attn_implementation, []
     try:
@@ -293,20 +292,17 @@ class _Run:
                     return None
                 x = args[0]
                 limit = self._rows(getattr(self.selection, threshold)[(slice(None), i, *place)], x)
-                test = x.reshape(-1, x.shape[-1]).float().abs() * self._at(
-                    getattr(self.selection, weight)[(i, *place)], x
-                )
-                return (x * (test >= limit).view(x.shape),)
+                norms = self._at(getattr(self.selection, weight)[(i, *place)], x)
+                return (x * keeps_input(x.reshape(-1, x.shape[-1]).float(), norms, limit).view(x.shape),)
 
             before(module, hook)
 
         def at_gate(_module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if self.selection is None:
                 return
-            y = activation(output).reshape(-1, output.shape[-1]).float().abs()
-            self.kept = y * self._at(self.selection.gate_weight[i], y) >= self._rows(
-                self.selection.gate_threshold[:, i], y
-            )
+            y = activation(output).reshape(-1, output.shape[-1]).float()
+            limit = self._rows(self.selection.gate_threshold[:, i], y)
+            self.kept = keeps_gated(y, self._at(self.selection.gate_weight[i], y), limit)
             needed = self._needed(i, args[0])
             if needed is not None:
                 self.kept &= needed
@@ -324,8 +320,8 @@ class _Run:
                 self.statistics.add(i, h)
             if self.selection is None:
                 return None
-            flat = h.reshape(-1, h.shape[-1]).float().abs()
-            keep = flat * self._at(self.selection.weight[i], h) >= self._rows(self.selection.threshold[:, i], h)
+            flat, limit = h.reshape(-1, h.shape[-1]).float(), self._rows(self.selection.threshold[:, i], h)
+            keep = keeps_neuron(flat, self._at(self.selection.weight[i], h), limit)
             if self.kept is not None:
                 keep &= self.kept
             self.kept = None
@@ -334,7 +330,7 @@ class _Run:
             return (h * keep.view(h.shape),)
 
         inputs(layer.output, "output_weight", "output_threshold")
-        if self.policy.method in INPUT_METHODS:
+        if method_of(self.policy.method).inputs:
             for module in layer.qkv:
                 inputs(module, "input_weight", "input_threshold", (ATTENTION_INPUT,))
             for module in (layer.gate, layer.up):

@@ -218,12 +218,14 @@ class Decoder:
         return Bookmark([len(tokens) for tokens in state.tokens], outcome, scratch.value_sum.copy())
 
     def rewind(self, state: State, mark: Bookmark) -> None:
-        """Go back to a bookmark of the same state; its outcome lies in the bookmark until the next step.
+        """Go back to a bookmark of the same state.
 
         Keys and values of later tokens stay where they are and are overwritten; the sums of values are not.
         """
         state.tokens = [tokens[:n] for tokens, n in zip(state.tokens, mark.lengths, strict=True)]
         state.memory.scratch.value_sum[:] = mark.value_sum
+        for name, array in vars(mark.outcome).items():
+            getattr(state.outcome, name)[:] = array
 
     def select(self, state: State, sequences: Sequence[int]) -> None:
         """Go on with some of the sequences only."""

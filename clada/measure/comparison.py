@@ -7,13 +7,14 @@ then again), so that a machine that slows down does so for all; ratios are of me
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,18 @@ import numpy as np
 from numba import njit
 from tqdm import tqdm
 
-from clada.cpu.decoder import Decoder, State
+from clada.assembly import DENSE, Parts, assemble, choose, vocabulary_of
+from clada.cpu.decoder import State
 from clada.cpu.kernels.arguments import READ_MLP
 from clada.cpu.kernels.scalars import FASTMATH
 from clada.cpu.kernels.team import Team, begin_call, end_call
-from clada.cpu.pack import pack
+from clada.decoding import Record, given, steps
 from clada.measure.gguf_export import Kind, write_gguf
 from clada.measure.loss import Loss, Scorer
 from clada.measure.peers import LlamaCpp, Transformers, cached_gguf
 from clada.methods.coefficients import Coefficients
-from clada.methods.plan import Plan, Shares
-from clada.methods.policy import Policy, basis_of, make_policy, resolve_shares
-from clada.methods.registry import layout_of
+from clada.methods.plan import Plan
+from clada.methods.registry import method_of
 
 MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
 
@@ -47,65 +48,54 @@ BANDWIDTH_BYTES = 2**28  # far beyond any cache
 
 
 @dataclass
-class Contestant:
-    """A method, ready to run.
+class Entry:
+    """A method in the comparison, and what was measured of it.
 
     Attributes:
-        method: of `clada.methods.registry.METHODS`.
-        policy: what it computes.
-        decoder: on weights laid out for it.
-        states: by window, prompts run.
+        parts: the method, ready to decode.
+        states: by group of windows, prompts run.
         prefills: seconds that each took.
         speeds: tokens/s of each repeat.
         bytes_read: in all steps, of attention weights, MLP, head and cache.
         steps: how many there were.
     """
 
-    method: str
-    policy: Policy
-    decoder: Decoder
-    states: list[State]
-    prefills: list[float]
-    speeds: list[float]
-    bytes_read: np.ndarray
+    parts: Parts
+    states: list[State] = field(default_factory=list)
+    prefills: list[float] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)
+    bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4))
     steps: int = 0
 
+    @property
+    def method(self) -> str:
+        """Its name, of `clada.methods.registry.METHODS`."""
+        return self.parts.choice.method
 
-def enter(
+
+def prepare(
     model: Any,
     methods: Sequence[str],
     plan: Plan | None,
     coefficients: Coefficients,
     args: argparse.Namespace,
     threads: int,
-) -> list[Contestant]:
-    """The methods; `args` names dtype, max_loss and keep.
-
-    All that read the same layout read the same weights, as where these lie in memory can make some per cent of speed.
-    """
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    found = {m: resolve_shares(m, plan, vocabulary, args.dtype, args.max_loss, args.keep)[0] for m in methods}
-    basis = next((basis for shares in found.values() if (basis := basis_of(plan, shares)) is not None), None)
-    decoders: dict[str, Decoder] = {}
-    contestants = []
-    for method, shares in found.items():
-        layout = layout_of(method)
-        if layout not in decoders:
-            decoders[layout] = Decoder(pack(model, args.dtype, basis, layout=layout), threads)
-        policy = make_policy(method, decoders[layout].weights, plan, shares, coefficients)
-        contestants.append(Contestant(method, policy, decoders[layout], [], [], [], np.zeros(4)))
-    return contestants
+) -> list[Entry]:
+    """The methods, ready to be measured; `args` names dtype, max_loss and keep."""
+    vocabulary = vocabulary_of(model)
+    choices = [choose(m, plan, coefficients, vocabulary, args.dtype, args.max_loss, args.keep) for m in methods]
+    return [Entry(parts) for parts in assemble(model, choices, args.dtype, threads)]
 
 
-def race(
-    contestants: Sequence[Contestant],
+def time_all(
+    entries: Sequence[Entry],
     windows: Sequence[Sequence[int]],
     args: argparse.Namespace,
     model: Any,
     peers: Sequence[str],
     threads: int,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Time everybody in turn; speeds go into the contestants.
+    """Time everybody in turn; speeds go into the entries.
 
     Returns:
         the peers' speeds; what memory gave, GB/s: the median of the rounds, as it changes while neighbours use it too.
@@ -119,20 +109,21 @@ def race(
             speeds: list[float] = []
             others.append(({"name": name, "version": version, "dtype": dtype}, speeds))
             runs.append(partial(_time_peer, peer, speeds, groups, prompt, new))
-        for c in contestants:
-            c.decoder.prefill([windows[0][:2]], 1, c.policy.dense(1))  # compiles, or loads what is compiled
+        for entry in entries:
+            decoder, policy = entry.parts.decoder, entry.parts.policy
+            decoder.prefill([windows[0][:2]], 1, policy.dense(1))  # compiles, or loads what is compiled
             for group in groups:
                 begin = time.perf_counter()
                 prompts = [w[:prompt] for w in group]
-                c.states.append(c.decoder.prefill(prompts, new, c.policy.dense(batch), c.policy.statistics))
-                c.prefills.append(time.perf_counter() - begin)
+                entry.states.append(decoder.prefill(prompts, new, policy.dense(batch), policy.statistics))
+                entry.prefills.append(time.perf_counter() - begin)
         bandwidths: list[float] = []
-        runs += [partial(_time, contestants, groups, prompt), lambda _: bandwidths.append(measure_bandwidth(threads))]
-        for repeat in tqdm(range(args.repeats), unit="round", desc="race", file=sys.stderr):
+        runs += [partial(_time, entries, groups, prompt), lambda _: bandwidths.append(measure_bandwidth(threads))]
+        for repeat in tqdm(range(args.repeats), unit="round", desc="speed", file=sys.stderr):
             for run in runs:
                 run(repeat)
-        for c in contestants:
-            c.states = []  # their caches
+        for entry in entries:
+            entry.states = []  # their caches
         rows = [{**row, "tokens_per_s": float(np.median(speeds)), "tokens_per_s_all": speeds} for row, speeds in others]
         return rows, float(np.median(bandwidths))
 
@@ -143,34 +134,32 @@ def _time_peer(
     speeds.append(peer.decode_speed(list(groups[repeat][0][:prompt]), new))
 
 
-def _time(
-    contestants: Sequence[Contestant], groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int
-) -> None:
+def _time(entries: Sequence[Entry], groups: Sequence[Sequence[Sequence[int]]], prompt: int, repeat: int) -> None:
     """Decode a group of windows' own tokens with every method, some tokens each in turn, and note the speeds.
 
     In turn because what others do with the memory changes from one second to the next.
     """
-    steps = list(zip(*(window[prompt:] for window in groups[repeat]), strict=True))
-    spent = np.zeros(len(contestants))
-    # Once for a prompt, as generation does: rows of neurons that stay the same are copied when they change.
-    needed = [c.policy.needed(c.states[repeat].statistics) for c in contestants]
-    for turn, begin in enumerate(range(0, len(steps), TURN)):
-        for k in range(len(contestants)):
-            i = (k + turn) % len(contestants)  # nobody is always first
-            spent[i] += _decode(contestants[i], steps[begin : begin + TURN], repeat, needed[i])
-    for c, seconds in zip(contestants, spent, strict=True):
-        c.speeds.append(len(steps) * len(groups[repeat]) / seconds)
+    tokens = list(zip(*(window[prompt:] for window in groups[repeat]), strict=True))
+    spent = np.zeros(len(entries))
+    decoding = []
+    for entry in entries:
+        parts = entry.parts
+        decoding.append(steps(parts.decoder, parts.policy, entry.states[repeat], given(tokens), len(tokens)))
+    for turn in range(math.ceil(len(tokens) / TURN)):
+        for k in range(len(entries)):
+            i = (k + turn) % len(entries)  # nobody is always first
+            spent[i] += _decode(entries[i], itertools.islice(decoding[i], TURN), repeat)
+    for entry, seconds in zip(entries, spent, strict=True):
+        entry.speeds.append(len(tokens) * len(groups[repeat]) / seconds)
 
 
-def _decode(c: Contestant, steps: Sequence[Sequence[int]], repeat: int, needed: np.ndarray | None) -> float:
-    """Seconds for some tokens, as generation would decode them."""
-    state, rule = c.states[repeat], c.policy.coefficients.loads
+def _decode(entry: Entry, records: Iterable[Record], repeat: int) -> float:
+    """Seconds for some tokens, as generation decodes them."""
+    state = entry.states[repeat]
     begin = time.perf_counter()
-    for tokens in steps:
-        loads = [rule(*state.outcome.load(row, token)) for row, token in enumerate(tokens)]
-        c.decoder.step(state, tokens, c.policy.selection(loads, needed))
-        c.bytes_read += state.outcome.bytes_read
-    c.steps += len(steps)
+    for _ in records:
+        entry.bytes_read += state.outcome.bytes_read
+        entry.steps += 1
     return time.perf_counter() - begin
 
 
@@ -194,42 +183,40 @@ def _peers(
     return found
 
 
-def score(
-    contestants: Sequence[Contestant], windows: Sequence[Sequence[int]], prompt: int
-) -> dict[str, tuple[Loss, Loss]]:
+def score(entries: Sequence[Entry], windows: Sequence[Sequence[int]], prompt: int) -> dict[str, tuple[Loss, Loss]]:
     """(loss, loss of dense) of every method but dense; those on the same weights are scored together."""
-    found: dict[str, tuple[Loss, Loss]] = {}
-    for decoder in dict.fromkeys(c.decoder for c in contestants):
-        own = [c for c in contestants if c.decoder is decoder and c.method != "dense"]
-        for kind in dict.fromkeys(c.policy.statistics for c in own):
-            some = [c for c in own if c.policy.statistics == kind]
+    losses: dict[str, tuple[Loss, Loss]] = {}
+    for decoder in dict.fromkeys(entry.parts.decoder for entry in entries):
+        on_it = [e.parts for e in entries if e.parts.decoder is decoder and method_of(e.method).needs_plan]
+        for kind in dict.fromkeys(parts.policy.statistics for parts in on_it):
+            some = [parts for parts in on_it if parts.policy.statistics == kind]
             with tqdm(desc="loss", unit="batch", file=sys.stderr) as progress:
-                dense = make_policy("dense", decoder.weights, None, Shares())
+                dense = DENSE.policy(decoder.weights)
                 scorer = Scorer(decoder, windows, prompt, dense, kind, progress.update)
-                reference, *losses = scorer.score_all([dense, *(c.policy for c in some)], dense)
-            found.update({c.method: (loss, reference) for c, loss in zip(some, losses, strict=True)})
-    return found
+                reference, *of_methods = scorer.score_all([dense, *(parts.policy for parts in some)], dense)
+            losses.update({p.choice.method: (loss, reference) for p, loss in zip(some, of_methods, strict=True)})
+    return losses
 
 
 def result_row(
-    c: Contestant, dense: Contestant, bandwidth: float, losses: dict[str, tuple[Loss, Loss]], batch: int
+    entry: Entry, dense: Entry, bandwidth: float, losses: dict[str, tuple[Loss, Loss]], batch: int
 ) -> dict[str, Any]:
     """A row of `clada bench --json`; `losses` by method, of it and of dense."""
-    speed, read = float(np.median(c.speeds)), c.bytes_read / c.steps
+    speed, read = float(np.median(entry.speeds)), entry.bytes_read / entry.steps
     row: dict[str, Any] = {
-        "method": c.method,
+        "method": entry.method,
         "tokens_per_s": speed,
-        "tokens_per_s_all": c.speeds,
-        "prefill_s": float(np.median(c.prefills)),
+        "tokens_per_s_all": entry.speeds,
+        "prefill_s": float(np.median(entry.prefills)),
         "ratio_to_dense": speed / float(np.median(dense.speeds)),
         "mlp_bytes_fraction": float(read[READ_MLP] / (dense.bytes_read[READ_MLP] / dense.steps)),
         "bytes_per_token": float(read.sum()) / batch,
         "bandwidth_fraction": float(read.sum()) / batch * speed / 1e9 / bandwidth,
     }
-    if c is dense:  # by definition
+    if entry is dense:  # by definition
         row |= {"ppl_rise": 0.0, "ppl_rise_ci": [0.0, 0.0], "kl_to_dense": 0.0, "sparsity": 0.0, "active_fraction": 1.0}
-    elif c.method in losses:
-        loss, reference = losses[c.method]
+    elif entry.method in losses:
+        loss, reference = losses[entry.method]
         rise, low, high = loss.rise(reference)
         row |= {
             "ppl_rise": rise,

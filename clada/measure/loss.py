@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from clada.cpu.decoder import Bookmark, Decoder, State
+from clada.cpu.decoder import Bookmark, Decoder, Outcome, State
+from clada.decoding import given, steps
 from clada.methods.policy import Policy
 
 BATCH = 8  # windows side by side: a row of weights is read once for all
@@ -94,19 +95,19 @@ class Scorer:
 
     def score_all(self, policies: Sequence[Policy], reference: Policy | None = None) -> list[Loss]:
         """The same for several policies, against one run of the reference."""
-        found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in policies]
+        parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in policies]
         for i, batch in enumerate(self.windows):
             windows = np.array(batch)
-            kept: list[np.ndarray] = []
+            expected: list[np.ndarray] = []
             if reference is not None:
-                self._run(i, windows, reference, kept.append)
-            for policy, parts in zip(policies, found, strict=True):
+                self._run(i, windows, reference, expected.append)
+            for policy, measured in zip(policies, parts, strict=True):
                 divergence: list[np.ndarray] = []
 
-                see = partial(_compare, kept, divergence) if kept else None
-                parts.append((*self._run(i, windows, policy, see), np.array(divergence).T))
+                see = partial(_compare, expected, divergence) if expected else None
+                measured.append((*self._run(i, windows, policy, see), np.array(divergence).T))
             self.progress()
-        return [self._loss(parts, reference is not None) for parts in found]
+        return [self._loss(measured, reference is not None) for measured in parts]
 
     def _loss(self, parts: list[tuple[np.ndarray, ...]], diverges: bool) -> Loss:
         surprisal, entropy, active, divergence = (np.concatenate(values) for values in zip(*parts, strict=True))
@@ -122,29 +123,35 @@ class Scorer:
     def _run(
         self, i: int, windows: np.ndarray, policy: Policy, see: Callable[[np.ndarray], Any] | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Surprisal and entropy of every scored token in bits, and neurons active in every step, [windows, steps]."""
+        """Surprisal and entropy of every scored token in bits, and neurons active in every step, [windows, steps].
+
+        Args:
+            i: number of the batch.
+            windows: its token ids.
+            policy: what is computed.
+            see: given the log-probabilities [B, V] before every scored token.
+        """
         state, mark = self.starts[i]
         self.decoder.rewind(state, mark)
-        logits, log_total, entropy = mark.outcome.logits, mark.outcome.log_total, mark.outcome.entropy
-        needed = policy.needed(state.statistics)
-        rows, steps = np.arange(len(windows)), windows.shape[1] - self.prompt
-        found = np.zeros((3, len(windows), steps))
-        for at in range(steps):
-            tokens = windows[:, self.prompt + at]
+        own_tokens = given(windows[:, self.prompt :].T.tolist())
+
+        def sampler(outcome: Outcome, sequences: Sequence[int]) -> list[int]:
             if see is not None:
-                see((logits - log_total[:, None]).astype(np.float32))
-            found[0, :, at] = np.maximum(log_total - logits[rows, tokens], 0) / math.log(2)
-            found[1, :, at] = entropy / math.log(2)
-            if at + 1 < steps:
-                loads = [policy.coefficients.loads(*found[:2, b, at]) for b in rows]
-                self.decoder.step(state, tokens.tolist(), policy.selection(loads, needed))
-                outcome = state.outcome
-                logits, log_total, entropy = outcome.logits, outcome.log_total, outcome.entropy
-                found[2, :, at] = outcome.active
-        return found[0], found[1], found[2][:, : max(1, steps - 1)]
+                see((outcome.logits - outcome.log_total[:, None]).astype(np.float32))
+            return own_tokens(outcome, sequences)
+
+        # The last token is scored, but nothing follows that it would have to run for.
+        loads, active = [], []
+        for record in steps(self.decoder, policy, state, sampler, windows.shape[1] - self.prompt - 1):
+            loads.append((record.surprisal, record.entropy))
+            active.append(state.outcome.active.copy())
+        last = sampler(state.outcome, range(len(windows)))
+        loads.append(tuple(zip(*(state.outcome.load(row, token) for row, token in enumerate(last)), strict=True)))
+        surprisal, entropy = np.ascontiguousarray(np.array(loads).transpose(1, 2, 0))
+        return surprisal, entropy, np.array(active or [np.zeros(len(windows))], float).T
 
 
-def _compare(expected: list[np.ndarray], found: list[np.ndarray], log_p: np.ndarray) -> None:
+def _compare(expected: list[np.ndarray], divergence: list[np.ndarray], log_p: np.ndarray) -> None:
     """Note the divergence of a step's log-probabilities [B, V] from those expected at that step."""
-    wanted = expected[len(found)]
-    found.append(np.einsum("bv,bv->b", np.exp(wanted), wanted - log_p))
+    reference = expected[len(divergence)]
+    divergence.append(np.einsum("bv,bv->b", np.exp(reference), reference - log_p))

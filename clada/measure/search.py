@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clada.cpu.decoder import Decoder
-from clada.cpu.pack import pack
+from clada.assembly import DENSE, Choice, assemble, vocabulary_of
 from clada.measure.loss import Loss, Scorer
 from clada.methods.coefficients import Coefficients, to_json
 from clada.methods.plan import Plan, Setting, Shares
-from clada.methods.policy import Policy, basis_of, make_policy
-from clada.methods.registry import layout_of, shares_of
+from clada.methods.policy import Policy
+from clada.methods.registry import method_of, shares_of
 
 PROMPT = 256
 
@@ -34,9 +33,6 @@ DIVERGENCE_WINDOWS = 16
 
 # Shares that are tested, one after the other; below the first little is saved.
 SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
-
-# Of the summed magnitude: the smallest tenth of it is most neurons.
-FINER_SHARES = {"top-p": (0.01, 0.02, 0.03, 0.04, 0.05, 0.07)}
 
 DTYPE = "bfloat16"  # thresholds and losses hardly depend on it
 
@@ -50,7 +46,8 @@ SHORT_ROW = 1024
 
 def dtypes_of(method: str, config: Any) -> list[str]:
     """Precisions that need a setting of their own: others have the first one's."""
-    return [DTYPE, *(["int8"] if method == "clada" and words_alone_are_left_out(config, "int8") else [])]
+    own = method_of(method).settings_by_dtype and words_alone_are_left_out(config, "int8")
+    return [DTYPE, *(["int8"] if own else [])]
 
 
 def words_alone_are_left_out(config: Any, dtype: str) -> bool:
@@ -82,26 +79,25 @@ def search(
         the plan with this method's settings, those of the same method, precision and budgets replaced.
     """
     coefficients = coefficients.with_quantiles(plan.quantiles)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = vocabulary_of(model)
     words_alone = words_alone_are_left_out(model.config, dtype)
-    family = shares_of(method, 0.5, vocabulary, words_alone)
-    weights = pack(model, dtype, basis_of(plan, family), layout=layout_of(method))
-    decoder = Decoder(weights, torch.get_num_threads())
+    family = Choice(method, plan, coefficients, shares_of(method, 0.5, vocabulary, words_alone))
+    (parts,) = assemble(model, [family], dtype, torch.get_num_threads())
 
     def policy(shares: Shares) -> Policy:
-        return make_policy(method, weights, plan, shares, coefficients)
+        return replace(family, shares=shares).policy(parts.weights)
 
-    dense = make_policy("dense", weights, None, Shares())
+    dense = DENSE.policy(parts.weights)
     with tqdm(desc=f"calibrate {method} {dtype}", unit="batch", file=sys.stderr) as progress:
 
         def scorer(part: Sequence[Sequence[int]]) -> Scorer:
-            return Scorer(decoder, part, PROMPT, dense, policy(family).statistics, progress.update)
+            return Scorer(parts.decoder, part, PROMPT, dense, parts.policy.statistics, progress.update)
 
         held = scorer(windows)
         held_dense = held.score(dense)
         best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
         open_budgets = list(budgets)
-        for dropped in (*FINER_SHARES.get(method, ()), *SHARES):
+        for dropped in (*method_of(method).finer, *SHARES):
             shares = shares_of(method, dropped, vocabulary, words_alone)
             loss = held.score(policy(shares))
             rise, _, upper = loss.rise(held_dense)

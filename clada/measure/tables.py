@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers.activations import ACT2FN
 
 from clada.methods.plan import GRID, Plan
+from clada.methods.rules import magnitude
 from clada.methods.selection import norms_of
 from clada.models.architectures import anatomy
 from clada.models.open import model_revision
@@ -109,7 +110,7 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
     def both(name: str, kind: str, norms: np.ndarray) -> None:
         values = [torch.cat(rows.pop((kind, i))).numpy() for i in range(n)]
         put(f"{name}_plain", values)
-        put(name, [v * norm for v, norm in zip(values, norms, strict=True)])
+        put(name, [magnitude(v, norm) for v, norm in zip(values, norms, strict=True)])
 
     gate_weight = np.ones_like(weights.down_norm)
     if parts.layers[0].gate is not None:
@@ -117,7 +118,7 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
             gate_weight[i] = weights.down_norm[i] * torch.cat(rows.pop(("up", i))).mean(0).numpy()
         gates = [torch.cat(rows.pop(("activation", i))).numpy() for i in range(n)]
         put("activation", gates)
-        put("gate", [v * weight for v, weight in zip(gates, gate_weight, strict=True)])
+        put("gate", [magnitude(v, weight) for v, weight in zip(gates, gate_weight, strict=True)])
     else:  # the only test there is comes after the only product there is
         tables["activation"] = tables["gate"] = np.zeros((n, len(GRID)), np.float32)
     both("magnitude", "h", weights.down_norm)

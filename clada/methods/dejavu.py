@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from clada.errors import InputError
 from clada.methods.plan import Plan
+from clada.methods.rules import keeps_neuron, magnitude
 from clada.methods.selection import norms_of
 from clada.models.architectures import anatomy
 
@@ -46,9 +47,9 @@ def _examples(model: Any, windows: Sequence[Sequence[int]], plan: Plan) -> tuple
             inputs[i].append(_with_constant(args[0]).half())
 
         def leaves(_module: Any, args: tuple[torch.Tensor], i: int = i) -> None:
-            magnitude = args[0].reshape(-1, args[0].shape[-1]).float().abs().numpy() * norms[i]
+            h = args[0].reshape(-1, args[0].shape[-1]).float().numpy()
             # ReLU may leave more than half at zero, and these are not needed.
-            needed[i].append(np.packbits((magnitude >= limits[i]) & (magnitude > 0), axis=1))
+            needed[i].append(np.packbits(keeps_neuron(h, norms[i], limits[i]) & (magnitude(h, norms[i]) > 0), axis=1))
 
         handles += [layer.up.register_forward_pre_hook(enters), layer.down.register_forward_pre_hook(leaves)]
     try:

@@ -12,7 +12,8 @@ import numpy as np
 from clada.errors import InputError
 from clada.methods.coefficients import NONE, Coefficients
 from clada.methods.plan import GRID, Plan, Setting, Shares
-from clada.methods.registry import CLADA, check_method, shares_of
+from clada.methods.registry import method_of, shares_of
+from clada.methods.rules import needed_by_prompt
 from clada.methods.screen import Basis
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Norms, Selection
 
@@ -47,21 +48,20 @@ def resolve_shares(
     Raises:
         InputError: a share out of range or without tables, or a budget that the plan does not have.
     """
-    check_method(method)
+    row = method_of(method)
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"keep {keep} is outside (0, 1]; it is the share of neurons to compute")
-    if keep is not None and keep < 1 and plan is None and method != "dense":
+    if keep is not None and keep < 1 and plan is None and row.needs_plan:
         raise InputError("keeping a share needs the plan's tables; leave --plan none out")
-    if plan is None or method == "dense":
+    if plan is None or not row.needs_plan:
         return Shares(), None
     if keep is None:
-        if any(setting.method == method for setting in plan.settings) or method == "clada":
-            setting = plan.setting(method, max_loss, dtype)
-            return setting.shares, setting
-        if method == "clada-no-load":
-            return plan.setting("clada", max_loss, dtype).shares, None
+        measured = method if any(setting.method == method for setting in plan.settings) else row.setting_of
+        if measured is not None:
+            setting = plan.setting(measured, max_loss, dtype)
+            return setting.shares, setting if measured == method else None
     dropped = plan.setting("clada", max_loss).shares.neurons if keep is None else 1 - keep
-    if method == "top-p":
+    if row.magnitude == "summed":
         dropped = summed_share(plan, dropped)
     return shares_of(method, dropped, vocabulary), None
 
@@ -108,7 +108,8 @@ class Policy:
             loads: by surprisal and by entropy.
             needed: [B, L, N], neurons the prompts need; None for all.
         """
-        # Made once for a state of load: with caches that the weights have just swept, it takes 3 % of a token in int8.
+        # Made once for a state of load: with caches that the weights have just swept, it takes a noticeable part of a
+        # token in int8 (the log in benchmarks/selection-log.md has the times).
         states = tuple(loads)
         made = self._made.get(states)
         if made is None:
@@ -145,9 +146,7 @@ class Policy:
     @property
     def statistics(self) -> str | None:
         """The kind of `clada.methods.selection.prompt_statistics` that the method chooses neurons by; None for none."""
-        if not self.shares.prompt:
-            return None
-        return "flocking" if self.method == "griffin" else "magnitude"
+        return method_of(self.method).statistics if self.shares.prompt else None
 
     def needed(self, statistics: np.ndarray | None) -> np.ndarray | None:
         """Neurons that prompts need: all but the share with the lowest scores.
@@ -162,12 +161,10 @@ class Policy:
         if statistics is None or not self.shares.prompt:
             return None
         scores = statistics
-        if self.method != "griffin" and self.prior is not None:
+        if self.statistics == "magnitude" and self.prior is not None:
             # The geometric mean: a neuron is left out that neither the prompt nor the calibration text used much.
             scores = np.sqrt(statistics * self.prior)
-        dropped = round(self.shares.prompt * scores.shape[2])
-        needed = np.ones(scores.shape, np.uint8)
-        np.put_along_axis(needed, np.argpartition(scores, dropped - 1, axis=2)[..., :dropped], 0, axis=2)
+        needed = needed_by_prompt(scores, self.shares.prompt)
         needed[~statistics.any((1, 2))] = 1
         return needed
 
@@ -197,8 +194,8 @@ def make_policy(
     Raises:
         InputError: unknown method, or a load rule without load thresholds.
     """
-    check_method(method)
-    if method not in CLADA or method == "clada-no-load":
+    row = method_of(method)
+    if not row.load_rule:
         coefficients = NONE
     layers, neurons = weights.down_norm.shape
     inputs = np.zeros((layers, 2), np.float32)
@@ -207,29 +204,22 @@ def make_policy(
     gate = magnitude = output = np.zeros(layers, np.float32)
     screen, prior = 0.0, None
     if plan is not None:
-        plain = "_plain" if method == "teal" else ""
+        plain = "_plain" if row.plain else ""
         if plain:
             weight, output_weight, input_weight = (np.ones_like(w) for w in (weight, output_weight, input_weight))
         prior = plan.tables["prior"]
-        if method == "cats":
-            gate = plan.threshold("activation", shares.gate)
-        else:
-            gate, gate_weight = plan.threshold("gate", shares.gate), plan.tables["gate_weight"]
-        if method == "top-p":
+        gate = plan.threshold(row.gate, shares.gate)
+        if row.gate == "gate":
+            gate_weight = plan.tables["gate_weight"]
+        if row.magnitude == "summed":
             magnitude = top_p_threshold(plan, shares)
-        elif method != "dejavu":  # whose neurons are not chosen by what they give
+        elif row.magnitude == "share":
             magnitude = plan.threshold("magnitude" + plain, shares.neurons)
         output = plan.threshold("output" + plain, shares.output)
         inputs[:, ATTENTION_INPUT] = plan.threshold("attention_input" + plain, shares.inputs)
         inputs[:, MLP_INPUT] = plan.threshold("mlp_input" + plain, shares.inputs)
         screen = float(plan.threshold("screen", shares.screen)[0])
-        complete = coefficients.with_quantiles(plan.quantiles)
-        if max(map(abs, (complete.lambda_, complete.gamma))) > 0 and None in complete.rule():
-            raise InputError(
-                f"neither the coefficients ({coefficients.source}) nor the plan say what high load is (quantile "
-                f"{coefficients.tau_quantile}); use coefficients of a study"
-            )
-        coefficients = complete
+        coefficients = _with_taus(coefficients, plan)
 
     def f32(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, np.float32)
@@ -249,6 +239,17 @@ def make_policy(
         screen,
         prior,
     )
+
+
+def _with_taus(coefficients: Coefficients, plan: Plan) -> Coefficients:
+    """The load rule, taus that it lacks from the plan's calibration text."""
+    complete = coefficients.with_quantiles(plan.quantiles)
+    if max(map(abs, (complete.lambda_, complete.gamma))) > 0 and None in complete.rule():
+        raise InputError(
+            f"neither the coefficients ({coefficients.source}) nor the plan say what high load is (quantile "
+            f"{coefficients.tau_quantile}); use coefficients of a study"
+        )
+    return complete
 
 
 def top_p_threshold(plan: Plan, shares: Shares) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clada.methods.rules import keeps_term, keeps_word
 from clada.system.machine import aligned
 
 CODES = 2  # of a byte of the screen
@@ -132,8 +133,7 @@ def screen_words(
     """
     codes, scale, basis, offset, weight, mean = screen
     z = x @ basis.t() + offset
-    keep = z.abs() * weight >= threshold[:, None]
-    keep[:, 0] = True
+    keep = keeps_term(z, weight, threshold[:, None])
     factors = z * scale * keep
     most = CODE_OF_ZERO - 1  # as in the kernels, whose sums are of 16 bits
     unit = (
@@ -142,4 +142,4 @@ def screen_words(
         / (LARGEST_SUM - most / 2 * keep.sum(1, keepdim=True))
     )
     estimate = (x @ mean)[:, None] + (factors / unit).round() * unit @ codes
-    return estimate, estimate >= (estimate.logsumexp(1) - margin)[:, None]
+    return estimate, keeps_word(estimate, estimate.logsumexp(1), margin)

@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from clada.cpu.pack import Weights
+from clada.methods.rules import keeps_value, mean_for_left_out
 
 
 def selective_attention(
@@ -54,9 +55,9 @@ def selective_attention(
         scores = scores + attention_mask[..., -key.shape[2] :]
     visible = scores[:, :1, :1] > torch.finfo(scores.dtype).min / 2
     weights, seen = scores.softmax(-1), visible.sum(-1, keepdim=True)
-    kept = (weights >= least_weight / seen).any(2, keepdim=True) | (seen < least_positions)
+    kept = keeps_value(weights, seen, least_weight, least_positions)
     mean = (value * visible.transpose(2, 3)).sum(2, keepdim=True) / seen
-    mixed = (weights * kept) @ value + (weights * ~kept).sum(-1, keepdim=True) * mean
+    mixed = mean_for_left_out(weights, kept, value, mean)
     return mixed.reshape(batch, 1, heads, width), None
 
 

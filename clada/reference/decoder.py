@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from clada.cpu.decoder import Outcome, State, new_cache, run_prompt
 from clada.cpu.pack import Weights
+from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import screen_words
 from clada.methods.selection import ATTENTION_INPUT, BY_INPUT, MLP_INPUT, Selection, prompt_statistics
 from clada.models.hooks import replaced_forwards
@@ -114,7 +115,7 @@ class TorchDecoder:
             return (y if module.bias is None else y + module.bias).view(1, 1, -1)
 
         def by_input(module: Any, weight: np.ndarray, limit: float) -> Any:
-            return lambda x: gathered(module, x, x.reshape(-1).abs() * at(weight) >= limit)
+            return lambda x: gathered(module, x, keeps_input(x.reshape(-1), at(weight), limit))
 
         modules: list[Any] = []
         forwards: list[Any] = []
@@ -125,8 +126,8 @@ class TorchDecoder:
 
             def run_gate(x, gate=gate, layer=layer, kept=kept, needed=needed):  # type: ignore[no-untyped-def]
                 y = type(gate).forward(gate, x)
-                passed = self.activation(y.reshape(-1)).abs() * at(select.gate_weight[layer])
-                kept["up"] = passed >= float(select.gate_threshold[b, layer])
+                limit = float(select.gate_threshold[b, layer])
+                kept["up"] = keeps_gated(self.activation(y.reshape(-1)), at(select.gate_weight[layer]), limit)
                 if needed is not None:
                     kept["up"] &= needed
                 return y
@@ -141,7 +142,7 @@ class TorchDecoder:
                 return y.view(1, 1, -1)
 
             def run_down(h, down=down, layer=layer, kept=kept, needed=needed):  # type: ignore[no-untyped-def]
-                keep = h.reshape(-1).abs() * at(select.weight[layer]) >= float(select.threshold[b, layer])
+                keep = keeps_neuron(h.reshape(-1), at(select.weight[layer]), float(select.threshold[b, layer]))
                 keep &= kept.get("up", needed if needed is not None else torch.ones_like(keep))
                 counts.append(int(keep.sum()))
                 return gathered(down, h, keep)

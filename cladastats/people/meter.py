@@ -40,6 +40,7 @@ from clada.errors import InputError
 from clada.methods.coefficients import PAPER, Coefficients, resolve_coefficients
 from clada.methods.plan import resolve_plan
 from clada.methods.policy import resolve_shares
+from clada.methods.rules import magnitude
 from clada.models.architectures import check_length, decoder_layers, down_norms
 from clada.models.hooks import observe_activations
 from clada.models.open import bos_tokens, load_config, load_model, model_revision
@@ -308,7 +309,7 @@ class Meter:
         begin = 0
 
         def seen(layer: int, activations: torch.Tensor) -> None:
-            c = activations.float().abs() * self.norms[layer]
+            c = magnitude(activations.float(), self.norms[layer])
             rows = slice(begin, begin + len(c))
             efforts[rows, layer] = (c >= self.thresholds[layer]).float().mean(-1).cpu()
             magnitudes[rows, layer] = c.sum(-1).cpu()

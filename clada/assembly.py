@@ -1,0 +1,154 @@
+"""From a model and a method's name to what decodes: plan, load rule, policy, packed weights and decoder.
+
+    choose      what a method leaves out, and by which load rule
+    assemble    weights laid out for some choices, and their decoders
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clada.cpu.decoder import Decoder
+from clada.cpu.kernels.arguments import hold
+from clada.cpu.pack import Weights, pack
+from clada.methods.coefficients import Coefficients, resolve_coefficients
+from clada.methods.plan import Plan, Setting, Shares, plan_of
+from clada.methods.policy import Policy, basis_of, make_policy, resolve_shares
+from clada.methods.registry import layout_of, method_of
+from clada.methods.screen import Basis
+from clada.methods.selection import Norms
+from clada.reference.decoder import TorchDecoder
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method leaves out of a model, and by which load rule.
+
+    Attributes:
+        method: of `clada.methods.registry.EVALUATED`.
+        plan: its tables; None leaves nothing out.
+        coefficients: the load rule.
+        shares: how much is left out.
+        setting: of the plan, where the shares are what the plan measured.
+    """
+
+    method: str
+    plan: Plan | None
+    coefficients: Coefficients
+    shares: Shares = field(default_factory=Shares)
+    setting: Setting | None = None
+
+    @property
+    def basis(self) -> Basis | None:
+        """Of the screen of the output head; None where it is not screened."""
+        return basis_of(self.plan, self.shares)
+
+    def policy(self, norms: Norms) -> Policy:
+        """What it computes for a token of a model with these norms."""
+        return make_policy(self.method, norms, self.plan, self.shares, self.coefficients)
+
+
+DENSE = Choice("dense", None, Coefficients(0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A method, ready to decode.
+
+    Attributes:
+        choice: what it leaves out.
+        policy: the same as thresholds.
+        weights: laid out for it.
+        decoder: of these weights: `Decoder` on the CPU, else `TorchDecoder`.
+    """
+
+    choice: Choice
+    policy: Policy
+    weights: Weights
+    decoder: Any
+
+
+def plan_and_rule(
+    model: Any,
+    method: str,
+    plan: Plan | str | Path | None,
+    coefficients: Coefficients | str | Path | None,
+    max_loss: float | None = None,
+) -> tuple[Plan | None, Coefficients]:
+    """The plan and the load rule that a user means for an open model.
+
+    Args:
+        model: a transformers model, looked up by the name it was opened by.
+        method: of `clada.methods.registry.EVALUATED`; `dense` needs no plan.
+        plan: as `clada.methods.plan.plan_of` takes it.
+        coefficients: `Coefficients`, or what `clada.methods.coefficients.resolve_coefficients` takes.
+        max_loss: the budget that the plan is wanted for.
+
+    Raises:
+        InputError: neither is known, or one is another model's.
+    """
+    found = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
+    if not isinstance(coefficients, Coefficients):
+        coefficients = resolve_coefficients(coefficients, model.name_or_path)
+    return found, coefficients
+
+
+def choose(
+    method: str,
+    plan: Plan | None,
+    coefficients: Coefficients,
+    vocabulary: int,
+    dtype: str,
+    max_loss: float | None = None,
+    keep: float | None = None,
+) -> Choice:
+    """What a method leaves out; arguments and errors are those of `clada.methods.policy.resolve_shares`."""
+    shares, setting = resolve_shares(method, plan, vocabulary, dtype, max_loss, keep)
+    return Choice(method, plan, coefficients, shares, setting)
+
+
+def vocabulary_of(model: Any) -> int:
+    """How many words the model's output head has."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def assemble(
+    model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu"
+) -> list[Parts]:
+    """Pack a model for methods that will decode it.
+
+    All that read the same layout read the same weights, as where these lie in memory can make some per cent of speed;
+    the head has a screen if one of them uses it.
+
+    Args:
+        model: a transformers model in float32; the parts keep no reference to it.
+        choices: what is left out.
+        dtype: of the packed weights.
+        threads: of the kernels.
+        device: the CPU runs the kernels, others plain torch.
+
+    Raises:
+        ModelError: the engine cannot decode this model.
+        InputError: the kernels do not know a method.
+    """
+    basis = next((choice.basis for choice in choices if choice.basis is not None), None)
+    decoders: dict[str, Decoder | TorchDecoder] = {}
+    with ThreadPoolExecutor(1) as beside:
+        # At its first call numba sets itself up, while packing waits for memory.
+        beside.submit(hold, 0)
+        layouts = dict.fromkeys(layout_of(choice.method) for choice in choices)
+        packed = {layout: pack(model, dtype, basis, layout=layout) for layout in layouts}
+    policies = [choice.policy(packed[layout_of(choice.method)]) for choice in choices]
+    for layout, weights in packed.items():
+        weights.model.to(torch.device(device))
+        decoders[layout] = Decoder(weights, threads) if device == "cpu" else TorchDecoder(weights)
+    return [
+        Parts(choice, policy, packed[layout_of(choice.method)], decoders[layout_of(choice.method)])
+        for choice, policy in zip(choices, policies, strict=True)
+    ]

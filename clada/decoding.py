@@ -1,0 +1,102 @@
+"""Decoding as an iterator of step records: choose a token, know its load, run it as the policy says.
+
+Generation, teacher-forced loss and the bench are loops over `steps`; they differ in how tokens are chosen. A sampler is
+a function of the state and the sequences that go on; teacher forcing is a sampler that returns given tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from clada.cpu.decoder import Outcome, State
+from clada.methods.policy import Policy
+from clada.methods.selection import Selection
+
+# Given the outcome of the last step and which sequences are left, the next token of each of these.
+Sampler = Callable[[Outcome, Sequence[int]], list[int]]
+
+# Of a sequence: whether a token of this surprisal, drawn from a distribution of this entropy (bits), is under load.
+LoadRule = Callable[[float, float], tuple[bool, bool]]
+
+
+class Runs(Protocol):
+    """What a decoder does with a state; `clada.cpu.decoder.Decoder` has the documentation."""
+
+    def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
+        """Run one token of every sequence."""
+
+    def select(self, state: State, sequences: Sequence[int]) -> None:
+        """Go on with some of the sequences only."""
+
+
+class Record(NamedTuple):
+    """One token of every sequence, chosen and run; lists are parallel to `sequences`."""
+
+    sequences: list[int]  # numbers of those that go on, as the state had them at the first step
+    tokens: list[int]
+    surprisal: list[float]  # bits, under the raw softmax
+    entropy: list[float]  # bits, of the distribution the token was drawn from
+    loads: list[tuple[bool, bool]]  # by surprisal and by entropy
+
+
+def given(tokens: Sequence[Sequence[int]]) -> Sampler:
+    """Teacher forcing: a sampler that returns the sequences' own tokens, one after the other.
+
+    Args:
+        tokens: of every step, one per sequence.
+    """
+    following = iter(tokens)
+    return lambda _outcome, _sequences: list(next(following))
+
+
+def steps(
+    decoder: Runs,
+    policy: Policy,
+    state: State,
+    sampler: Sampler,
+    count: int,
+    rules: Sequence[LoadRule] | None = None,
+    stops: Container[int] = frozenset(),
+) -> Iterator[Record]:
+    """Decode from a state, which moves along.
+
+    Args:
+        decoder: of the weights that the policy is of.
+        policy: what each token computes, by its load.
+        state: prompts that were run, with room for `count` tokens.
+        sampler: chooses the tokens.
+        count: at most so many steps.
+        rules: of load, one a sequence; None: the policy's coefficients.
+        stops: tokens that end a sequence, after they were run.
+
+    Returns:
+        a record per step. Before the first step the neurons that the prompts need are known.
+    """
+    needed = policy.needed(state.statistics)  # once for a prompt: rows that stay the same are copied when they change
+    if rules is None:
+        rules = [policy.coefficients.loads] * len(state.tokens)
+
+    def run() -> Iterator[Record]:
+        going, chosen = list(range(len(state.tokens))), needed
+        for _ in range(count):
+            record = _decide(state.outcome, going, sampler, rules)
+            decoder.step(state, record.tokens, policy.selection(record.loads, chosen))
+            yield record
+            kept = [row for row, token in enumerate(record.tokens) if token not in stops]
+            if not kept:
+                return
+            if len(kept) < len(going):
+                decoder.select(state, kept)
+                going = [going[row] for row in kept]
+                chosen = None if chosen is None else chosen[kept]
+
+    return run()
+
+
+def _decide(outcome: Outcome, going: list[int], sampler: Sampler, rules: Sequence[LoadRule]) -> Record:
+    """The next tokens and their loads."""
+    tokens = sampler(outcome, going)
+    known = [outcome.load(row, token) for row, token in enumerate(tokens)]
+    loads = [rules[sequence](*load) for sequence, load in zip(going, known, strict=True)]
+    return Record(going, tokens, [s for s, _ in known], [h for _, h in known], loads)
