@@ -77,6 +77,9 @@ class Engine:
         surprisal_quantile: surprisal is high above this quantile of the plan's text; None: as the coefficients say.
         entropy_quantile: the same of entropy.
 
+    An engine may be used by several threads, and several of its generators in turn: each step waits for the one that
+    runs.
+
     Raises:
         ModelError: the model is not supported by the engine; it never runs dense in silence.
         InputError: a plan of another model, or a plan or coefficients that cannot be used.
@@ -238,9 +241,12 @@ class Engine:
             if self.tokenizer.chat_template is None:
                 raise InputError("the model has no chat template; leave --chat out")
             turns = [{"role": "user", "content": prompt}]
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+            options = {"add_generation_prompt": True, "return_dict": True}
+            with self.decoder.lock:
+                ids = self.tokenizer.apply_chat_template(turns, **options)["input_ids"]
         else:
-            ids = self.tokenizer(prompt, verbose=False)["input_ids"]
+            with self.decoder.lock:  # a tokenizer of one thread
+                ids = self.tokenizer(prompt, verbose=False)["input_ids"]
         if not ids:
             raise InputError("the prompt is empty; give a text with at least one character")
         return list(ids)

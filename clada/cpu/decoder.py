@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -111,13 +112,14 @@ class _Memory:
     scratch: Scratch
     rotary: np.ndarray
     rotary_begin: int
-    held: list[tuple[Any, Held]] = field(default_factory=list)
+    arguments: list[tuple[Any, Held]] = field(default_factory=list)
 
-    def hold(self, *values: Any) -> list[Held]:
+    def unpacked(self, *values: Any) -> list[Held]:
         """The kernels' arguments; most are those of the step before."""
-        last = {id(value): held for value, held in self.held}  # the values are kept, so that ids stay theirs
-        self.held = [(value, last.get(id(value)) or hold(value)) for value in values]
-        return [held for _, held in self.held]
+        # The values are kept, so that ids stay theirs.
+        last = {id(value): unpacked for value, unpacked in self.arguments}
+        self.arguments = [(value, last.get(id(value)) or hold(value)) for value in values]
+        return [unpacked for _, unpacked in self.arguments]
 
 
 class _Gathered(NamedTuple):
@@ -164,16 +166,18 @@ class Decoder:
         memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
         collected = []
         for b, prompt in enumerate(prompts):
-            with prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as found:
+            with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as values:
                 if len(prompt) > 1:
                     cache = new_cache(self.weights)
                     run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
                     self._take(cache, memory.scratch, b, len(prompt) - 1)
                     del cache
-            collected.append(found)
+            collected.append(values)
         return_memory()
-        kept = None if statistics is None else np.stack([found for found in collected if found is not None])
+        kept = None if statistics is None else np.stack([values for values in collected if values is not None])
         state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
+        # The team, its barriers, the hooks of a prefill and the gathered rows are one for all states.
+        self.lock = threading.RLock()
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
@@ -194,9 +198,10 @@ class Decoder:
             scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
             sequence.append(token)
         tensors = self.weights.tensors
-        if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
-            tensors, selection = self._gather(selection)
-        self.team.run(decode_step, *memory.hold(tensors, self.weights.constants, scratch, selection))
+        with self.lock:
+            if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
+                tensors, selection = self._gather(selection)
+            self.team.run(decode_step, *memory.unpacked(tensors, self.weights.constants, scratch, selection))
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.
@@ -245,15 +250,15 @@ class Decoder:
     def _take(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
         """Copy keys and values of n positions; sliding windows keep only their last ones."""
         blocks = -(-n // LANES)
-        for layer, kept in enumerate(cache.layers):
-            keys, values = kept.keys[0], kept.values[0]
-            held = slice(n - keys.shape[1], n)
-            scratch.values[b, layer, :, held] = self._stored(values)
+        for layer, cached in enumerate(cache.layers):
+            keys, values = cached.keys[0], cached.values[0]
+            kept = slice(n - keys.shape[1], n)
+            scratch.values[b, layer, :, kept] = self._stored(values)
             # Without the position that the next token's window no longer reaches.
             in_window = values[:, max(0, values.shape[1] + 1 - int(self.weights.constants.window[layer])) :]
             scratch.value_sum[b, layer] = self._rounded(in_window).sum(1).numpy()
             padded = keys.new_zeros(keys.shape[0], blocks * LANES, keys.shape[2])
-            padded[:, held] = keys
+            padded[:, kept] = keys
             blocked = padded.unflatten(1, (blocks, LANES)).transpose(2, 3).flatten(2)
             scratch.keys[b, layer, :, :blocks] = self._stored(blocked)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -31,6 +32,7 @@ class TorchDecoder:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.activation = ACT2FN[weights.activation]
+        self.lock = threading.RLock()  # the model's hooks and forwards are one for all states
 
     @torch.inference_mode()
     def prefill(
@@ -44,11 +46,11 @@ class TorchDecoder:
         caches, collected = [], []
         for prompt in prompts:
             caches.append(new_cache(self.weights))
-            with prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as found:
+            with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as values:
                 if len(prompt) > 1:
                     run_prompt(self.weights, torch.tensor([prompt[:-1]], device=self._device), caches[-1])
-            collected.append(found)
-        kept = None if statistics is None else np.stack([found for found in collected if found is not None])
+            collected.append(values)
+        kept = None if statistics is None else np.stack([values for values in collected if values is not None])
         nothing = np.zeros(len(prompts))
         empty = Outcome(nothing, nothing, nothing, nothing, nothing, nothing)
         state = State([list(prompt[:-1]) for prompt in prompts], empty, kept, caches)
@@ -72,7 +74,7 @@ class TorchDecoder:
             modules, forwards = self._forwards(b, selection, counts)
             ids = torch.tensor([[token]], device=self._device)
             attention = attention_of(self.weights, float(selection.attention_threshold[b]), selection.attention_from)
-            with replaced_forwards(modules, forwards), attention as more:
+            with self.lock, replaced_forwards(modules, forwards), attention as more:
                 out = self.weights.model(ids, past_key_values=state.memory[b], use_cache=True, **more)
                 logits.append(out.logits[0, -1])
             active.append(sum(counts))
@@ -176,6 +178,6 @@ class TorchDecoder:
             for limit in (select.screen_threshold, select.head_margin)
         )
         (logits,), (near,) = screen_words(self._screen, x[None], *limits)
-        found = near.nonzero().squeeze(1)
-        logits[found] = head.rows.wide(found) @ x
+        words = near.nonzero().squeeze(1)
+        logits[words] = head.rows.wide(words) @ x
         return logits

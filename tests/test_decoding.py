@@ -1,0 +1,109 @@
+"""What an engine is given and how it goes on: text as it comes, generation configs, seeds, threads, mistakes."""
+
+import copy
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from test_engine import PROMPT, plan_of, transformers_greedy
+from tiny_models import tiny_model, tokens
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+import clada
+from clada.assembly import plan_and_rule
+from clada.decoding import given, steps
+from clada.engine import Engine
+from clada.errors import InputError, ModelError
+from clada.measure.loss import Scorer
+from clada.methods.coefficients import Coefficients
+from clada.methods.plan import Shares
+from clada.models.open import load_model
+from clada.sampling import Sampling
+from clada.streaming import TextStream, special_ids
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def byte_fallback():
+    """A tokenizer as LLaMA's: pieces with a mark for spaces, and bytes for what has no piece."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "▁a", "b", "▁b", "é", "▁é"]
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def streamed(tokenizer, prompt, new):
+    stream = TextStream(tokenizer, prompt, special_ids(tokenizer))
+    return [stream(token, last=i == len(new) - 1) for i, token in enumerate(new)]
+
+
+def expected_text(tokenizer, prompt, new):
+    """Of all tokens, without what it has in common with that of the prompt."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
+    return whole[same:]
+
+
+# -- text as it comes ------------------------------------------------------------------------------------------------
+
+
+# -- how tokens are chosen -------------------------------------------------------------------------------------------
+
+
+# -- one iterator ----------------------------------------------------------------------------------------------------
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["clada", "griffin"])
+def test_an_engine_serves_several_threads(method):
+    model = tiny_model("llama", seed=3)
+    model.generation_config.eos_token_id = None
+    plan = plan_of(model, Shares(neurons=0.1, prompt=0.3), methods=[method])
+    engine = Engine(model, None, method=method, plan=plan, coefficients="none", threads=2)
+    prompts = [tokens(20 + i, seed=i) for i in range(6)]
+    alone = [[step.token_id for step in engine.generate(prompt, 16)] for prompt in prompts]
+
+    def ids_of(prompt):
+        return [step.token_id for step in engine.generate(prompt, 16)]
+
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            assert list(pool.map(ids_of, prompts, timeout=300)) == alone
+    assert [ids_of(prompt) for prompt in prompts] == alone
+
+
+def test_generators_go_on_in_turn_from_one_thread_and_from_several():
+    model = tiny_model("llama", seed=3)
+    model.generation_config.eos_token_id = None
+    plan = plan_of(model, Shares(neurons=0.1, prompt=0.3))
+    engine = Engine(model, None, plan=plan, coefficients="none", threads=2)
+    prompts = [tokens(20 + i, seed=i) for i in range(2)]
+    alone = [[step.token_id for step in engine.generate(prompt, 12)] for prompt in prompts]
+    running = [engine.generate(prompt, 12) for prompt in prompts]
+    found = [[], []]
+    for _ in range(12):
+        for row, generator in zip(found, running, strict=True):
+            row.append(next(generator).token_id)
+    assert found == alone
+    running, found = [engine.generate(prompt, 12) for prompt in prompts], [[], []]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for _ in range(12):
+            for row, generator, thread in zip(found, running, (one, other), strict=True):
+                row.append(thread.submit(next, generator).result(timeout=300).token_id)
+    assert found == alone
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
