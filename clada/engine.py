@@ -231,8 +231,6 @@ class Engine:
                 raise InputError("the prompt holds half a character (a lone surrogate); give text in UTF-8") from None
         if not isinstance(prompt, str):
             ids = [int(i) for i in prompt]
-            if any(not 0 <= i < self.config.vocab_size for i in ids):
-                raise InputError(f"the prompt has token ids outside the vocabulary of {self.config.vocab_size:,}")
         elif not prompt.strip():
             ids = []
         elif self.tokenizer is None:
@@ -257,6 +255,11 @@ class Engine:
         Raises:
             InputError: there are none.
             ModelError: one does not fit with the new tokens.
+        rows = self.weights.embedding_rows
+        beyond = next((i for i in ids if not 0 <= i < rows), None)
+        if beyond is not None:
+            remedy = "use the model's own tokenizer, or model.resize_token_embeddings before the engine is made"
+            raise InputError(f"the prompt has token ids outside the vocabulary of {rows:,} ({beyond}); {remedy}")
         """
         if not prompts:
             raise InputError("there are no prompts; give at least one")

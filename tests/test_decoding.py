@@ -107,3 +107,25 @@ def test_generators_go_on_in_turn_from_one_thread_and_from_several():
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_without_an_embedding_are_refused_wherever_they_come_from(smollm2):
+    model, tokenizer = smollm2
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["<added>"])
+    engine = Engine(model, larger, plan="none", coefficients="none", dtype="int8")
+    with pytest.raises(InputError, match=r"outside the vocabulary of 49,152 \(49152\); use the model's own tokenizer"):
+        next(engine.generate("some <added> text", 2))
+    small = tiny_model("llama")
+    small.config.vocab_size = 10_000  # says more than the table has
+    engine = Engine(small, None, plan="none", coefficients="none")
+    for ids in ([1, 311], [1, -1], [311, 1]):
+        with pytest.raises(InputError, match="outside the vocabulary of 311"):
+            next(engine.generate(ids, 2))
+        with pytest.raises(InputError, match="not all of the model's 311"):
+            engine.prefill([ids], 2)
+    state = engine.prefill([[1, 2]], 2)
+    with pytest.raises(InputError, match="not all of the model's 311"):
+        engine.decoder.step(state, [311], engine.policy.dense(1))
+    small.config.vocab_size = 5  # says less
+    assert next(engine.generate([1, 310], 2)).active_fraction == 1

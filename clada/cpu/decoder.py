@@ -18,6 +18,7 @@ from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
 from clada.cpu.pack import Weights
+from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
 from clada.system.machine import aligned, return_memory
 
@@ -108,6 +109,21 @@ def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None
 @dataclass
 class _Memory:
     """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
+def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
+    """Refuse tokens without an embedding, in whose place memory beyond the table would be read.
+
+    Raises:
+        InputError: one of them has none.
+    """
+    if not tokens:
+        raise InputError("a sequence without tokens has no next one; give at least one token")
+    if min(tokens) < 0 or max(tokens) >= weights.embedding_rows:
+        raise InputError(
+            f"token ids from {min(tokens):,} to {max(tokens):,} are not all of the model's {weights.embedding_rows:,}; "
+            "use the model's own tokenizer"
+        )
+
+
 
     scratch: Scratch
     rotary: np.ndarray
@@ -176,6 +192,8 @@ class Decoder:
         return_memory()
         kept = None if statistics is None else np.stack([values for values in collected if values is not None])
         state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
+        for prompt in prompts:
+            check_tokens(self.weights, prompt)
         # The team, its barriers, the hooks of a prefill and the gathered rows are one for all states.
         self.lock = threading.RLock()
         self.step(state, [prompt[-1] for prompt in prompts], dense)
@@ -202,6 +220,7 @@ class Decoder:
             if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
                 tensors, selection = self._gather(selection)
             self.team.run(decode_step, *memory.unpacked(tensors, self.weights.constants, scratch, selection))
+        check_tokens(self.weights, tokens)
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.

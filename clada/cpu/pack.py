@@ -61,6 +61,11 @@ class Weights(Norms):
     screen: Screen
     activation: str
 
+    @property
+    def embedding_rows(self) -> int:
+        """How many tokens have an embedding; the tokenizer may know more, and the configuration say another number."""
+        return len(self.tensors.embedding)
+
     def rotary(self, positions: torch.Tensor) -> np.ndarray:
         """Cosines and sines of positions for the kernels, float32 [n, kinds, 2, rotary width]."""
         if not self.rotary_kinds:
