@@ -129,3 +129,17 @@ def test_tokens_without_an_embedding_are_refused_wherever_they_come_from(smollm2
         engine.decoder.step(state, [311], engine.policy.dense(1))
     small.config.vocab_size = 5  # says less
     assert next(engine.generate([1, 310], 2)).active_fraction == 1
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    model = tiny_model("llama")
+    engine = Engine(model, None, plan="none", coefficients="none")
+    generator = engine.generate(PROMPT, 8)
+    next(generator)
+    engine.weights.tensors.down[1, 3, 5] = np.nan  # arises while running: packing refuses it
+    with pytest.raises(ModelError, match="logits are not finite numbers"):
+        list(generator)
+    head = Engine(model, None, plan="none", coefficients="none")
+    head.weights.tensors.head[17] = np.nan  # one word alone
+    with pytest.raises(ModelError, match="logits are not finite numbers"):
+        next(head.generate(PROMPT, 2))

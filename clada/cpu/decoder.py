@@ -45,6 +45,18 @@ class Outcome:
     active: np.ndarray
     bytes_read: np.ndarray
 
+    def check(self) -> None:
+        """Refuse numbers that are none, which a damaged weight or an overflow makes of all that follows.
+
+        Raises:
+            ModelError: the logits of a sequence are not finite.
+        """
+        if not (np.isfinite(self.log_total).all() and np.isfinite(self.entropy).all()):
+            raise ModelError(
+                "the model's logits are not finite numbers (NaN or infinite), so that nothing is known of its next "
+                "token; load the model again, and in float32"
+            )
+
     def load(self, row: int, token: int) -> tuple[float, float]:
         """Surprisal of a sequence's next token, and the entropy before it, both in bits."""
         surprisal = float(self.log_total[row] - self.logits[row, token]) / math.log(2)
@@ -112,6 +124,18 @@ class _Memory:
 def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
     """Refuse tokens without an embedding, in whose place memory beyond the table would be read.
 
+def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
+    """Fill a cache with tokens [1, T], a piece after the other.
+
+    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
+    """
+    for piece in ids.split(PIECE, dim=1):
+        weights.stack(piece, past_key_values=cache, use_cache=True)
+
+
+@dataclass
+class _Memory:
+    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
     Raises:
         InputError: one of them has none.
     """
