@@ -29,6 +29,7 @@ from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import Screen, screen_words
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
 from clada.models.architectures import Layer, anatomy
+from clada.models.hooks import evaluating
 from clada.surprisal import surprisal_and_entropy_bits
 
 PROMPTS = ("dense", "sparse")
@@ -78,7 +79,8 @@ def sparse(
     """Within the block the model computes only what each token needs.
 
     Args:
-        model: any supported transformers model, at any float dtype, on any device; as it was after the block.
+        model: any supported transformers model, at any float dtype, on any device; in evaluation mode within the block,
+            and as it was after it.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "none", "paper", or None for those of the newest study.
         method: of `clada.methods.registry.EVALUATED`.
@@ -120,7 +122,8 @@ def sparse(
         ]
         for i, layer in enumerate(parts.layers):
             handles += run.hooks_of(i, layer, ACT2FN[parts.activation])
-        yield run.counted
+        with evaluating(model):
+            yield run.counted
     finally:
         for handle in handles:
             handle.remove()

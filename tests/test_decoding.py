@@ -131,6 +131,26 @@ def test_tokens_without_an_embedding_are_refused_wherever_they_come_from(smollm2
     assert next(engine.generate([1, 310], 2)).active_fraction == 1
 
 
+def test_a_model_in_training_mode_is_evaluated_and_left_in_it():
+    model = tiny_model("gpt2", seed=2)  # with dropout of 0.1 where it is trained
+    model.generation_config.eos_token_id = None
+    assert model.config.resid_pdrop == 0.1
+    plan = plan_of(model, Shares(neurons=0.1))
+    expected = [s.token_id for s in Engine(model, None, plan=plan, coefficients="none").generate(PROMPT, 12)]
+    quiet = model.transformer.h[0].mlp
+    model.train()
+    quiet.eval()
+    engine = Engine(model, None, plan=plan, coefficients="none")
+    assert [s.token_id for s in engine.generate(PROMPT, 12)] == expected
+    with clada.sparse(model, plan, "none"):
+        assert not model.training
+        ids = model.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert ids[0, len(PROMPT) :].tolist() == expected
+    assert model.training
+    assert model.transformer.h[1].mlp.training
+    assert not quiet.training
+
+
 def test_logits_that_are_no_numbers_are_refused():
     model = tiny_model("llama")
     engine = Engine(model, None, plan="none", coefficients="none")

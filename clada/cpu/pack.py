@@ -110,7 +110,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     gate_bias = torch.zeros(n, neurons) if gated else up_bias
     norms, head_norms = torch.zeros(n, 6, 2, hidden), torch.zeros(n, 2, 2, parts.head_dim)
 
-    shell = _shell(model)
+    shell = _shell(model).eval()  # the caller may be training
     name_of = {module: name for name, module in model.named_modules()}
 
     def place(module: nn.Module, packed: nn.Module) -> None:

@@ -17,6 +17,7 @@ from clada.methods.plan import GRID, Plan
 from clada.methods.rules import magnitude
 from clada.methods.selection import norms_of
 from clada.models.architectures import anatomy
+from clada.models.hooks import evaluating
 from clada.models.open import model_revision
 from clada.surprisal import surprisal_and_entropy_bits
 
@@ -35,6 +36,13 @@ def package_versions() -> dict[str, str]:
 
 
 @torch.inference_mode()
+    """Statistics of a text that thresholds are looked up in; see `_tabulate`, which runs in evaluation mode."""
+    with evaluating(model):
+        return _tabulate(model, name, windows, provenance)
+
+
+@torch.inference_mode()
+def _tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
 def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
     """Statistics of a text that thresholds are looked up in; a plan without settings.
 

@@ -23,6 +23,7 @@ from clada.methods.plan import Plan
 from clada.methods.rules import keeps_neuron, magnitude
 from clada.methods.selection import norms_of
 from clada.models.architectures import anatomy
+from clada.models.hooks import evaluating
 
 NEEDED = 0.5  # share of the neurons that count as needed in training; the scores rank them for any share
 
@@ -53,8 +54,9 @@ def _examples(model: Any, windows: Sequence[Sequence[int]], plan: Plan) -> tuple
 
         handles += [layer.up.register_forward_pre_hook(enters), layer.down.register_forward_pre_hook(leaves)]
     try:
-        for window in tqdm(windows, unit="window", desc="dejavu", file=sys.stderr):
-            parts.stack(torch.tensor(window)[None], use_cache=False)
+        with evaluating(model):
+            for window in tqdm(windows, unit="window", desc="dejavu", file=sys.stderr):
+                parts.stack(torch.tensor(window)[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

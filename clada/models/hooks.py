@@ -65,3 +65,15 @@ def replaced_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[
                 module.__dict__.pop("forward", None)
             else:
                 module.forward = forward_before
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model does not drop out at random; every module's own mode is as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
