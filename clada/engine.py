@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tokenizers.decoders import DecodeStream
 
-from clada.assembly import assemble, choose, plan_and_rule, vocabulary_of
+from clada.assembly import assemble, check_head, choose, device_of, is_of_weights, plan_and_rule, vocabulary_of
 from clada.cpu.decoder import Outcome, State
 from clada.cpu.storage import DTYPES
 from clada.decoding import steps
@@ -82,7 +82,7 @@ class Engine:
 
     Raises:
         ModelError: the model is not supported by the engine; it never runs dense in silence.
-        InputError: a plan of another model, or a plan or coefficients that cannot be used.
+        InputError: a plan of another model, or a plan, coefficients or options that cannot be used.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Engine:
         plan: Plan | str | Path | None = None,
         coefficients: Coefficients | str | Path | None = None,
         dtype: str = "float32",
-        device: str | None = None,
+        device: str | torch.device | None = None,
         threads: int | None = None,
         max_loss: float | None = None,
         keep: float | None = None,
@@ -106,12 +106,17 @@ class Engine:
         if dtype not in DTYPES:
             raise InputError(f"unknown dtype '{dtype}'; use {', '.join(DTYPES)}")
         family_of(model.config)
+        check_head(model)
+        check_generation_config(model.generation_config)
         if model.dtype != torch.float32:
             raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
         if tokenizer is not None and not tokenizer.is_fast:
             raise InputError("the tokenizer has no fast version, which streaming text needs; give None and token ids")
         if update_window is not None and update_window < 1:
             raise InputError(f"an update window of {update_window} tokens has no quantiles; give at least 1")
+        if threads is not None and threads < 1:
+            raise InputError(f"{threads} threads decode nothing; give at least 1, or None for all cores")
+        on = device_of(model, device)
         threads = threads or available_cores()
         set_threads(threads)
         self.tokenizer, self.method, self.name, self.config = tokenizer, method, model.name_or_path, model.config
@@ -122,7 +127,7 @@ class Engine:
         if surprisal_quantile is not None or entropy_quantile is not None:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
         choice = choose(method, self.plan, coefficients, vocabulary_of(model), dtype, max_loss, keep)
-        (parts,) = assemble(model, [choice], dtype, threads, device or str(model.device))
+        (parts,) = assemble(model, [choice], dtype, threads, on)
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip
@@ -266,6 +271,8 @@ class Engine:
         for prompt in prompts:
             check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
 
+        if max_new_tokens < 0:
+            raise InputError(f"{max_new_tokens} new tokens are none; give at least 1")
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> State:
         """Run prompts, dense.
 

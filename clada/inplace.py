@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers.activations import ACT2FN
 
-from clada.assembly import choose, plan_and_rule, vocabulary_of
+from clada.assembly import check_head, choose, is_of_weights, plan_and_rule, vocabulary_of
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
 from clada.methods.dejavu import guess, predictors
@@ -102,6 +102,7 @@ def sparse(
     check_method(method)
     if prompt not in PROMPTS:
         raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
+    check_head(model)
     parts = anatomy(model)
     found, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
     dtype = str(model.dtype).removeprefix("torch.")

@@ -163,3 +163,38 @@ def test_logits_that_are_no_numbers_are_refused():
     head.weights.tensors.head[17] = np.nan  # one word alone
     with pytest.raises(ModelError, match="logits are not finite numbers"):
         next(head.generate(PROMPT, 2))
+
+
+def test_devices_threads_heads_and_lengths_are_checked():
+    model = tiny_model("llama")
+
+    def engine(**options):
+        return Engine(model, None, plan="none", coefficients="none", **options)
+
+    for device in ("cpu", torch.device("cpu"), torch.device("cpu", 0), None):
+        assert type(engine(device=device).decoder).__name__ == "Decoder"
+    if not torch.cuda.is_available():
+        for device in ("cuda", torch.device("cuda", 0)):
+            with pytest.raises(ModelError, match="no CUDA device that torch can use: choose device cpu"):
+                engine(device=device)
+    for device, message in (("gpu", "unknown device 'gpu'"), ("meta", "cannot compute on device 'meta'")):
+        with pytest.raises(ModelError, match=f"{message}.*choose cpu or cuda"):
+            engine(device=device)
+    for threads in (-1, 0):
+        with pytest.raises(InputError, match=f"{threads} threads decode nothing; give at least 1"):
+            engine(threads=threads)
+    headless = AutoModel.from_config(model.config)
+    with pytest.raises(ModelError, match=r"LlamaModel has no output head.*AutoModelForCausalLM"):
+        Engine(headless, None, plan="none", coefficients="none")
+    with (
+        pytest.raises(ModelError, match="LlamaModel has no output head"),
+        clada.sparse(headless, plan="none", coefficients="none"),
+    ):
+        pass
+    ready = engine()
+    for call in (ready.generate(PROMPT, -1), ready.generate_batch([PROMPT], -1)):
+        with pytest.raises(InputError, match="-1 new tokens are none; give at least 1"):
+            next(call)
+    with pytest.raises(InputError, match="-1 new tokens"):
+        ready.prefill([PROMPT], -1)
+    assert list(ready.generate(PROMPT, 0)) == []
