@@ -123,6 +123,7 @@ class Engine:
         self.update_window = update_window
         self._load_quantiles = (surprisal_quantile, entropy_quantile)
         self._generation_config = model.generation_config
+        looked_up = plan is None
         self.plan, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
         if surprisal_quantile is not None or entropy_quantile is not None:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
@@ -131,6 +132,7 @@ class Engine:
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip
+        self._of_weights = is_of_weights(model, self.weights, self.plan, looked_up=looked_up)
         self._neurons = self.weights.down_norm.size
         # The first step compiles the kernels, or loads them; without this one that would count as prefill.
         self.decoder.prefill([[0]], 0, self.policy.dense(1))
@@ -144,11 +146,11 @@ class Engine:
     def measured(self) -> bool:
         """Whether the plan's loss was measured with what is left out here, under this load rule or a more careful one.
 
-        True when nothing is left out.
+        True when nothing is left out; false where the plan was made of other weights.
         """
         if self.plan is None:
             return True
-        if self.setting is None:
+        if self.setting is None or not self._of_weights:
             return False
         return self.setting.covers(self.policy.coefficients, rolling=self.update_window is not None)
 

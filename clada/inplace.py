@@ -104,10 +104,13 @@ def sparse(
         raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
     check_head(model)
     parts = anatomy(model)
-    found, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
+    looked_up = plan is None
+    resolved, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
     dtype = str(model.dtype).removeprefix("torch.")
-    choice = choose(method, found, coefficients, vocabulary_of(model), dtype, max_loss, keep)
-    policy = choice.policy(norms_of(parts))
+    choice = choose(method, resolved, coefficients, vocabulary_of(model), dtype, max_loss, keep)
+    norms = norms_of(parts)
+    is_of_weights(model, norms, resolved, looked_up=looked_up)
+    policy = choice.policy(norms)
     run = _Run(model, policy, Sparse(policy, prompt))
     if method_of(method).predicted and found is not None:
         run.predictors = [table.to(model.device) for table in predictors(found)]

@@ -165,6 +165,27 @@ def test_logits_that_are_no_numbers_are_refused():
         next(head.generate(PROMPT, 2))
 
 
+def test_a_plan_belongs_to_the_weights(smollm2):
+    model, tokenizer = smollm2
+    assert Engine(model, tokenizer, coefficients="none", dtype="int8").measured
+    changed = copy.deepcopy(model)
+    changed.name_or_path = model.name_or_path
+    # As an edit that leaves no trace in the tensor's version: one neuron of one layer.
+    changed.model.layers[7].mlp.down_proj.weight.data[:, 11] *= 3
+    with pytest.raises(InputError, match="the weights of this model are not those of smollm2-135m"):
+        Engine(changed, tokenizer, coefficients="none", dtype="int8")
+    with pytest.raises(InputError, match="not those of smollm2-135m"), clada.sparse(changed, coefficients="none"):
+        pass
+    given_plan, _ = plan_and_rule(model, "clada", None, "none")
+    with pytest.warns(UserWarning, match="made of other weights of smollm2-135m"):
+        engine = Engine(changed, tokenizer, plan=given_plan, coefficients="none", dtype="int8")
+    assert not engine.measured
+    assert Engine(changed, tokenizer, plan="none", coefficients="none", dtype="int8").measured
+    with clada.sparse(model.to(torch.bfloat16), coefficients="none"):  # rounded, but the same
+        pass
+    model.float()
+
+
 def test_devices_threads_heads_and_lengths_are_checked():
     model = tiny_model("llama")
 

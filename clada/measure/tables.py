@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from clada.methods.plan import GRID, Plan
 from clada.methods.rules import magnitude
-from clada.methods.selection import norms_of
+from clada.methods.selection import norms_of, weight_sums
 from clada.models.architectures import anatomy
 from clada.models.hooks import evaluating
 from clada.models.open import model_revision
@@ -35,7 +35,7 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("clada", "torch", "transformers")}
 
 
-@torch.inference_mode()
+def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
     """Statistics of a text that thresholds are looked up in; see `_tabulate`, which runs in evaluation mode."""
     with evaluating(model):
         return _tabulate(model, name, windows, provenance)
@@ -43,7 +43,6 @@ def package_versions() -> dict[str, str]:
 
 @torch.inference_mode()
 def _tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
-def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
     """Statistics of a text that thresholds are looked up in; a plan without settings.
 
     Args:
@@ -151,5 +150,6 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
     loads = np.stack([np.concatenate(surprisal), np.concatenate(entropy)])
     names = ("surprisal_bits", "entropy_bits")
     quantiles = {str(q): dict(zip(names, np.quantile(loads, q, axis=1).tolist(), strict=True)) for q in LOAD_QUANTILES}
-    provenance = {**provenance, "window": WINDOW, "packages": package_versions()}
+    sums = weight_sums(model, weights)
+    provenance = {**provenance, "window": WINDOW, "packages": package_versions(), "weights": sums}
     return Plan(name, model_revision(name), (), quantiles, tables, provenance)
