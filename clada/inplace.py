@@ -189,9 +189,11 @@ class _Run:
         if self.counted.paused:
             return None
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:  # embeddings: nothing says which tokens these are
+        embeddings = kwargs.get("inputs_embeds")
+        tokens = embeddings if ids is None else ids
+        if tokens is None:  # the model will say so
             return None
-        self.shape = tuple(ids.shape)
+        self.shape = tuple(tokens.shape[:2])
         past = kwargs.get("past_key_values")
         follows = past is not None and past.get_seq_length() > 0
         if not follows:
@@ -202,7 +204,7 @@ class _Run:
                 kwargs = self._attend(kwargs)
             mask = kwargs.get("attention_mask") if self.counted.real is None else self.counted.real
             self.real = None if mask is None else mask[:, -self.shape[1] :].flatten().bool()
-            self.counted.tokens += ids.numel() if self.real is None else int(self.real.sum())
+            self.counted.tokens += self.shape[0] * self.shape[1] if self.real is None else int(self.real.sum())
         elif kind := self.policy.statistics:
             cut = self.counted.prompt_is_cut
             mask = kwargs.get("attention_mask")
@@ -220,15 +222,22 @@ class _Run:
             found, self.statistics = self.statistics, None
             self.needed = self.policy.needed(found.found)
 
-    def _select(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> Selection:
-        """What tokens [B, T] need, given the loads of each."""
+    def _select(self, ids: torch.Tensor | None, args: Any, kwargs: dict[str, Any]) -> Selection:
+        """What tokens [B, T] need, given the loads of each; ids are None where embeddings are given in their place."""
         if self.policy.shares.prompt and self.needed is None:
             raise InputError(
                 f"method {self.policy.method} chooses neurons by a prompt that runs dense; use prompt='dense' first"
             )
         # A prompt of one sequence may be gone on with by several.
-        repeated = None if self.needed is None else np.repeat(self.needed, ids.numel() // len(self.needed), 0)
+        tokens = self.shape[0] * self.shape[1]
+        repeated = None if self.needed is None else np.repeat(self.needed, tokens // len(self.needed), 0)
         rule = self.policy.coefficients
+        if ids is None:
+            if rule.lambda_ or rule.gamma:
+                raise InputError(
+                    "the load of tokens that come as embeddings is not known; give input_ids, or coefficients 'none'"
+                )
+            return self.policy.selection([(False, False)] * tokens, repeated)
         if self.shape[1] == 1 or not (rule.lambda_ or rule.gamma):
             return self.policy.selection(self._loads(ids, None), repeated)
         # A token's load is known from the token before, whose logits depend on its own load, and so on. Every pass

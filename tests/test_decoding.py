@@ -219,3 +219,34 @@ def test_devices_threads_heads_and_lengths_are_checked():
     with pytest.raises(InputError, match="-1 new tokens"):
         ready.prefill([PROMPT], -1)
     assert list(ready.generate(PROMPT, 0)) == []
+
+
+@pytest.mark.parametrize("method", ["clada", "griffin"])
+def test_embeddings_in_the_place_of_ids_are_sparse_or_refused(method):
+    model = tiny_model("llama", seed=2)
+    shares = Shares(prompt=0.4) if method == "griffin" else Shares(neurons=0.2)
+    plan = plan_of(model, shares, methods=(method,))
+    ids = torch.tensor([PROMPT])
+    embeddings = model.get_input_embeddings()(ids)
+    with clada.sparse(model, plan, "none", method=method) as run:
+        if method == "griffin":
+            model(inputs_embeds=embeddings)
+            chosen = run.tokens
+            run.prompt = "sparse"
+            found = model(inputs_embeds=embeddings).logits
+            run.prompt = "dense"
+            model(ids)
+            run.prompt = "sparse"
+            expected = model(ids).logits
+            assert chosen == 0
+        else:
+            run.prompt = "sparse"
+            found, expected = model(inputs_embeds=embeddings).logits, model(ids).logits
+        assert run.tokens == 2 * len(PROMPT)
+        assert run.active_fraction < 1
+    assert torch.equal(found, expected)
+    if method == "clada":
+        rule = Coefficients(-0.5, 0.0, 3.0, 3.0)
+        refused = pytest.raises(InputError, match="load of tokens that come as embeddings is not known; give input_ids")
+        with refused, clada.sparse(model, plan, rule, prompt="sparse"):
+            model(inputs_embeds=embeddings)
