@@ -1,7 +1,7 @@
 """From a model and a method's name to what decodes: plan, load rule, policy, packed weights and decoder.
 
-    choose      what a method leaves out, and by which load rule
-    assemble    weights laid out for some choices, and their decoders
+`choose` says what a method leaves out and by which load rule; `assemble` lays out weights for some choices and gives
+each a decoder.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def plan_and_rule(
     Raises:
         InputError: neither is known, or one is another model's.
     """
-    found = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
+    resolved = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
     if not isinstance(coefficients, Coefficients):
         coefficients = resolve_coefficients(coefficients, model.name_or_path)
     return resolved, coefficients
@@ -196,9 +196,7 @@ def vocabulary_of(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def assemble(
-    model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu"
-) -> list[Parts]:
+def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu") -> list[Parts]:
     """Pack a model for methods that will decode it.
 
     All that read the same layout read the same weights, as where these lie in memory can make some per cent of speed;

@@ -112,8 +112,8 @@ def sparse(
     is_of_weights(model, norms, resolved, looked_up=looked_up)
     policy = choice.policy(norms)
     run = _Run(model, policy, Sparse(policy, prompt))
-    if method_of(method).predicted and found is not None:
-        run.predictors = [table.to(model.device) for table in predictors(found)]
+    if method_of(method).predicted and resolved is not None:
+        run.predictors = [table.to(model.device) for table in predictors(resolved)]
     if choice.basis is not None:
         screen = Screen.of(parts.head.weight.detach().float().cpu(), choice.basis)
         run.screen = [tensor.to(parts.head.weight.device) for tensor in screen.wide()]
@@ -151,7 +151,7 @@ class PromptStatistics:
         self.kind, self.down_norm, self.shape = kind, down_norm, shape
         self.length = shape[1] if cut else shape[1] - 1
         self.real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
-        self.found = np.zeros((shape[0], *down_norm.shape), np.float32)
+        self.values = np.zeros((shape[0], *down_norm.shape), np.float32)
 
     def add(self, layer: int, h: torch.Tensor) -> None:
         """Of one layer, activations [B * T, N] in any shape."""
@@ -159,7 +159,7 @@ class PromptStatistics:
         for b, z in enumerate(rows):
             z = z[self.real[b, : self.length].to(z.device)]
             if len(z):
-                self.found[b, layer] = neuron_statistics(z, self.kind, self.down_norm[layer])
+                self.values[b, layer] = neuron_statistics(z, self.kind, self.down_norm[layer])
 
 
 class _Run:
@@ -219,8 +219,8 @@ class _Run:
         logits = getattr(output, "logits", None)  # None: the pass failed
         self.previous = None if logits is None else logits[:, -1].detach()
         if self.statistics is not None:
-            found, self.statistics = self.statistics, None
-            self.needed = self.policy.needed(found.found)
+            statistics, self.statistics = self.statistics, None
+            self.needed = self.policy.needed(statistics.values)
 
     def _select(self, ids: torch.Tensor | None, args: Any, kwargs: dict[str, Any]) -> Selection:
         """What tokens [B, T] need, given the loads of each; ids are None where embeddings are given in their place."""
@@ -248,11 +248,11 @@ class _Run:
             for _ in range(self.shape[1]):
                 self.selection = self.policy.selection(loads, repeated)
                 past = copy.deepcopy(kwargs.get("past_key_values"))
-                own = {**kwargs, "past_key_values": past, "labels": None, "logits_to_keep": 0}
-                found = self._loads(ids, self.model(*args, **own).logits)
-                if found == loads:
+                options = {**kwargs, "past_key_values": past, "labels": None, "logits_to_keep": 0}
+                settled = self._loads(ids, self.model(*args, **options).logits)
+                if settled == loads:
                     break
-                loads = found
+                loads = settled
         finally:
             self.inside = False
         return self.policy.selection(loads, repeated)
@@ -270,9 +270,9 @@ class _Run:
             for row, load in zip(rows, self._load(before, ids[:, 0]), strict=True):
                 row[0] = load
         if logits is not None:
-            found = self._load(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            following = self._load(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
             for b, row in enumerate(rows):
-                row[1:] = found[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1]
+                row[1:] = following[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1]
         return [load for row in rows for load in row]
 
     def _load(self, logits: torch.Tensor, ids: torch.Tensor) -> list[tuple[bool, bool]]:

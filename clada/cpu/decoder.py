@@ -109,33 +109,9 @@ def new_cache(weights: Weights) -> DynamicCache:
     return kind(config=weights.model.config)
 
 
-def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
-    """Fill a cache with tokens [1, T], a piece after the other.
-
-    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
-    """
-    for piece in ids.split(PIECE, dim=1):
-        weights.stack(piece, past_key_values=cache, use_cache=True)
-
-
-@dataclass
-class _Memory:
-    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
 def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
     """Refuse tokens without an embedding, in whose place memory beyond the table would be read.
 
-def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
-    """Fill a cache with tokens [1, T], a piece after the other.
-
-    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
-    """
-    for piece in ids.split(PIECE, dim=1):
-        weights.stack(piece, past_key_values=cache, use_cache=True)
-
-
-@dataclass
-class _Memory:
-    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
     Raises:
         InputError: one of them has none.
     """
@@ -148,6 +124,18 @@ class _Memory:
         )
 
 
+def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
+    """Fill a cache with tokens [1, T], a piece after the other.
+
+    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
+    """
+    for piece in ids.split(PIECE, dim=1):
+        weights.stack(piece, past_key_values=cache, use_cache=True)
+
+
+@dataclass
+class _Memory:
+    """Of `Decoder`: buffers, cosines and sines from position `rotary_begin` on, and the last step's arguments."""
 
     scratch: Scratch
     rotary: np.ndarray
@@ -188,6 +176,8 @@ class Decoder:
     def __init__(self, weights: Weights, threads: int) -> None:
         self.weights = weights
         self.team = Team(threads)
+        # The team, its barriers, the hooks of a prefill and the gathered rows are one for all states.
+        self.lock = threading.RLock()
         self._gathered: _Gathered | None = None
 
     @torch.inference_mode()
@@ -202,6 +192,8 @@ class Decoder:
             dense: a selection that leaves nothing out.
             statistics: kind of `prompt_statistics` to collect.
         """
+        for prompt in prompts:
+            check_tokens(self.weights, prompt)
         longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
         memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
         collected = []
@@ -216,10 +208,6 @@ class Decoder:
         return_memory()
         kept = None if statistics is None else np.stack([values for values in collected if values is not None])
         state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), kept, memory)
-        for prompt in prompts:
-            check_tokens(self.weights, prompt)
-        # The team, its barriers, the hooks of a prefill and the gathered rows are one for all states.
-        self.lock = threading.RLock()
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
@@ -232,6 +220,7 @@ class Decoder:
             selection: which rows they need; its arrays must not change afterwards. Rows of `needed` neurons are copied,
                 as much memory again as they have, and kept until other ones are asked for.
         """
+        check_tokens(self.weights, tokens)
         memory, scratch = state.memory, state.memory.scratch
         for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):
             if len(sequence) >= memory.rotary_begin + len(memory.rotary):
@@ -244,7 +233,6 @@ class Decoder:
             if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
                 tensors, selection = self._gather(selection)
             self.team.run(decode_step, *memory.unpacked(tensors, self.weights.constants, scratch, selection))
-        check_tokens(self.weights, tokens)
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.

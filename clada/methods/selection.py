@@ -127,8 +127,8 @@ def prompt_statistics(
     if kind is None:
         yield None
         return
-    found = np.zeros(down_norm.shape, np.float32)
-    seen = [0] * len(found)  # tokens, of each layer
+    values = np.zeros(down_norm.shape, np.float32)
+    seen = [0] * len(values)  # tokens, of each layer
 
     def hook_of(layer: int) -> Any:
         def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -136,15 +136,15 @@ def prompt_statistics(
             part = neuron_statistics(z, kind, down_norm[layer])
             if seen[layer]:  # both kinds are roots of sums or means of squares
                 before, now = (1, 1) if kind == "flocking" else np.array([seen[layer], len(z)]) / (seen[layer] + len(z))
-                part = np.sqrt(before * found[layer] ** 2 + now * part**2)
-            found[layer] = part
+                part = np.sqrt(before * values[layer] ** 2 + now * part**2)
+            values[layer] = part
             seen[layer] += len(z)
 
         return hook
 
     handles = [module.register_forward_pre_hook(hook_of(i)) for i, module in enumerate(down_projections)]
     try:
-        yield found
+        yield values
     finally:
         for handle in handles:
             handle.remove()
