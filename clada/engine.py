@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 
 from clada.assembly import assemble, check_head, choose, device_of, is_of_weights, plan_and_rule, vocabulary_of
 from clada.cpu.decoder import Outcome, State
@@ -30,6 +29,7 @@ from clada.methods.policy import RollingLoad
 from clada.methods.registry import check_method
 from clada.models.architectures import check_length, family_of
 from clada.sampling import GREEDY, Sampling
+from clada.streaming import TextStream, special_ids
 from clada.system.machine import available_cores, set_threads
 
 
@@ -107,7 +107,6 @@ class Engine:
             raise InputError(f"unknown dtype '{dtype}'; use {', '.join(DTYPES)}")
         family_of(model.config)
         check_head(model)
-        check_generation_config(model.generation_config)
         if model.dtype != torch.float32:
             raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
         if tokenizer is not None and not tokenizer.is_fast:
@@ -134,6 +133,7 @@ class Engine:
         )  # fmt: skip
         self._of_weights = is_of_weights(model, self.weights, self.plan, looked_up=looked_up)
         self._neurons = self.weights.down_norm.size
+        self._special = frozenset[int]() if tokenizer is None else special_ids(tokenizer)
         # The first step compiles the kernels, or loads them; without this one that would count as prefill.
         self.decoder.prefill([[0]], 0, self.policy.dense(1))
 
@@ -254,6 +254,11 @@ class Engine:
                 ids = self.tokenizer(prompt, verbose=False)["input_ids"]
         if not ids:
             raise InputError("the prompt is empty; give a text with at least one character")
+        rows = self.weights.embedding_rows
+        beyond = next((i for i in ids if not 0 <= i < rows), None)
+        if beyond is not None:
+            remedy = "use the model's own tokenizer, or model.resize_token_embeddings before the engine is made"
+            raise InputError(f"the prompt has token ids outside the vocabulary of {rows:,} ({beyond}); {remedy}")
         return list(ids)
 
     def check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -262,19 +267,14 @@ class Engine:
         Raises:
             InputError: there are none.
             ModelError: one does not fit with the new tokens.
-        rows = self.weights.embedding_rows
-        beyond = next((i for i in ids if not 0 <= i < rows), None)
-        if beyond is not None:
-            remedy = "use the model's own tokenizer, or model.resize_token_embeddings before the engine is made"
-            raise InputError(f"the prompt has token ids outside the vocabulary of {rows:,} ({beyond}); {remedy}")
         """
         if not prompts:
             raise InputError("there are no prompts; give at least one")
+        if max_new_tokens < 0:
+            raise InputError(f"{max_new_tokens} new tokens are none; give at least 1")
         for prompt in prompts:
             check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
 
-        if max_new_tokens < 0:
-            raise InputError(f"{max_new_tokens} new tokens are none; give at least 1")
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> State:
         """Run prompts, dense.
 
@@ -291,19 +291,27 @@ class Engine:
         return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
 
     def decode(self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[tuple[int, Step]]:
-        """Decode from a state, which moves along; ends and steps as in `generate_batch`."""
+        """Decode from a state, which moves along; ends and steps as in `generate_batch`.
+
+        Args:
+            state: from `prefill`.
+            max_new_tokens: at most so many for each prompt; `prefill` was asked for room for them.
+            sampling: how tokens are chosen.
+        """
         choosers = [sampling.chooser() for _ in state.tokens]
-        texts = [_TextStream(self.tokenizer, tokens) for tokens in state.tokens]
+        texts = [TextStream(self.tokenizer, tokens, self._special) for tokens in state.tokens]
         rules = [self._load_rule() for _ in state.tokens]
+        stops = self._stop_ids()
 
         def sampler(outcome: Outcome, going: Sequence[int]) -> list[int]:
             return [choosers[i](outcome.logits[row], int(outcome.best[row])) for row, i in enumerate(going)]
 
-        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, self._stop_ids())
-        for record in decoded:
+        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, stops)
+        for number, record in enumerate(decoded, 1):
             active = state.outcome.active / self._neurons
             for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
-                yield i, Step(token, texts[i](token), surprisal, entropy, float(active[row]), *loads)
+                text = texts[i](token, last=token in stops or number == max_new_tokens)
+                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads)
 
     def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
         coefficients = self.policy.coefficients
@@ -316,14 +324,3 @@ class Engine:
         """Tokens that end a text: those of the generation config, as in transformers' generate."""
         listed = self._generation_config.eos_token_id
         return set(listed if isinstance(listed, list) else [listed]) - {None}
-
-
-class _TextStream:
-    """Token ids to the text they complete, in the context of the prompt (a word's leading space depends on it)."""
-
-    def __init__(self, tokenizer: Any, prompt_ids: list[int]) -> None:
-        self.tokenizer = tokenizer and tokenizer.backend_tokenizer
-        self.stream = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
-
-    def __call__(self, token: int) -> str:
-        return "" if self.tokenizer is None else self.stream.step(self.tokenizer, token) or ""

@@ -58,6 +58,69 @@ def expected_text(tokenizer, prompt, new):
 # -- text as it comes ------------------------------------------------------------------------------------------------
 
 
+def test_a_prompt_that_ends_inside_a_character_goes_on_with_the_character(smollm2):
+    _, tokenizer = smollm2
+    ids = tokenizer("The price in 日本 is 3 € 😀 today")["input_ids"]
+    for cut in range(1, len(ids)):
+        prompt, new = ids[:cut], ids[cut:]
+        pieces = streamed(tokenizer, prompt, new)
+        assert "".join(pieces) == expected_text(tokenizer, prompt, new)
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    broken = next(cut for cut in range(len(ids)) if tokenizer.decode(ids[:cut]).endswith("\N{REPLACEMENT CHARACTER}"))
+    assert streamed(tokenizer, ids[:broken], ids[broken:])[-1] != ""
+
+
+def test_what_ends_inside_a_character_is_given_out_as_it_is(smollm2):
+    _, tokenizer = smollm2
+    ids = tokenizer("a 😀")["input_ids"]
+    cut = next(n for n in range(2, len(ids)) if tokenizer.decode(ids[:n]).endswith("\N{REPLACEMENT CHARACTER}"))
+    pieces = streamed(tokenizer, ids[:1], ids[1:cut])
+    assert pieces[-1].endswith("\N{REPLACEMENT CHARACTER}")
+    assert tokenizer.decode(ids[:1]) + "".join(pieces) == tokenizer.decode(ids[:cut])
+
+
+def test_bytes_that_are_no_text_come_as_the_tokenizer_decodes_them(byte_fallback):
+    ids = {name: byte_fallback.convert_tokens_to_ids(name) for name in ("<0x0A>", "<0xF0>", "a", "▁a", "é", "▁")}
+    new = [ids["<0x0A>"], ids["<0xF0>"], ids["a"]]
+    pieces = streamed(byte_fallback, [ids["▁a"]], new)
+    assert "".join(pieces) == byte_fallback.decode([ids["▁a"], *new])[1:] == "\N{REPLACEMENT CHARACTER}" * 2 + "a"
+    emoji = [byte_fallback.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "😀".encode()]
+    assert streamed(byte_fallback, [ids["▁a"]], [*emoji, ids["▁"], ids["é"]]) == ["", "", "", "", "😀 ", "é"]
+    assert streamed(byte_fallback, [ids["▁a"]], emoji) == ["", "", "", "😀"]
+    assert streamed(byte_fallback, [ids["▁a"], *emoji[:2]], [*emoji[2:], ids["a"]]) == ["", "", "😀a"]
+
+
+@pytest.mark.parametrize("which", ["bytes", "fallback"])
+def test_pieces_put_together_are_the_text_whatever_the_tokens(which, smollm2, byte_fallback):
+    tokenizer = smollm2[1] if which == "bytes" else byte_fallback
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        ids = rng.integers(0, len(tokenizer), 40).tolist()
+        if which == "bytes":  # single bytes are the first tokens but the special ones
+            ids = np.where(rng.random(40) < 0.6, rng.integers(17, 273, 40), ids).tolist()
+        cut = int(rng.integers(1, 20))
+        assert "".join(streamed(tokenizer, ids[:cut], ids[cut:])) == expected_text(tokenizer, ids[:cut], ids[cut:])
+
+
+def test_a_long_text_is_decoded_by_its_end(smollm2, monkeypatch):
+    _, tokenizer = smollm2
+    decoded = []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **options: decoded.append(len(ids)) or decode(ids, **options))
+    new = tokenizer("The minister said on Monday that the railway line would be late again. " * 40)["input_ids"]
+    assert "".join(streamed(tokenizer, new[:300], new)) == decode(new)
+    assert sum(decoded) < 2 * 300 + 10 * len(new)
+
+
+def test_the_engine_streams_the_text_of_its_tokens(smollm2):
+    model, tokenizer = smollm2
+    engine = Engine(model, tokenizer, plan="none", coefficients="none", dtype="int8")
+    ids = tokenizer("Write ten emojis: 😀😁")["input_ids"][:-1]
+    steps_ = list(engine.generate(ids, 24, temperature=1.5, seed=3))
+    new = [step.token_id for step in steps_]
+    assert "".join(step.token for step in steps_) == expected_text(tokenizer, ids, new)
+
+
 # -- how tokens are chosen -------------------------------------------------------------------------------------------
 
 
