@@ -28,7 +28,7 @@ from clada.methods.plan import Plan
 from clada.methods.policy import RollingLoad
 from clada.methods.registry import check_method
 from clada.models.architectures import check_length, family_of
-from clada.sampling import GREEDY, Sampling
+from clada.sampling import GREEDY, Chooser, Sampling, check_generation_config, processors_of
 from clada.streaming import TextStream, special_ids
 from clada.system.machine import available_cores, set_threads
 
@@ -107,6 +107,7 @@ class Engine:
             raise InputError(f"unknown dtype '{dtype}'; use {', '.join(DTYPES)}")
         family_of(model.config)
         check_head(model)
+        check_generation_config(model.generation_config)
         if model.dtype != torch.float32:
             raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
         if tokenizer is not None and not tokenizer.is_fast:
@@ -290,21 +291,25 @@ class Engine:
         dense = self.policy.dense(len(prompts))
         return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
 
-    def decode(self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[tuple[int, Step]]:
+    def decode(
+        self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY, first: int = 0
+    ) -> Iterator[tuple[int, Step]]:
         """Decode from a state, which moves along; ends and steps as in `generate_batch`.
 
         Args:
             state: from `prefill`.
             max_new_tokens: at most so many for each prompt; `prefill` was asked for room for them.
             sampling: how tokens are chosen.
+            first: number of the first prompt among all that are sampled with this seed, where batches follow another.
         """
-        choosers = [sampling.chooser() for _ in state.tokens]
+        choosers = self._choosers(state, max_new_tokens, sampling, first)
         texts = [TextStream(self.tokenizer, tokens, self._special) for tokens in state.tokens]
         rules = [self._load_rule() for _ in state.tokens]
         stops = self._stop_ids()
 
         def sampler(outcome: Outcome, going: Sequence[int]) -> list[int]:
-            return [choosers[i](outcome.logits[row], int(outcome.best[row])) for row, i in enumerate(going)]
+            best, ids = outcome.best, state.tokens
+            return [choosers[i](outcome.logits[row], int(best[row]), ids[row]) for row, i in enumerate(going)]
 
         decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, stops)
         for number, record in enumerate(decoded, 1):
@@ -312,6 +317,16 @@ class Engine:
             for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
                 text = texts[i](token, last=token in stops or number == max_new_tokens)
                 yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads)
+
+    def _choosers(self, state: State, max_new_tokens: int, sampling: Sampling, first: int) -> list[Chooser]:
+        """How the tokens of each sequence are chosen, by the sampling and the model's generation config."""
+        check_generation_config(self._generation_config)
+        return [
+            sampling.chooser(
+                first + i, processors_of(self.weights.model, self._generation_config, tokens, max_new_tokens)
+            )
+            for i, tokens in enumerate(state.tokens)
+        ]
 
     def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
         coefficients = self.policy.coefficients

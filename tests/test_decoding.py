@@ -124,7 +124,108 @@ def test_the_engine_streams_the_text_of_its_tokens(smollm2):
 # -- how tokens are chosen -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 2.0},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"suppress_tokens": "greedy"},
+        {"begin_suppress_tokens": "greedy"},
+        {"bad_words_ids": "greedy"},
+        {"eos_token_id": "third", "min_new_tokens": 8},
+        {"eos_token_id": "third", "min_length": 50},
+        {"forced_eos_token_id": 7},
+        {"sequence_bias": "greedy"},
+        {"eos_token_id": 5, "exponential_decay_length_penalty": (4, 3.0)},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_generation_configs_are_obeyed_as_transformers_greedy_does(options):
+    model = tiny_model("llama", seed=3)
+    free = transformers_greedy(model, PROMPT, 12)
+    options = dict(options)
+    for name, value in options.items():
+        if value == "greedy":
+            chosen = {"bad_words_ids": [[free[0]], free[1:3]], "sequence_bias": [[[free[0]], -50.0]]}
+            options[name] = chosen.get(name, free[:2])
+        elif value == "third":
+            options[name] = free[2]
+    for name, value in options.items():
+        setattr(model.generation_config, name, value)
+    expected = transformers_greedy(model, PROMPT, 12)
+    engine = Engine(model, None, plan="none", coefficients="none")
+    found = list(engine.generate(PROMPT, 12))
+    assert [step.token_id for step in found] == expected
+    assert expected != free
+    # Surprisal and entropy are those of the raw softmax.
+    state = engine.prefill([PROMPT], 1)
+    assert found[0].surprisal_bits == state.outcome.load(0, expected[0])[0]
+    several = [[], []]
+    for index, step in engine.generate_batch([PROMPT, tokens(45, seed=1)], 12):
+        several[index].append(step.token_id)
+    assert several == [expected, transformers_greedy(model, tokens(45, seed=1), 12)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_beams", 4), ("guidance_scale", 1.5), ("stop_strings", ["."]), ("max_time", 3.0), ("penalty_alpha", 0.6)],
+)
+def test_what_a_generation_config_asks_for_in_vain_is_refused_by_name(name, value):
+    model = tiny_model("llama")
+    engine = Engine(model, None, plan="none", coefficients="none")
+    setattr(model.generation_config, name, value)
+    with pytest.raises(InputError, match=f"asks for {name}=.*which the engine does not do"):
+        Engine(model, None, plan="none", coefficients="none")
+    with pytest.raises(InputError, match=f"set model.generation_config.{name} to None"):
+        list(engine.generate(PROMPT, 2))
+    setattr(model.generation_config, name, None)
+    model.generation_config.repetition_penalty = -1.0
+    with pytest.raises(InputError, match=r"generation config cannot be used .*strictly positive float"):
+        list(engine.generate(PROMPT, 2))
+
+
+def test_every_prompt_of_a_batch_draws_for_itself():
+    engine = Engine(tiny_model("llama"), None, plan="none", coefficients="none")
+    sampling = Sampling(temperature=1.0, seed=1)
+
+    def texts(prompts, first=0):
+        found = [[] for _ in prompts]
+        state = engine.prefill(prompts, 12)
+        for index, step in engine.decode(state, 12, sampling, first):
+            found[index].append(step.token_id)
+        return found
+
+    four = texts([PROMPT] * 4)
+    assert len(set(map(tuple, four))) == 4
+    assert texts([PROMPT] * 4) == four
+    assert texts([PROMPT]) == four[:1] == [[s.token_id for s in engine.generate(PROMPT, 12, temperature=1.0, seed=1)]]
+    # However many are decoded side by side, a prompt's own stream goes with its number.
+    assert texts([PROMPT] * 2) + texts([PROMPT] * 2, first=2) == four
+
+
 # -- one iterator ----------------------------------------------------------------------------------------------------
+
+
+def test_teacher_forcing_is_a_sampler_and_its_loss_that_of_generation():
+    model = tiny_model("llama", seed=5)
+    model.generation_config.eos_token_id = None
+    plan = plan_of(model, Shares(neurons=0.3), {"0.7": {"surprisal_bits": 5.0, "entropy_bits": 5.0}})
+    engine = Engine(model, None, plan=plan, coefficients=Coefficients(-0.5, 0.2))
+    free = list(engine.generate(PROMPT, 10, temperature=1.0, seed=2))
+    ids = [step.token_id for step in free]
+    state = engine.prefill([PROMPT], 10)
+    records = list(steps(engine.decoder, engine.policy, state, given([[i] for i in ids]), 10))
+    assert [r.tokens for r in records] == [[i] for i in ids]
+    assert [r.surprisal[0] for r in records] == [step.surprisal_bits for step in free]
+    assert [r.loads[0] for r in records] == [(step.load_surprisal, step.load_entropy) for step in free]
+    assert len({load for r in records for load in r.loads}) > 1
+    scorer = Scorer(engine.decoder, [PROMPT + ids], len(PROMPT), engine.policy)
+    loss = scorer.score(engine.policy)
+    assert loss.surprisal[0].tolist() == [step.surprisal_bits for step in free]
+    assert loss.entropy[0].tolist() == [step.entropy_bits for step in free]
+    assert loss.active == pytest.approx(np.mean([step.active_fraction for step in free[:-1]]), rel=1e-12)
 
 
 # -- threads ---------------------------------------------------------------------------------------------------------
