@@ -35,14 +35,8 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("clada", "torch", "transformers")}
 
 
-def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
-    """Statistics of a text that thresholds are looked up in; see `_tabulate`, which runs in evaluation mode."""
-    with evaluating(model):
-        return _tabulate(model, name, windows, provenance)
-
-
 @torch.inference_mode()
-def _tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
+def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance: dict[str, Any]) -> Plan:
     """Statistics of a text that thresholds are looked up in; a plan without settings.
 
     Args:
@@ -96,7 +90,8 @@ def _tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenanc
         for window in tqdm(windows, unit="window", desc="tables", file=sys.stderr):
             ids = torch.tensor(window)
             chosen = torch.from_numpy(sample.choice(len(window) - 1, min(per_window, len(window) - 1), replace=False))
-            hidden = parts.stack(ids[None, :-1], use_cache=False).last_hidden_state[0]
+            with evaluating(model):
+                hidden = parts.stack(ids[None, :-1], use_cache=False).last_hidden_state[0]
             inputs.append(hidden)
             count += len(hidden)
             logits = parts.head(hidden[chosen])
