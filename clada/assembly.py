@@ -1,28 +1,32 @@
 """From a model and a method's name to what decodes: plan, load rule, policy, packed weights and decoder.
 
-choose      what a method leaves out, and by which load rule
-assemble    weights laid out for some choices, and their decoders
+`choose` says what a method leaves out and by which load rule; `assemble` lays out weights for some choices and gives
+each a decoder.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clada.cpu.decoder import Decoder
 from clada.cpu.kernels.arguments import box
 from clada.cpu.pack import Weights, pack
+from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.plan import Plan, Setting, Shares, plan_of
 from clada.methods.policy import Policy, basis_of, make_policy, resolve_shares
 from clada.methods.registry import layout_of, method_of
 from clada.methods.screen import Basis
-from clada.methods.selection import Norms
+from clada.methods.selection import Norms, weight_sums
+from clada.models.open import check_device
 from clada.reference.decoder import TorchDecoder
 
 
@@ -93,8 +97,39 @@ def plan_and_rule(
     Raises:
         InputError: neither is known, or one is another model's.
     """
-    found = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
-    return found, resolve_coefficients(coefficients)
+    resolved = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
+    return resolved, resolve_coefficients(coefficients)
+
+
+def is_of_weights(model: Any, norms: Norms, plan: Plan | None, *, looked_up: bool) -> bool:
+    """Whether a plan was made of the weights that a model holds, which may have changed since its file was opened.
+
+    Args:
+        model: a transformers model.
+        norms: of its weights.
+        plan: which says what weights it was made of; those that do not say are taken at their word.
+        looked_up: the plan was found by the model's name, not given.
+
+    Raises:
+        InputError: a plan that was looked up is of other weights.
+    """
+    if plan is None or "weights" not in plan.provenance:
+        return True
+    # Norms are float32 sums, in an order that depends on the machine; lower precisions round every weight.
+    tolerance = 2e-5 if model.dtype == torch.float32 else 1e-3
+    known, these = plan.provenance["weights"], weight_sums(model, norms)
+    same = [len(row) for row in known] == [len(row) for row in these] and all(
+        np.allclose(a, b, rtol=tolerance, atol=0) for a, b in zip(known, these, strict=True)
+    )
+    if looked_up and not same:
+        raise InputError(
+            f"the weights of this model are not those of {plan.model}, which the plan was made of; save the model and "
+            "make a plan with 'clada calibrate', or use plan 'none' (everything computed)"
+        )
+    if not same:
+        message = f"the plan was made of other weights of {plan.model}: its loss was not measured here"
+        warnings.warn(message, stacklevel=4)
+    return same
 
 
 def choose(
@@ -109,6 +144,49 @@ def choose(
     """What a method leaves out; arguments and errors are those of `clada.methods.policy.resolve_shares`."""
     shares, setting = resolve_shares(method, plan, vocabulary, dtype, max_loss, keep)
     return Choice(method, plan, coefficients, shares, setting)
+
+
+def check_head(model: Any) -> None:
+    """Refuse a model that predicts no words.
+
+    Raises:
+        ModelError: it has no output head.
+    """
+    try:
+        head = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        head = None
+    if head is None:
+        raise ModelError(
+            f"{type(model).__name__} has no output head to predict words with; open the model with clada.load_model or "
+            "AutoModelForCausalLM"
+        )
+
+
+def device_of(model: Any, device: str | torch.device | None) -> str:
+    """Where a model decodes: "cpu", or the name of another device.
+
+    Args:
+        model: a transformers model.
+        device: what the user asked for; None: where the model is.
+
+    Raises:
+        ModelError: torch has no such device here.
+    """
+    asked = model.device if device is None else device
+    try:
+        resolved = torch.device(asked)
+    except (RuntimeError, TypeError):
+        raise ModelError(f"unknown device {asked!r}: choose cpu or cuda") from None
+    if resolved.type == "cpu":
+        return "cpu"
+    if resolved.type == "cuda":
+        check_device("cuda")
+    try:
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ModelError(f"torch cannot compute on device {str(resolved)!r} here: choose cpu or cuda") from None
+    return str(resolved)
 
 
 def vocabulary_of(model: Any) -> int:

@@ -80,7 +80,7 @@ def steps(
     def run() -> Iterator[Record]:
         going, chosen = list(range(len(state.tokens))), needed
         for _ in range(count):
-            record = _decide(state.outcome, going, sampler, rules)
+            record = decide(state.outcome, going, sampler, rules)
             decoder.step(state, record.tokens, policy.selection(record.loads, chosen))
             yield record
             kept = [row for row, token in enumerate(record.tokens) if token not in stops]
@@ -94,8 +94,13 @@ def steps(
     return run()
 
 
-def _decide(outcome: Outcome, going: list[int], sampler: Sampler, rules: Sequence[LoadRule]) -> Record:
-    """The next tokens and their loads."""
+def decide(outcome: Outcome, going: list[int], sampler: Sampler, rules: Sequence[LoadRule]) -> Record:
+    """The next tokens and their loads, before they are run; arguments are those of `steps`.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
+    outcome.check()
     tokens = sampler(outcome, going)
     known = [outcome.load(row, token) for row, token in enumerate(tokens)]
     loads = [rules[sequence](*load) for sequence, load in zip(going, known, strict=True)]

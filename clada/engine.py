@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 
-from clada.assembly import assemble, choose, plan_and_rule, vocabulary_of
+from clada.assembly import assemble, check_head, choose, device_of, is_of_weights, plan_and_rule, vocabulary_of
 from clada.cpu.decoder import Outcome, State
 from clada.cpu.precision import PRECISIONS
 from clada.decoding import steps
@@ -29,7 +28,8 @@ from clada.methods.plan import Plan
 from clada.methods.policy import RollingLoad
 from clada.methods.registry import check_method
 from clada.models.architectures import check_length, family_of
-from clada.sampling import GREEDY, Sampling
+from clada.sampling import GREEDY, Chooser, Sampling, check_generation_config, processors_of
+from clada.streaming import TextStream, special_ids
 from clada.system.machine import available_cores, set_threads
 
 
@@ -82,7 +82,7 @@ class Engine:
 
     Raises:
         ModelError: the model is not supported by the engine; it never runs dense in silence.
-        InputError: a plan of another model, or a plan or coefficients that cannot be used.
+        InputError: a plan of another model, or a plan, coefficients or options that cannot be used.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Engine:
         plan: Plan | str | Path | None = None,
         coefficients: Coefficients | str | Path | None = None,
         dtype: str = "float32",
-        device: str | None = None,
+        device: str | torch.device | None = None,
         threads: int | None = None,
         max_loss: float | None = None,
         keep: float | None = None,
@@ -106,27 +106,35 @@ class Engine:
         if dtype not in PRECISIONS:
             raise InputError(f"unknown dtype '{dtype}'; use {', '.join(PRECISIONS)}")
         family_of(model.config)
+        check_head(model)
+        check_generation_config(model.generation_config)
         if model.dtype != torch.float32:
             raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
         if tokenizer is not None and not tokenizer.is_fast:
             raise InputError("the tokenizer has no fast version, which streaming text needs; give None and token ids")
         if update_window is not None and update_window < 1:
             raise InputError(f"an update window of {update_window} tokens has no quantiles; give at least 1")
+        if threads is not None and threads < 1:
+            raise InputError(f"{threads} threads decode nothing; give at least 1, or None for all cores")
+        on = device_of(model, device)
         threads = threads or available_cores()
         set_threads(threads)
         self.tokenizer, self.method, self.name, self.config = tokenizer, method, model.name_or_path, model.config
         self.update_window = update_window
         self._load_quantiles = (surprisal_quantile, entropy_quantile)
         self._generation_config = model.generation_config
+        looked_up = plan is None
         self.plan, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
         if surprisal_quantile is not None or entropy_quantile is not None:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
         choice = choose(method, self.plan, coefficients, vocabulary_of(model), dtype, max_loss, keep)
-        (parts,) = assemble(model, [choice], dtype, threads, device or str(model.device))
+        (parts,) = assemble(model, [choice], dtype, threads, on)
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip
+        self._of_weights = is_of_weights(model, self.weights, self.plan, looked_up=looked_up)
         self._neurons = self.weights.down_norm.size
+        self._special = frozenset[int]() if tokenizer is None else special_ids(tokenizer)
         # The first step compiles the kernels, or loads them; without this one that would count as prefill.
         self.decoder.prefill([[0]], 0, self.policy.dense(1))
 
@@ -139,11 +147,11 @@ class Engine:
     def measured(self) -> bool:
         """Whether the plan's loss was measured with what is left out here, under this load rule or a more careful one.
 
-        True when nothing is left out.
+        True when nothing is left out; false where the plan was made of other weights.
         """
         if self.plan is None:
             return True
-        if self.setting is None:
+        if self.setting is None or not self._of_weights:
             return False
         return self.setting.covers(self.policy.coefficients, rolling=self.update_window is not None)
 
@@ -231,8 +239,6 @@ class Engine:
                 raise InputError("the prompt holds half a character (a lone surrogate); give text in UTF-8") from None
         if not isinstance(prompt, str):
             ids = [int(i) for i in prompt]
-            if any(not 0 <= i < self.config.vocab_size for i in ids):
-                raise InputError(f"the prompt has token ids outside the vocabulary of {self.config.vocab_size:,}")
         elif not prompt.strip():
             raise InputError(f"the prompt is {'blank' if prompt else 'empty'}; give a text with words in it")
         elif self.tokenizer is None:
@@ -249,6 +255,11 @@ class Engine:
                 ids = self.tokenizer(prompt, verbose=False)["input_ids"]
         if not ids:
             raise InputError("the prompt has no tokens; give it at least one")
+        rows = self.weights.embedding_rows
+        beyond = next((i for i in ids if not 0 <= i < rows), None)
+        if beyond is not None:
+            remedy = "use the model's own tokenizer, or model.resize_token_embeddings before the engine is made"
+            raise InputError(f"the prompt has token ids outside the vocabulary of {rows:,} ({beyond}); {remedy}")
         return list(ids)
 
     def check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -260,6 +271,8 @@ class Engine:
         """
         if not prompts:
             raise InputError("there are no prompts; give at least one")
+        if max_new_tokens < 0:
+            raise InputError(f"{max_new_tokens} new tokens are none; give at least 1")
         for prompt in prompts:
             check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
 
@@ -278,20 +291,42 @@ class Engine:
         dense = self.policy.dense(len(prompts))
         return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
 
-    def decode(self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[tuple[int, Step]]:
-        """Decode from a state, which moves along; ends and steps as in `generate_batch`."""
-        choosers = [sampling.chooser() for _ in state.tokens]
-        texts = [_TextStream(self.tokenizer, tokens) for tokens in state.tokens]
+    def decode(
+        self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY, first: int = 0
+    ) -> Iterator[tuple[int, Step]]:
+        """Decode from a state, which moves along; ends and steps as in `generate_batch`.
+
+        Args:
+            state: from `prefill`.
+            max_new_tokens: at most so many for each prompt; `prefill` was asked for room for them.
+            sampling: how tokens are chosen.
+            first: number of the first prompt among all that are sampled with this seed, where batches follow another.
+        """
+        choosers = self._choosers(state, max_new_tokens, sampling, first)
+        texts = [TextStream(self.tokenizer, tokens, self._special) for tokens in state.tokens]
         rules = [self._load_rule() for _ in state.tokens]
+        stops = self._stop_ids()
 
         def sampler(outcome: Outcome, going: Sequence[int]) -> list[int]:
-            return [choosers[i](outcome.logits[row], int(outcome.best[row])) for row, i in enumerate(going)]
+            best, ids = outcome.best, state.tokens
+            return [choosers[i](outcome.logits[row], int(best[row]), ids[row]) for row, i in enumerate(going)]
 
-        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, self._stop_ids())
-        for record in decoded:
+        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, stops)
+        for number, record in enumerate(decoded, 1):
             active = state.outcome.active / self._neurons
             for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
-                yield i, Step(token, texts[i](token), surprisal, entropy, float(active[row]), *loads)
+                text = texts[i](token, last=token in stops or number == max_new_tokens)
+                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads)
+
+    def _choosers(self, state: State, max_new_tokens: int, sampling: Sampling, first: int) -> list[Chooser]:
+        """How the tokens of each sequence are chosen, by the sampling and the model's generation config."""
+        check_generation_config(self._generation_config)
+        return [
+            sampling.chooser(
+                first + i, processors_of(self.weights.model, self._generation_config, tokens, max_new_tokens)
+            )
+            for i, tokens in enumerate(state.tokens)
+        ]
 
     def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
         coefficients = self.policy.coefficients
@@ -304,14 +339,3 @@ class Engine:
         """Tokens that end a text: those of the generation config, as in transformers' generate."""
         listed = self._generation_config.eos_token_id
         return set(listed if isinstance(listed, list) else [listed]) - {None}
-
-
-class _TextStream:
-    """Token ids to the text they complete, in the context of the prompt (a word's leading space depends on it)."""
-
-    def __init__(self, tokenizer: Any, prompt_ids: list[int]) -> None:
-        self.tokenizer = tokenizer and tokenizer.backend_tokenizer
-        self.stream = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
-
-    def __call__(self, token: int) -> str:
-        return "" if self.tokenizer is None else self.stream.step(self.tokenizer, token) or ""

@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     for begin in range(0, len(prompts), args.batch_size):
         batch = prompts[begin : begin + args.batch_size]
         of_batch = generate(
-            engine, batch, args.max_new_tokens, sampling, stream=not args.json and args.prompt_jsonl is None
+            engine, batch, args.max_new_tokens, sampling, begin, stream=not args.json and args.prompt_jsonl is None
         )
         seconds += of_batch[0]["decode_s"]
         for result in of_batch:
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def generate(
-    engine: Engine, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, *, stream: bool
+    engine: Engine, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, first: int = 0, *, stream: bool
 ) -> list[dict[str, Any]]:
     """Decode prompts side by side and time it; text of a single one goes to stdout as it comes if `stream`.
 
@@ -97,7 +97,7 @@ def generate(
     state = engine.prefill(prompts, max_new_tokens)
     prefilled = time.perf_counter()
     steps: list[list[Step]] = [[] for _ in prompts]
-    for index, step in engine.decode(state, max_new_tokens, sampling):
+    for index, step in engine.decode(state, max_new_tokens, sampling, first):
         steps[index].append(step)
         if stream:
             print(step.token, end="", flush=True)

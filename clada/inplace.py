@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers.activations import ACT2FN
 
-from clada.assembly import choose, plan_and_rule, vocabulary_of
+from clada.assembly import check_head, choose, is_of_weights, plan_and_rule, vocabulary_of
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
 from clada.methods.dejavu import guess, predictors
@@ -29,7 +29,7 @@ from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import Screen, screen_words
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
 from clada.models.anatomy import Layer, anatomy
-from clada.models.hooks import Hooks
+from clada.models.hooks import Hooks, evaluating
 from clada.surprisal import surprisal_and_entropy_bits
 
 PROMPTS = ("dense", "sparse")
@@ -79,7 +79,8 @@ def sparse(
     """Within the block the model computes only what each token needs.
 
     Args:
-        model: any supported transformers model, at any float dtype, on any device; as it was after the block.
+        model: any supported transformers model, at any float dtype, on any device; in evaluation mode within the block,
+            and as it was after it.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
         method: of `clada.methods.registry.EVALUATED`.
@@ -101,14 +102,18 @@ def sparse(
     check_method(method)
     if prompt not in PROMPTS:
         raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
+    check_head(model)
     parts = anatomy(model)
-    found, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
+    looked_up = plan is None
+    resolved, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
     dtype = str(model.dtype).removeprefix("torch.")
-    choice = choose(method, found, coefficients, vocabulary_of(model), dtype, max_loss, keep)
-    policy = choice.policy(norms_of(parts))
+    choice = choose(method, resolved, coefficients, vocabulary_of(model), dtype, max_loss, keep)
+    norms = norms_of(parts)
+    is_of_weights(model, norms, resolved, looked_up=looked_up)
+    policy = choice.policy(norms)
     run = _Run(model, policy, Sparse(policy, prompt))
-    if method_of(method).predicted and found is not None:
-        run.predictors = [table.to(model.device) for table in predictors(found)]
+    if method_of(method).predicted and resolved is not None:
+        run.predictors = [table.to(model.device) for table in predictors(resolved)]
     if choice.basis is not None:
         screen = Screen.of(parts.head.weight.detach().float().cpu(), choice.basis)
         run.screen = [tensor.to(parts.head.weight.device) for tensor in screen.wide()]
@@ -119,7 +124,8 @@ def sparse(
         hooks.after(parts.head, run.at_head)
         for i, layer in enumerate(parts.layers):
             run.hook_layer(hooks, i, layer, ACT2FN[parts.activation])
-        yield run.counted
+        with evaluating(model):
+            yield run.counted
 
 
 class PromptStatistics:
@@ -139,7 +145,7 @@ class PromptStatistics:
         self.kind, self.down_norm, self.shape = kind, down_norm, shape
         self.length = shape[1] if cut else shape[1] - 1
         self.real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
-        self.found = np.zeros((shape[0], *down_norm.shape), np.float32)
+        self.values = np.zeros((shape[0], *down_norm.shape), np.float32)
 
     def add(self, layer: int, h: torch.Tensor) -> None:
         """Of one layer, activations [B * T, N] in any shape."""
@@ -147,7 +153,7 @@ class PromptStatistics:
         for b, z in enumerate(rows):
             z = z[self.real[b, : self.length].to(z.device)]
             if len(z):
-                self.found[b, layer] = neuron_statistics(z, self.kind, self.down_norm[layer])
+                self.values[b, layer] = neuron_statistics(z, self.kind, self.down_norm[layer])
 
 
 class _Run:
@@ -177,9 +183,11 @@ class _Run:
         if self.counted.paused:
             return None
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:  # embeddings: nothing says which tokens these are
+        embeddings = kwargs.get("inputs_embeds")
+        tokens = embeddings if ids is None else ids
+        if tokens is None:  # the model will say so
             return None
-        self.shape = tuple(ids.shape)
+        self.shape = tuple(tokens.shape[:2])
         past = kwargs.get("past_key_values")
         follows = past is not None and past.get_seq_length() > 0
         if not follows:
@@ -190,7 +198,7 @@ class _Run:
                 kwargs = self._attend(kwargs)
             mask = kwargs.get("attention_mask") if self.counted.real is None else self.counted.real
             self.real = None if mask is None else mask[:, -self.shape[1] :].flatten().bool()
-            self.counted.tokens += ids.numel() if self.real is None else int(self.real.sum())
+            self.counted.tokens += self.shape[0] * self.shape[1] if self.real is None else int(self.real.sum())
         elif kind := self.policy.statistics:
             cut = self.counted.prompt_is_cut
             mask = kwargs.get("attention_mask")
@@ -205,18 +213,25 @@ class _Run:
         logits = getattr(output, "logits", None)  # None: the pass failed
         self.previous = None if logits is None else logits[:, -1].detach()
         if self.statistics is not None:
-            found, self.statistics = self.statistics, None
-            self.needed = self.policy.needed(found.found)
+            statistics, self.statistics = self.statistics, None
+            self.needed = self.policy.needed(statistics.values)
 
-    def _select(self, ids: torch.Tensor, args: Any, kwargs: dict[str, Any]) -> Selection:
-        """What tokens [B, T] need, given the loads of each."""
+    def _select(self, ids: torch.Tensor | None, args: Any, kwargs: dict[str, Any]) -> Selection:
+        """What tokens [B, T] need, given the loads of each; ids are None where embeddings are given in their place."""
         if self.policy.shares.prompt and self.needed is None:
             raise InputError(
                 f"method {self.policy.method} chooses neurons by a prompt that runs dense; use prompt='dense' first"
             )
         # A prompt of one sequence may be gone on with by several.
-        repeated = None if self.needed is None else np.repeat(self.needed, ids.numel() // len(self.needed), 0)
+        tokens = self.shape[0] * self.shape[1]
+        repeated = None if self.needed is None else np.repeat(self.needed, tokens // len(self.needed), 0)
         rule = self.policy.coefficients
+        if ids is None:
+            if rule.lambda_ or rule.gamma:
+                raise InputError(
+                    "the load of tokens that come as embeddings is not known; give input_ids, or coefficients 'none'"
+                )
+            return self.policy.selection([(False, False)] * tokens, repeated)
         if self.shape[1] == 1 or not (rule.lambda_ or rule.gamma):
             return self.policy.selection(self._loads(ids, None), repeated)
         # A token's load is known from the token before, whose logits depend on its own load, and so on. Every pass
@@ -227,11 +242,11 @@ class _Run:
             for _ in range(self.shape[1]):
                 self.selection = self.policy.selection(loads, repeated)
                 past = copy.deepcopy(kwargs.get("past_key_values"))
-                own = {**kwargs, "past_key_values": past, "labels": None, "logits_to_keep": 0}
-                found = self._loads(ids, self.model(*args, **own).logits)
-                if found == loads:
+                options = {**kwargs, "past_key_values": past, "labels": None, "logits_to_keep": 0}
+                settled = self._loads(ids, self.model(*args, **options).logits)
+                if settled == loads:
                     break
-                loads = found
+                loads = settled
         finally:
             self.inside = False
         return self.policy.selection(loads, repeated)
@@ -249,9 +264,9 @@ class _Run:
             for row, load in zip(rows, self._load(before, ids[:, 0]), strict=True):
                 row[0] = load
         if logits is not None:
-            found = self._load(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            following = self._load(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
             for b, row in enumerate(rows):
-                row[1:] = found[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1]
+                row[1:] = following[b * (ids.shape[1] - 1) :][: ids.shape[1] - 1]
         return [load for row in rows for load in row]
 
     def _load(self, logits: torch.Tensor, ids: torch.Tensor) -> list[tuple[bool, bool]]:

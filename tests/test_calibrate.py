@@ -235,10 +235,18 @@ SETTING = {
         ("revision", None, ", revision: expected str, got null"),
         ("settings", [{}], ", settings[0]: object missing required field method"),
         ("settings", 3, ", settings: expected array, got int"),
-        ("settings", [SETTING | {"shares": {"neurons": "0.5"}}], ", settings[0].shares.neurons: expected float, got str"),
+        (
+            "settings",
+            [SETTING | {"shares": {"neurons": "0.5"}}],
+            ", settings[0].shares.neurons: expected float, got str",
+        ),
         ("settings", [SETTING | {"shares": {"neurons": 2}}], ": the share 'neurons' is 2.0; shares lie within 0 and 1"),
         ("settings", [SETTING | {"shares": {"neuron": 0.5}}], ": no share is called neuron"),
-        ("settings", [SETTING | {"coefficients": {}}], ", settings[0].coefficients: object missing required field lambda"),
+        (
+            "settings",
+            [SETTING | {"coefficients": {}}],
+            ", settings[0].coefficients: object missing required field lambda",
+        ),
         ("tables_sha256", "0", "smollm2-135m.safetensors does not belong to"),
     ],
 )

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_model
+from test_engine import plan_of
+from tiny_models import tiny_model, tokens
 
+import clada
 from clada.assembly import DENSE
 from clada.cpu.decoder import Decoder
 from clada.cpu.kernels.arguments import READ_HEAD, READ_MLP
@@ -16,7 +18,10 @@ from clada.cpu.kernels.rows import project_inputs
 from clada.cpu.kernels.scalars import fast_exp
 from clada.cpu.kernels.screen import screen_head
 from clada.cpu.pack import pack
+from clada.engine import Engine
 from clada.methods import rules
+from clada.methods.plan import Shares
+from clada.methods.registry import EVALUATED, METHODS, Method
 from clada.methods.screen import Basis, screen_words
 from clada.methods.selection import MLP_INPUT
 from clada.models.architectures import ACTIVATIONS
@@ -235,3 +240,23 @@ def test_rules_are_the_same_on_numpy_and_torch():
         [True, False, True]
     ]
     np.testing.assert_array_equal(rules.magnitude(np.array([-2.0, 3.0]), np.array([0.5, 2.0])), [1.0, 6.0])
+
+
+def test_a_method_is_a_row(monkeypatch):
+    """Nothing but its row says what it leaves out, in the kernels and in place."""
+    row = Method("both tests of neurons", lambda dropped, _words, _alone: Shares(gate=dropped / 4, neurons=dropped))
+    for table in (EVALUATED, METHODS):
+        monkeypatch.setitem(table, "both", row)
+    model = tiny_model("llama", seed=2)
+    model.generation_config.eos_token_id = None
+    prompt, plan = tokens(20, seed=3), plan_of(model)
+    engine = Engine(model, None, method="both", plan=plan, coefficients="none", keep=0.9)
+    assert engine.policy.gate == pytest.approx([0.25] * 3)  # a quarter of a tenth of a table up to 10
+    assert engine.policy.magnitude == pytest.approx([1.0] * 3)
+    steps = list(engine.generate(prompt, 12))
+    with clada.sparse(model, plan, "none", method="both", keep=0.9) as run:
+        ids = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert ids[0, 20:].tolist() == [step.token_id for step in steps]
+    # The engine runs the last token too; a magnitude within rounding of its threshold may fall on either side.
+    assert abs(run.neurons - sum(round(step.active_fraction * 240) for step in steps[:-1])) <= 2
+    assert 0.05 < run.active_fraction < 0.99

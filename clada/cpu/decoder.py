@@ -19,6 +19,7 @@ from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
 from clada.cpu.pack import Weights
 from clada.cpu.precision import Precision
+from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
 from clada.system.machine import aligned, return_memory
 
@@ -44,6 +45,18 @@ class Outcome:
     best: np.ndarray
     active: np.ndarray
     bytes_read: np.ndarray
+
+    def check(self) -> None:
+        """Refuse numbers that are none, which a damaged weight or an overflow makes of all that follows.
+
+        Raises:
+            ModelError: the logits of a sequence are not finite.
+        """
+        if not (np.isfinite(self.log_total).all() and np.isfinite(self.entropy).all()):
+            raise ModelError(
+                "the model's logits are not finite numbers (NaN or infinite), so that nothing is known of its next "
+                "token; load the model again, and in float32"
+            )
 
     def load(self, row: int, token: int) -> tuple[float, float]:
         """Surprisal of a sequence's next token, and the entropy before it, both in bits."""
@@ -103,6 +116,21 @@ class RoundedCache(DynamicCache):
 def new_cache(weights: Weights) -> DynamicCache:
     """An empty cache for a packed model."""
     return RoundedCache(weights.model.config, weights.precision)
+
+
+def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
+    """Refuse tokens without an embedding, in whose place memory beyond the table would be read.
+
+    Raises:
+        InputError: one of them has none.
+    """
+    if not tokens:
+        raise InputError("a sequence without tokens has no next one; give at least one token")
+    if min(tokens) < 0 or max(tokens) >= weights.embedding_rows:
+        raise InputError(
+            f"token ids from {min(tokens):,} to {max(tokens):,} are not all of the model's {weights.embedding_rows:,}; "
+            "use the model's own tokenizer"
+        )
 
 
 def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
@@ -180,6 +208,8 @@ class Decoder:
             dense: a selection that leaves nothing out.
             statistics: kind of `prompt_statistics` to collect.
         """
+        for prompt in prompts:
+            check_tokens(self.weights, prompt)
         longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
         memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
         of_prompts = []
@@ -206,6 +236,7 @@ class Decoder:
             selection: which rows they need; its arrays must not change afterwards. Rows of `needed` neurons are copied,
                 as much memory again as they have, and kept until other ones are asked for.
         """
+        check_tokens(self.weights, tokens)
         memory, scratch = state.memory, state.memory.scratch
         for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):
             if len(sequence) >= memory.rotary_begin + len(memory.rotary):

@@ -71,6 +71,11 @@ class Weights(Norms):
         """Of the weights."""
         return PRECISIONS[self.dtype]
 
+    @property
+    def embedding_rows(self) -> int:
+        """How many tokens have an embedding; the tokenizer may know more, and the configuration say another number."""
+        return len(self.tensors.embedding)
+
     def rotary(self, positions: torch.Tensor) -> np.ndarray:
         """Cosines and sines of positions for the kernels, float32 [n, kinds, 2, rotary width]."""
         if not self.rotary_kinds:
@@ -83,7 +88,7 @@ class _Shell:
 
     def __init__(self, model: Any) -> None:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        self.model: Any = copy.deepcopy(model, shared)
+        self.model: Any = copy.deepcopy(model, shared).eval()  # the caller may be training
         self._names = {module: name for name, module in model.named_modules()}
 
     def replace(self, module: nn.Module, packed: nn.Module) -> None:

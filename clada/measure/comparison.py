@@ -165,10 +165,10 @@ def _decode(entry: Entry, records: Iterable[Record], repeat: int) -> float:
 def _peers(
     model: Any, peers: Sequence[str], dtype: str, threads: int, context: int, stack: ExitStack
 ) -> list[tuple[str, str, str, Any]]:
-    found: list[tuple[str, str, str, Any]] = []
+    opened: list[tuple[str, str, str, Any]] = []
     if "transformers" in peers:
         peer = Transformers(model, threads)
-        found.append(("transformers", peer.version, "float32", peer))
+        opened.append(("transformers", peer.version, "float32", peer))
     if "llama.cpp" in peers:
         for kind in dict.fromkeys((MATCHING[dtype], *INFORMATIVE)):
             if model.name_or_path:
@@ -178,8 +178,8 @@ def _peers(
                 write_gguf(model, path, kind)
             # Room for its own rounding of the context.
             llama = stack.enter_context(LlamaCpp(path, threads, context + 64))
-            found.append(("llama.cpp", llama.version, kind, llama))
-    return found
+            opened.append(("llama.cpp", llama.version, kind, llama))
+    return opened
 
 
 def score(entries: Sequence[Entry], windows: Sequence[Sequence[int]], prompt: int) -> dict[str, tuple[Loss, Loss]]:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from clada.cpu.decoder import Bookmark, Decoder, Outcome, State
-from clada.decoding import given, steps
+from clada.decoding import decide, given, steps
 from clada.methods.policy import Policy
 
 BATCH = 8  # windows side by side: a row of weights is read once for all
@@ -141,13 +141,14 @@ class Scorer:
             return own_tokens(outcome, sequences)
 
         # The last token is scored, but nothing follows that it would have to run for.
-        loads: list[Any] = []
         active = []
+        records = []
         for record in steps(self.decoder, policy, state, sampler, windows.shape[1] - self.prompt - 1):
-            loads.append((record.surprisal, record.entropy))
+            records.append(record)
             active.append(state.outcome.active.copy())
-        last = sampler(state.outcome, range(len(windows)))
-        loads.append(tuple(zip(*(state.outcome.load(row, token) for row, token in enumerate(last)), strict=True)))
+        rules = [policy.coefficients.loads] * len(windows)
+        records.append(decide(state.outcome, list(range(len(windows))), sampler, rules))
+        loads = [(record.surprisal, record.entropy) for record in records]
         surprisal, entropy = np.ascontiguousarray(np.array(loads).transpose(1, 2, 0))
         return surprisal, entropy, np.array(active or [np.zeros(len(windows))], float).T
 

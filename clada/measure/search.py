@@ -46,8 +46,8 @@ SHORT_ROW = 1024
 
 def dtypes_of(method: str, config: Any) -> list[str]:
     """Precisions that need a setting of their own: others have the first one's."""
-    own = method_of(method).settings_by_dtype and words_alone_are_left_out(config, "int8")
-    return [DTYPE, *(["int8"] if own else [])]
+    separate = method_of(method).settings_by_dtype and words_alone_are_left_out(config, "int8")
+    return [DTYPE, *(["int8"] if separate else [])]
 
 
 def words_alone_are_left_out(config: Any, dtype: str) -> bool:
@@ -93,14 +93,14 @@ def search(
         def scorer(part: Sequence[Sequence[int]]) -> Scorer:
             return Scorer(parts.decoder, part, PROMPT, dense, parts.policy.statistics, progress.update)
 
-        held = scorer(windows)
-        held_dense = held.score(dense)
-        best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), held_dense) for budget in budgets}
+        held_out = scorer(windows)
+        dense_loss = held_out.score(dense)
+        best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), dense_loss) for budget in budgets}
         open_budgets = list(budgets)
         for dropped in (*method_of(method).finer, *SHARES):
             shares = shares_of(method, dropped, vocabulary, words_alone)
-            loss = held.score(policy(shares))
-            rise, _, upper = loss.rise(held_dense)
+            loss = held_out.score(policy(shares))
+            rise, _, upper = loss.rise(dense_loss)
             progress.set_postfix_str(f"{dropped:.0%} dropped: {rise:+.2%}, bound {upper:+.2%}")
             open_budgets = [budget for budget in open_budgets if upper <= CAREFUL * budget]
             best.update(dict.fromkeys(open_budgets, (shares, loss)))
@@ -112,22 +112,22 @@ def search(
         chosen = list(dict.fromkeys(shares for shares, _ in best.values()))
         part = scorer(windows[:DIVERGENCE_WINDOWS])
         diverged = dict(zip(chosen, part.score_all([policy(shares) for shares in chosen], dense), strict=True))
-    found = []
+    settings = []
     for budget, (shares, loss) in best.items():
-        rise, _, upper = loss.rise(held_dense)
+        rise, _, upper = loss.rise(dense_loss)
         kl = diverged[shares].kl
         measured = {
             "ppl_rise": rise,
             "ppl_rise_upper": upper,
             "kl_to_dense": 0.0 if kl is None else float(kl.mean()),
-            "dense_perplexity": float(np.exp(held_dense.nll.mean())),
+            "dense_perplexity": float(np.exp(dense_loss.nll.mean())),
             "scored_tokens": loss.tokens,
             "active_fraction": loss.active,
         }
-        found.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), dtype))
+        settings.append(Setting(method, budget, shares, measured, to_json(policy(shares).coefficients), dtype))
 
     def key(setting: Setting) -> tuple[str, str, float]:
         return setting.method, setting.dtype, setting.max_loss
 
-    kept = [s for s in plan.settings if key(s) not in map(key, found)]
-    return replace(plan, settings=tuple(sorted([*kept, *found], key=key)))
+    kept = [s for s in plan.settings if key(s) not in map(key, settings)]
+    return replace(plan, settings=tuple(sorted([*kept, *settings], key=key)))

@@ -16,9 +16,9 @@ from transformers.activations import ACT2FN
 
 from clada.methods.plan import GRID, Plan
 from clada.methods.rules import magnitude
-from clada.methods.selection import Norms, norms_of
+from clada.methods.selection import Norms, norms_of, weight_sums
 from clada.models.anatomy import Anatomy, anatomy
-from clada.models.hooks import Hooks
+from clada.models.hooks import Hooks, evaluating
 from clada.models.open import model_revision
 from clada.surprisal import surprisal_and_entropy_bits
 
@@ -55,12 +55,14 @@ def tabulate(model: Any, name: str, windows: Sequence[Sequence[int]], provenance
     """
     parts = anatomy(model)
     norms = norms_of(parts)
-    observed = _observe(parts, windows, norms.down_norm.shape)
+    with evaluating(model):
+        observed = _observe(parts, windows, norms.down_norm.shape)
     tables = _projection_tables(parts, norms, observed) | _screen_tables(parts, torch.cat(observed.inputs))
     loads = np.stack([np.concatenate(observed.surprisal), np.concatenate(observed.entropy)])
     names = ("surprisal_bits", "entropy_bits")
     quantiles = {str(q): dict(zip(names, np.quantile(loads, q, axis=1).tolist(), strict=True)) for q in LOAD_QUANTILES}
-    provenance = {**provenance, "window": WINDOW, "packages": package_versions()}
+    sums = weight_sums(model, norms)
+    provenance = {**provenance, "window": WINDOW, "packages": package_versions(), "weights": sums}
     return Plan(name, model_revision(name), (), quantiles, tables, provenance)
 
 

@@ -23,7 +23,7 @@ from clada.methods.plan import Plan
 from clada.methods.rules import keeps_neuron, magnitude
 from clada.methods.selection import norms_of
 from clada.models.anatomy import anatomy
-from clada.models.hooks import Hooks
+from clada.models.hooks import Hooks, evaluating
 
 NEEDED = 0.5  # share of the neurons that count as needed in training; the scores rank them for any share
 
@@ -55,13 +55,14 @@ def _examples(model: Any, windows: Sequence[Sequence[int]], plan: Plan) -> tuple
 
             hooks.before(layer.up, enters)
             hooks.before(layer.down, leaves)
-        for window in tqdm(windows, unit="window", desc="dejavu", file=sys.stderr):
-            parts.stack(torch.tensor(window)[None], use_cache=False)
+        with evaluating(model):
+            for window in tqdm(windows, unit="window", desc="dejavu", file=sys.stderr):
+                parts.stack(torch.tensor(window)[None], use_cache=False)
     return [torch.cat(rows) for rows in inputs], [np.concatenate(rows) for rows in needed]
 
 
 def train(
-    model: Any, plan: Plan, windows: Sequence[Sequence[int]], held: Sequence[Sequence[int]], rank: int | None = None
+    model: Any, plan: Plan, windows: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], rank: int | None = None
 ) -> tuple[Plan, float]:
     """Train the predictors of every layer.
 
@@ -69,18 +70,18 @@ def train(
         model: a transformers model in float32 on the CPU.
         plan: its tables say which magnitudes count as needed.
         windows: token ids to train on.
-        held: token ids to judge by.
+        held_out: token ids to judge by.
         rank: of the matrices; None for a quarter of the layer's input.
 
     Returns:
         the plan with `predictor_in` [L, H + 1, R] and `predictor_out` [L, R, N] in float16, and the share of the needed
-        half of the neurons that are among the half of the highest scores, over `held`; guessing finds half.
+        half of the neurons that are among the half of the highest scores, over `held_out`; guessing finds half.
     """
     inputs, needed = _examples(model, windows, plan)
-    judged, truth = _examples(model, held, plan)
+    judged, truth = _examples(model, held_out, plan)
     width, neurons = inputs[0].shape[1], plan.tables["prior"].shape[1]
     rank = rank or width // RANK
-    found: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+    factors: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
     hits = total = 0
     generator = torch.Generator().manual_seed(0)
     for i in tqdm(range(len(inputs)), unit="layer", desc="dejavu", file=sys.stderr):
@@ -101,11 +102,11 @@ def train(
         size = into.norm() / into.shape[1] ** 0.5  # float16 holds both factors well when they are near one
         tables = ((into / size).half(), (out.detach() * size).half())
         for name, table in zip(TABLES, tables, strict=True):
-            found[name].append(table.numpy())
+            factors[name].append(table.numpy())
         guessed = guess(judged[i][:, :-1], tables[0].float(), tables[1].float(), neurons // 2)
         bits = np.unpackbits(truth[i], axis=1, count=neurons).astype(bool)
         hits, total = hits + int((guessed.numpy() & bits).sum()), total + int(bits.sum())
-    trained = {name: np.stack(rows) for name, rows in found.items()}
+    trained = {name: np.stack(rows) for name, rows in factors.items()}
     return replace(plan, tables={**plan.tables, **trained}), hits / total
 
 

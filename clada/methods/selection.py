@@ -69,6 +69,33 @@ def norms_of(parts: Anatomy) -> Norms:
     )
 
 
+@torch.inference_mode()
+def weight_sums(model: Any, norms: Norms) -> list[list[float]]:
+    """Numbers that change when a model's weights do, to tell whether a plan is of these weights.
+
+    Args:
+        model: a transformers model.
+        norms: of its weights.
+
+    Returns:
+        per layer, mean norms of the columns of the attention's and the MLP's inputs, the output projection and the
+        down-projection, each plain and weighted with a ramp, as permuted weights have the same means; last the sizes of
+        embedding, output head and all vectors.
+    """
+    layers = []
+    for attention, mlp, output, down in zip(
+        norms.input_norm[:, 0], norms.input_norm[:, 1], norms.output_norm, norms.down_norm, strict=True
+    ):
+        vectors = [np.asarray(vector, np.float64) for vector in (attention, mlp, output, down)]
+        layers.append([float(v.mean()) for v in vectors] + [float(v @ np.linspace(0, 2, len(v))) for v in vectors])
+    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    if matrices[0] is matrices[1]:  # tied
+        matrices.pop()
+    sizes = [float(torch.linalg.vector_norm(matrix, dtype=torch.float32)) for matrix in matrices]
+    small = [parameter.detach().double().square().sum() for parameter in model.parameters() if parameter.dim() == 1]
+    return [*layers, [*sizes, float(sum(small)) ** 0.5]]
+
+
 def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.ndarray:
     """What a layer's neurons did over some tokens; see `prompt_statistics`.
 
@@ -101,8 +128,8 @@ def prompt_statistics(
     if kind is None:
         yield None
         return
-    found = np.zeros(down_norm.shape, np.float32)
-    seen = [0] * len(found)  # tokens, of each layer
+    values = np.zeros(down_norm.shape, np.float32)
+    seen = [0] * len(values)  # tokens, of each layer
 
     def hook_of(layer: int) -> Any:
         def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -110,8 +137,8 @@ def prompt_statistics(
             part = neuron_statistics(z, kind, down_norm[layer])
             if seen[layer]:  # both kinds are roots of sums or means of squares
                 before, now = (1, 1) if kind == "flocking" else np.array([seen[layer], len(z)]) / (seen[layer] + len(z))
-                part = np.sqrt(before * found[layer] ** 2 + now * part**2)
-            found[layer] = part
+                part = np.sqrt(before * values[layer] ** 2 + now * part**2)
+            values[layer] = part
             seen[layer] += len(z)
 
         return hook
@@ -119,4 +146,4 @@ def prompt_statistics(
     with Hooks() as hooks:
         for i, module in enumerate(down_projections):
             hooks.before(module, hook_of(i))
-        yield found
+        yield values

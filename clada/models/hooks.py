@@ -116,3 +116,15 @@ def capture_last_activations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     captured: list[torch.Tensor] = [None] * len(down_projections(model))  # type: ignore[list-item]
     with observe_activations(model, lambda layer, activations: captured.__setitem__(layer, activations[-1])):
         yield captured
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model does not drop out at random; every module's own mode is as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

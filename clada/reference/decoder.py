@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers.activations import ACT2FN
 
-from clada.cpu.decoder import Outcome, State, new_cache, run_prompt
+from clada.cpu.decoder import Outcome, State, check_tokens, new_cache, run_prompt
 from clada.cpu.pack import Weights
 from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import screen_words
@@ -43,6 +43,8 @@ class TorchDecoder:
         statistics: str | None = None,
     ) -> State:
         """As `Decoder.prefill`."""
+        for prompt in prompts:
+            check_tokens(self.weights, prompt)
         caches, collected = [], []
         for prompt in prompts:
             caches.append(new_cache(self.weights))
@@ -68,6 +70,7 @@ class TorchDecoder:
     @torch.inference_mode()
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """As `Decoder.step`, one sequence after the other."""
+        check_tokens(self.weights, tokens)
         logits, active = [], []
         for b, token in enumerate(tokens):
             counts: list[int] = []
