@@ -50,6 +50,8 @@ class LlamaCpp:
         rope_types: rotary embeddings that it can be told to compute.
         unrotated_every: every so many-th layer has no rotary embedding; 0: all have.
         softcapped: scores and logits are capped.
+        by_hidden: a model of so many layers divides scores by the root of the hidden size per head (the largest of
+            Gemma 2 and 3), and not by that of the width of heads.
     """
 
     arch: str
@@ -59,6 +61,7 @@ class LlamaCpp:
     rope_types: tuple[str, ...] = ("default", "linear")
     unrotated_every: int = 0
     softcapped: bool = False
+    by_hidden: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Family:
         scaled_embedding: the embedding multiplies its rows with its `scalar_embed_scale`.
         softcap: field of the cap of attention scores.
         final_softcap: field of the cap of logits.
+        scalar: field whose root divides the scores; None: the root of the width of heads does.
         between: names in the stack of the projections between embedding and first layer, and between final norm and
             head; the modules may be None.
         refused: fields that must not be set, as the engine does not compute what they say.
@@ -136,6 +140,7 @@ class Family:
     scaled_embedding: bool = False
     softcap: str | None = None
     final_softcap: str | None = None
+    scalar: str | None = None
     between: tuple[str, str] | None = None
     refused: tuple[str, ...] = ()
     llama_cpp: LlamaCpp | None = None
@@ -155,6 +160,7 @@ _SANDWICH: dict[str, Any] = {
     "windowed": "by layer",
     "softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
+    "scalar": "query_pre_attn_scalar",
 }
 
 _TABLE: dict[str, Any] = {"rms": False, "activation": "activation_function", "grouped": False, "rotary": None}
@@ -170,14 +176,14 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         "Gemma 2",
         **_SANDWICH,
-        llama_cpp=LlamaCpp("GEMMA2", "gelu_pytorch_tanh", full_every=2, softcapped=True),
+        llama_cpp=LlamaCpp("GEMMA2", "gelu_pytorch_tanh", full_every=2, softcapped=True, by_hidden=46),
     ),
     "gemma3_text": Family(
         "Gemma 3",
         **_SANDWICH,
         head_norms="head",
         rotary="by layer type",
-        llama_cpp=LlamaCpp("GEMMA3", "gelu_pytorch_tanh", full_every=6),
+        llama_cpp=LlamaCpp("GEMMA3", "gelu_pytorch_tanh", full_every=6, by_hidden=62),
     ),
     "opt": Family(
         "OPT",

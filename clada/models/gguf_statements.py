@@ -106,7 +106,14 @@ def corrected_config(stated: Statements, config: Any) -> Any:
     for name, honour in _HONOURED.items():
         if (value := stated.get(name)) is not None:
             honour(stated, family, values, value)
+    for name in ("bos", "eos", "pad"):  # a configuration's own defaults are those of one vocabulary
+        stated_as = f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"
+        values[f"{name}_token_id"] = stated.fields.get(stated_as)
     corrected = type(config).from_dict(values)
+    if family.scalar is not None and family.llama_cpp is not None:  # llama.cpp's own value, which files do not state
+        by_hidden = corrected.num_hidden_layers == family.llama_cpp.by_hidden
+        per_head = corrected.hidden_size // corrected.num_attention_heads
+        values[family.scalar] = per_head if by_hidden else head_dim_of(corrected)
     width = stated.get("attention.key_length")
     if width is not None and width != head_dim_of(corrected):
         raise ModelError(f"its statement {stated.arch}.attention.key_length = {width} is not understood")
@@ -186,10 +193,9 @@ _HONOURED: dict[str, Callable[..., None]] = {
 def _set_rotary(stated: Statements, family: Family, values: dict[str, Any], config: Any) -> None:
     """The parameters of the rotary embedding, as the file states them."""
     if family.rotary is None:
-        if stated.arch == "gpt2":
-            # transformers reads these two under names that its configuration does not have.
-            values["n_positions"] = stated.get("context_length", config.n_positions)
-            values["n_inner"] = stated.get("feed_forward_length")
+        # transformers reads these two of GPT-2 under names that its configuration does not have.
+        values["n_positions"] = stated.get("context_length", config.n_positions)
+        values["n_inner"] = stated.get("feed_forward_length")
         return
     base = float(stated.get("rope.freq_base", 10_000.0))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
@@ -271,8 +277,8 @@ def pre_tokenizer_of(stated: Statements) -> PreTokenizer | None:
     Raises:
         ModelError: the file names one that is not known.
     """
-    model, name = stated.fields.get("tokenizer.ggml.model"), stated.fields.get("tokenizer.ggml.pre")
-    if model != "gpt2" or name is None or name in AS_GPT2 or name in GGUF_PRE_TOKENIZER_SPLITS:
+    model, name = stated.fields.get("tokenizer.ggml.model"), stated.fields.get("tokenizer.ggml.pre", "default")
+    if model != "gpt2" or name in AS_GPT2 or name in GGUF_PRE_TOKENIZER_SPLITS:
         return None  # vocabularies of other kinds are split by nothing
     whole = ByteLevel(add_prefix_space=False, use_regex=True)
     if name in DIGITS_FIRST:
