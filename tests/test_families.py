@@ -3,6 +3,7 @@
 What all families share is tested where tests are parametrised by `tiny_models.CONFIGS`.
 """
 
+import numpy as np
 import pytest
 import torch
 from test_engine import PROMPT, transformers_greedy
@@ -200,3 +201,38 @@ def test_rope_parameters_are_by_layer_type_where_there_are_several():
     assert list(rope_parameters(tiny_model("smollm3").config)) == [""]
     assert set(rope_parameters(tiny_model("gemma3_text").config)) == {"full_attention", "sliding_attention"}
     assert rope_parameters(tiny_model("opt").config) == {}
+
+
+# Values of a configuration that transformers does not use
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("gemma3_text", {"attn_logit_softcapping": 2.0}),
+        ("llama", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0, "use_bidirectional_attention": True}),
+        ("gemma", {"hidden_activation": "relu", "final_logit_softcapping": 1.0}),
+        ("qwen3", {"hidden_activation": "gelu", "layer_norm_epsilon": 1.0}),
+        ("gpt2", {"head_dim": 4, "num_key_value_heads": 2, "rms_norm_eps": 1.0, "hidden_act": "relu"}),
+        ("opt", {"layer_norm_epsilon": 1.0, "hidden_act": "silu", "head_dim": 4}),
+        ("olmo2", {"sliding_window": 16, "query_pre_attn_scalar": 3}),
+    ],
+)
+def test_values_that_transformers_ignores_are_not_used(family, extra):
+    model, plain = tiny_model(family, seed=5), tiny_model(family, seed=5)
+    for name, value in extra.items():
+        setattr(model.config, name, value)
+    again = type(model)(model.config).eval()  # as transformers makes it from this configuration
+    again.load_state_dict(model.state_dict())
+    again.generation_config.eos_token_id = None
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, plain(ids).logits)
+    steps = list(Engine(again, None, plan="none", coefficients="none").generate(PROMPT, 32))
+    assert [step.token_id for step in steps] == transformers_greedy(again, PROMPT, 32)
+    with torch.no_grad():
+        logits = again(torch.tensor([PROMPT + [step.token_id for step in steps]])).logits[0, len(PROMPT) - 1 : -1]
+    surprisal = -logits.double().log_softmax(-1).gather(1, torch.tensor([[s.token_id] for s in steps]))[:, 0]
+    # A whole pass against cached steps: float32 sums in another order, in bits of order 1.
+    expected = (surprisal / np.log(2)).tolist()
+    assert [step.surprisal_bits for step in steps] == pytest.approx(expected, abs=1e-3)

@@ -158,7 +158,6 @@ _SANDWICH: dict[str, Any] = {
     "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "activation": "hidden_activation",
     "windowed": "by layer",
-    "softcap": "attn_logit_softcapping",
     "final_softcap": "final_logit_softcapping",
     "scalar": "query_pre_attn_scalar",
 }
@@ -176,6 +175,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         "Gemma 2",
         **_SANDWICH,
+        softcap="attn_logit_softcapping",
         llama_cpp=LlamaCpp("GEMMA2", "gelu_pytorch_tanh", full_every=2, softcapped=True, by_hidden=46),
     ),
     "gemma3_text": Family(
