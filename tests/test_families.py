@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_engine import PROMPT, transformers_greedy
 from tiny_models import CONFIGS, GATED, tiny_model, tokens
+from transformers import AutoConfig
 
 import clada
 from clada.cpu.pack import pack
@@ -17,13 +18,23 @@ from clada.methods.coefficients import NONE
 from clada.methods.policy import make_policy
 from clada.methods.selection import norms_of
 from clada.models.anatomy import Projection, anatomy
-from clada.models.architectures import FAMILIES, decoder_layers, rope_parameters
+from clada.models.architectures import FAMILIES, check_length, decoder_layers, positions_of, rope_parameters
 from clada.models.hooks import Hooks
 from clada.reference.decoder import TorchDecoder
 
 NEW = ("gpt_neox", "olmo2", "phi3", "smollm3")
 
 PROMPTS = [PROMPT, tokens(57, seed=11), tokens(23, seed=12)]  # all longer than the sliding window of 16
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [2.0, 2.0],
+}
 
 VARIANTS = {
     "gpt_neox": {},
@@ -133,16 +144,7 @@ def test_norms_of_fused_weights_are_those_of_the_columns():
     [
         (
             "phi3",
-            {
-                "rope_parameters": {
-                    "rope_type": "longrope",
-                    "rope_theta": 1e4,
-                    "partial_rotary_factor": 0.5,
-                    "short_factor": [1.0, 1.0],
-                    "long_factor": [2.0, 2.0],
-                },
-                "original_max_position_embeddings": 128,
-            },
+            {"rope_parameters": LONG, "original_max_position_embeddings": 128},
             "rotary embeddings of type longrope are not supported",
         ),
         ("gpt_neox", {"hidden_act": "gelu_fast"}, "activation 'gelu_fast' is not supported"),
@@ -236,3 +238,43 @@ def test_values_that_transformers_ignores_are_not_used(family, extra):
     # A whole pass against cached steps: float32 sums in another order, in bits of order 1.
     expected = (surprisal / np.log(2)).tolist()
     assert [step.surprisal_bits for step in steps] == pytest.approx(expected, abs=1e-3)
+
+
+# How many positions there are
+
+
+def test_yarn_runs_to_its_factor_times_the_original_length():
+    """Qwen's recipe: `max_position_embeddings` stays at the original length."""
+    model = tiny_model("qwen2", max_position_embeddings=64, rope_parameters=YARN)
+    model.generation_config.eos_token_id = None
+    prompt = tokens(100, seed=6)
+    engine = Engine(model, None, plan="none", coefficients="none")
+    assert [step.token_id for step in engine.generate(prompt, 40)] == transformers_greedy(model, prompt, 40)
+    assert len(list(engine.generate(tokens(250), 6))) == 6
+    with pytest.raises(ModelError, match="257 tokens do not fit qwen2: it was trained for 256 positions; shorten"):
+        next(engine.generate(tokens(251), 6))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "positions"),
+    [
+        ("llama", {"max_position_embeddings": 256}, 256),
+        ("qwen3", {"max_position_embeddings": 64, "rope_parameters": YARN}, 256),
+        ("qwen3", {"max_position_embeddings": 512, "rope_parameters": YARN}, 512),
+        ("gemma3_text", {"rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}}, 256),
+        ("opt", {}, 256),
+        ("phi3", {"max_position_embeddings": 512, "rope_parameters": LONG}, 128),
+    ],
+)
+def test_positions_are_those_that_the_frequencies_are_made_for(family, changes, positions):
+    changes = {"original_max_position_embeddings": 128, **changes} if family == "phi3" else changes
+    config = AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
+    assert positions_of(config) == positions
+    check_length(config, positions, "no remedy")
+    with pytest.raises(ModelError, match=f"{positions:,} positions; no remedy"):
+        check_length(config, positions + 1, "no remedy")
+
+
+def test_positions_of_families_that_are_not_supported_are_as_they_say():
+    assert positions_of(AutoConfig.for_model("bloom")) is None
+    assert positions_of(AutoConfig.for_model("falcon", max_position_embeddings=77)) == 77

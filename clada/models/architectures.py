@@ -339,6 +339,28 @@ def norm_eps(config: Any) -> float:
     return float(getattr(config, eps)) if isinstance(eps, str) else eps
 
 
+def positions_of(config: Any) -> int | None:
+    """How many positions a model was made for; None where its configuration does not say.
+
+    Qwen's recipe for YaRN leaves `max_position_embeddings` at the length before the scaling, and the frequencies are
+    made for its `factor` times the original length. LongRoPE has other frequencies beyond the original length, which
+    keys that were kept from before do not follow.
+
+    Args:
+        config: a transformers configuration, of any family.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or config.model_type not in FAMILIES:
+        return limit
+    for rope in rope_parameters(config).values():
+        original = rope.get("original_max_position_embeddings") or limit
+        if rope["rope_type"] == "yarn":
+            limit = max(limit, int(original * (rope.get("factor") or 1)))
+        elif rope["rope_type"] == "longrope":
+            limit = min(limit, original)
+    return int(limit)
+
+
 def check_length(config: Any, tokens: int, remedy: str) -> None:
     """Refuse a sequence that is longer than the model's positions.
 
@@ -351,7 +373,7 @@ def check_length(config: Any, tokens: int, remedy: str) -> None:
         ModelError: `tokens` exceeds them. Learned tables (OPT, GPT-2) cannot go on at all; rotary positions beyond
             the trained range would run and give nonsense, which is worse.
     """
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = positions_of(config)
     if limit is not None and tokens > limit:
         kind = "its position table has" if family_of(config).table else "it was trained for"
         raise ModelError(f"{tokens:,} tokens do not fit {config.model_type}: {kind} {limit:,} positions; {remedy}")

@@ -40,7 +40,7 @@ from clada.methods.coefficients import PAPER, Coefficients, resolve_coefficients
 from clada.methods.plan import resolve_plan
 from clada.methods.policy import resolve_shares
 from clada.methods.rules import magnitude
-from clada.models.architectures import check_length, decoder_layers, down_norms
+from clada.models.architectures import check_length, decoder_layers, down_norms, positions_of
 from clada.models.hooks import Hooks, observe_activations
 from clada.models.open import bos_tokens, load_config, load_model, model_revision
 from clada.surprisal import surprisal_and_entropy_bits
@@ -224,7 +224,7 @@ class Meter:
         self.model, self.tokenizer, self.rule = model, tokenizer, rule
         self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32)).to(model.device)
         self.norms = down_norms(model).to(model.device)
-        positions = getattr(model.config, "max_position_embeddings", None) or WINDOW
+        positions = positions_of(model.config) or WINDOW
         self.window = min(WINDOW, positions) if window is None else window
         if self.window < LEAST_WINDOW:
             raise InputError(f"a window of {self.window} tokens is too short; use --window {LEAST_WINDOW} or more")
