@@ -12,7 +12,7 @@ import gguf
 import torch
 
 _TOKENIZE = """
-import json, sys, urllib.request
+import json, os, sys, urllib.request
 import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
@@ -25,6 +25,7 @@ for text in json.loads(sys.stdin.read()):
     request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
     found.append(json.load(urllib.request.urlopen(request))["tokens"])
 print("ids", json.dumps(found), flush=True)
+os._exit(0)  # closing a server hangs now and then
 """
 
 

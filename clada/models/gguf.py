@@ -36,7 +36,10 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
         if not folder.is_dir():  # another process may have finished it while this one waited for the lock
             print(f"converting {gguf.name} once for faster loading", file=sys.stderr)
             with as_model_error(f"cannot read the GGUF file {gguf}"):
-                model, tokenizer = _read_gguf(gguf.resolve())
+                try:
+                    model, tokenizer = _read_gguf(gguf.resolve())
+                except ModelError as error:
+                    raise ModelError(f"cannot read {gguf}: {error}; use another file or the model it is of") from None
             try:
                 model.save_pretrained(scratch / "model")
             except SafetensorError as error:  # a full disk, which safetensors does not raise as OSError

@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 from tokenizers.processors import TemplateProcessing
 from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from clada.errors import ModelError
@@ -72,17 +73,13 @@ def read_statements(path: Path) -> Statements:
     Raises:
         ModelError: it is one part of several, or no model.
     """
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    fields, tensors = read_gguf_metadata(str(path))  # arrays as their lengths: gguf's reader takes seconds for them
     if fields.get("split.count", 1) > 1:
         raise ModelError(f"it is one of {fields['split.count']} parts; merge them with llama-gguf-split --merge")
-    factors = [np.array(tensor.data) for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
-    return Statements(
-        str(fields["general.architecture"]),
-        fields,
-        tuple(tensor.name for tensor in reader.tensors),
-        factors[0] if factors else None,
-    )
+    factors = None
+    if ROPE_FACTORS in tensors:
+        (factors,) = (np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors if tensor.name == ROPE_FACTORS)
+    return Statements(str(fields["general.architecture"]), fields, tuple(tensors), factors)
 
 
 def corrected_config(stated: Statements, config: Any) -> Any:
@@ -257,7 +254,7 @@ def llama3_rope(factors: np.ndarray, rope: dict[str, Any], config: Any) -> dict[
         scaled = {
             **rope,
             "rope_type": "llama3",
-            "factor": round(largest, 6),
+            "factor": round(largest, 4),  # float32
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": original,
