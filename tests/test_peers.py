@@ -45,6 +45,20 @@ VARIANTS = {
         {"query_pre_attn_scalar": 8, "num_hidden_layers": 7, "rope_parameters": GEMMA_3},  # the 6th is full attention
     ),
     "gpt2": ("gpt2", {}),
+    "gpt_neox": ("gpt_neox", {"hidden_act": "gelu_new"}),
+    "gpt_neox, one after the other": ("gpt_neox", {"hidden_act": "gelu_new", "use_parallel_residual": False}),
+    "olmo2": ("olmo2", {"attention_bias": False}),
+    "phi3": ("phi3", {"sliding_window": None}),
+    "smollm3": (  # the 4th has no rotary embedding
+        "smollm3",
+        {
+            "num_hidden_layers": 5,
+            "no_rope_layers": None,
+            "use_sliding_window": False,
+            "attention_bias": False,
+            "mlp_bias": False,
+        },
+    ),
 }
 
 
@@ -78,7 +92,7 @@ def test_llama_cpp_computes_what_transformers_computes(name, tmp_path):
     model = variant(name)
     write_gguf(model, tmp_path / "model.gguf", "F32")
     # llama.cpp looks GELU up in a table of float16 values.
-    tolerance = 1e-4 if name.startswith(("llama", "mistral", "qwen")) else 0.02
+    tolerance = 1e-4 if name.startswith(("llama", "mistral", "qwen", "olmo2", "phi3", "smollm3")) else 0.02
     # Its float16 in the cache and in flash attention would hide small mistakes.
     with LlamaCpp(tmp_path / "model.gguf", threads=2, context=64, exact=True) as peer:
         for seed in range(2):
@@ -143,6 +157,8 @@ def test_kinds(kind, embeddings, largest_error, tmp_path):
         ("gemma2", {"query_pre_attn_scalar": 8, "final_logit_softcapping": None}, "softcapping by final_logit"),
         ("gemma3_text", {"query_pre_attn_scalar": 8, "layer_types": ["full_attention"] * 3}, "layer_types = "),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
+        ("gpt_neox", {}, "GPT-NeoX, Pythia with activation = 'gelu'"),
+        ("smollm3", {"use_sliding_window": False}, r"layers of no_rope_layers = \[2\]"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scores of attention scaled by"),
     ],
 )
