@@ -15,6 +15,7 @@ from clada.cpu.pack import pack
 from clada.engine import Engine
 from clada.errors import ModelError
 from clada.methods.coefficients import NONE
+from clada.methods.plan import Shares
 from clada.methods.policy import make_policy
 from clada.methods.selection import norms_of
 from clada.models.anatomy import Projection, anatomy
@@ -72,7 +73,7 @@ def test_plain_torch_agrees_on_the_packed_model(name):
     model = variant(name, seed=1)
     weights = pack(model, "float32")
     decoder = TorchDecoder(weights)
-    dense = make_policy("dense", weights, None, None, NONE).dense(1)
+    dense = make_policy("dense", weights, None, Shares(), NONE).dense(1)
     state = decoder.prefill([PROMPT], 4, dense)
     ids = list(PROMPT)
     for _ in range(3):
@@ -148,6 +149,11 @@ def test_norms_of_fused_weights_are_those_of_the_columns():
             "rotary embeddings of type longrope are not supported",
         ),
         ("gpt_neox", {"hidden_act": "gelu_fast"}, "activation 'gelu_fast' is not supported"),
+        (
+            "olmo2",
+            {"sliding_window": 16},
+            "OLMo 2 with a sliding_window, which transformers' attention ignores and its",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "Gemma 2 with use_bidirectional_attention"),
     ],
 )
@@ -217,7 +223,7 @@ def test_rope_parameters_are_by_layer_type_where_there_are_several():
         ("qwen3", {"hidden_activation": "gelu", "layer_norm_epsilon": 1.0}),
         ("gpt2", {"head_dim": 4, "num_key_value_heads": 2, "rms_norm_eps": 1.0, "hidden_act": "relu"}),
         ("opt", {"layer_norm_epsilon": 1.0, "hidden_act": "silu", "head_dim": 4}),
-        ("olmo2", {"sliding_window": 16, "query_pre_attn_scalar": 3}),
+        ("olmo2", {"query_pre_attn_scalar": 3, "hidden_activation": "relu"}),
     ],
 )
 def test_values_that_transformers_ignores_are_not_used(family, extra):

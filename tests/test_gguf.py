@@ -175,17 +175,6 @@ def test_a_written_file_is_read_as_the_model_it_was(family, changes, tmp_path):
         torch.testing.assert_close(read(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_mistral_whose_file_states_no_window_has_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLADA_CACHE", str(tmp_path / "cache"))
-    for window, expected in ((None, None), (0, None), (24, 24)):
-        statements = {"general.name": "mistral"}  # by which transformers tells it from a LLaMA
-        if window is not None:
-            statements["llama.attention.sliding_window"] = window
-        model, _ = load_model(str(write_llama(tmp_path / f"{window}.gguf", statements=statements)))
-        assert model.config.model_type == "mistral"
-        assert model.config.sliding_window == expected
-
-
 # What is not understood
 
 

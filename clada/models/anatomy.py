@@ -214,6 +214,11 @@ def _check_variant(config: Any, family: Family) -> None:
         )
     if not family.partial and any(rope.get("partial_rotary_factor", 1.0) != 1.0 for rope in ropes):
         raise ModelError(f"{family.label} with a partial_rotary_factor is not supported; give a model without")
+    if family.windowed is None and getattr(config, "sliding_window", None):
+        raise ModelError(
+            f"{family.label} with a sliding_window, which transformers' attention ignores and its cache does not, is "
+            "not supported; set it to None"
+        )
     for name in family.refused:
         if _field(config, name):
             raise ModelError(f"{family.label} with {name} is not supported; give a plain causal model")

@@ -100,8 +100,6 @@ def corrected_config(stated: Statements, config: Any) -> Any:
             if name not in known | set(_HONOURED) and _HARMLESS.get(name, ...) != value:
                 raise ModelError(f"its statement {key} = {value!r} is not understood")
     values: dict[str, Any] = config.to_dict()
-    if family.windowed == "every layer":
-        values["sliding_window"] = None  # Mistral's configuration has one of its own unless a file states another
     for name, honour in _HONOURED.items():
         if (value := stated.get(name)) is not None:
             honour(stated, family, values, value)
