@@ -120,7 +120,11 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, model: transformers.PreTrained
     writer.add_feed_forward_length(down_norms(model).shape[1])
     writer.add_head_count(config.num_attention_heads)
     context = config.max_position_embeddings
-    window = config.sliding_window if family.windowed else None
+    window = None
+    if family.windowed == "every layer" or (
+        family.windowed == "by layer" and "sliding_attention" in config.layer_types
+    ):
+        window = config.sliding_window
     if window and row.full_every == 1:
         context = min(context, window)  # Mistral's window is unknown there: all is the same until it is full
     elif window:
