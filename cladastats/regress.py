@@ -57,11 +57,12 @@ def main(args: argparse.Namespace) -> None:
         print("\n" + render_robustness(fit, args.format))
     with kept_where_possible("the fit and its coefficients"):
         write_json(study.fit_path(metric, fit.response), fit.to_dict())
-        path = write_coefficients(study, fit)
-        print(
-            f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}",
-            file=sys.stderr,
-        )
+        with kept_where_possible("coefficients.json"):
+            path = write_coefficients(study, fit)
+            print(
+                f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}",
+                file=sys.stderr,
+            )
 
 
 def regress(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:

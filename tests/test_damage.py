@@ -179,6 +179,7 @@ def test_a_study_kept_without_its_texts_is_shown(small_copy, capsys):
     assert main(["regress", "--study", str(small_copy.folder)]) == 0
     out, err = capsys.readouterr()
     assert "Prefix (1,000 tokens)" in out
-    assert "not kept: " in err
+    assert err.startswith("cladastats: coefficients.json not kept: ")
     assert "has no corpus.parquet" in err
+    assert len(err.splitlines()) == 1
     assert (small_copy.folder / "coefficients.json").read_bytes() == coefficients
