@@ -1,10 +1,14 @@
 """`cladastats controls`: what else could explain the response, per hybrid, in `controls.parquet`.
 
-frequency_zipf: of the word that the target ends, log10 per billion words (wordfreq); 0 where it is unknown.
+frequency_zipf: of the word that the target belongs to, log10 per billion words (wordfreq). Where the target is the
+    beginning of a word, the word is completed from the tokens that follow in its text (`following` of the corpus).
+    Missing (NaN) where there is none: the target holds no letter or digit, or the word is not in wordfreq's list.
 target_length: characters of the target token.
 previous_surprisal_norm: of the token before the target, by log2 of the vocabulary.
 independent_surprisal_bits: of the same text's target for another model, which shares no activation with the one
     studied; with `--independent M`.
+
+What is fitted with a control leaves the rows out that miss it, and says how many.
 
 The first two are the same at every ratio of a pair, so pair effects absorb them: they can only moderate the prefix, or
 explain differences between pairs.
@@ -21,6 +25,9 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import hashlib
+import math
+from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -32,7 +39,7 @@ from clada.errors import InputError, StudyError
 from clada.models.architectures import check_length
 from clada.models.open import bos_tokens, load_model, model_revision
 from cladastats.activations.work import RECENT, PrefixSharingRunner
-from cladastats.language import language
+from cladastats.language import PUNCTUATION, language
 from cladastats.panel.robustness import INDEPENDENT
 from cladastats.sequences.tokenizer import study_tokenizer
 from cladastats.sequences.windows import separator_token
@@ -40,8 +47,9 @@ from cladastats.study import Study, is_current, write_table
 
 FILE = "controls.parquet"
 
+CONTENT = 2  # another number where the columns mean something else: tables that are kept are then made again
 
-LAST_TOKENS = 24  # enough to hold the target's whole word
+LAST_TOKENS = 24  # enough to hold what is before the target of its word
 
 
 def main(args: argparse.Namespace) -> None:
@@ -89,10 +97,16 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
             f"{study.folder} was extracted by an earlier version, without the surprisal of the token before; "
             f"delete {study.folder / 'activations'} and run 'cladastats extract --study {study.folder}'"
         )
+    if "following" not in hybrids:
+        raise StudyError(
+            f"{study.folder} was built by an earlier version, without the tokens that complete the targets' words; "
+            f"delete {study.folder / 'corpus.parquet'} and run 'cladastats corpus --study {study.folder}', which builds "
+            "the same sequences"
+        )
     previous = index["previous_surprisal_bits"]
     table = hybrids[["group", "pair", "ratio"]].reset_index(drop=True)
-    words = [_word_and_target(tokenizer, ids) for ids in hybrids["token_ids"]]
-    table["frequency_zipf"] = [language().zipf_frequency(word) for word, _ in words]
+    words = [target_word(tokenizer, row.token_ids, row.following, row.documents[-1]) for row in hybrids.itertuples()]
+    table["frequency_zipf"] = [_frequency(word) for word, _ in words]
     table["target_length"] = [float(len(target.strip())) for _, target in words]
     table["previous_surprisal_norm"] = previous.loc[hybrids["sequence_id"]].to_numpy() / np.log2(config.vocab_size)
     if independent is not None:
@@ -106,14 +120,40 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
 
 
 def _digest(study: Study, revision: str | None) -> str:
-    return hashlib.sha256(f"{study.config.identity()} {revision}".encode()).hexdigest()
+    return hashlib.sha256(f"{CONTENT} {study.config.identity()} {revision}".encode()).hexdigest()
 
 
-def _word_and_target(tokenizer: Any, ids: np.ndarray) -> tuple[str, str]:
-    """The word that the target ends, as far as the sequence shows it, and the target's own text."""
-    end = tokenizer.decode(ids[-LAST_TOKENS:], skip_special_tokens=True)
-    target = tokenizer.decode(ids[-1:], skip_special_tokens=True)
-    return (end.split() or [""])[-1].strip(".,;:!?\"'()[]“”‘’–—-").lower(), target
+def target_word(tokenizer: Any, ids: np.ndarray, following: np.ndarray, document: int) -> tuple[str | None, str]:
+    """The word that the target belongs to, without punctuation around it, and the target's own text.
+
+    Args:
+        tokenizer: of the study's model.
+        ids: token ids; the last is the target.
+        following: token ids that follow in the target's text.
+        document: where the target's document, or the part of it that is in the sequence, begins; the word cannot.
+
+    Returns:
+        the word, None where the target holds no letter or digit; the target.
+    """
+
+    def text(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    context = ids[max(document, len(ids) - LAST_TOKENS) :].tolist()
+    whole = text([*context, *following.tolist()])
+    # A token may end within a character, which alone is shown as another one.
+    begin = len(commonprefix([whole, text(context[:-1])]))
+    end = len(commonprefix([whole, text(context)]))
+    letters = [place for place in range(begin, end) if whole[place].isalnum()]
+    if not letters:
+        return None, text(context[-1:])
+    before, after = whole[: letters[0]], whole[letters[0] :]
+    word = (before.split()[-1] if before and not before[-1].isspace() else "") + after.split()[0]
+    return word.strip(PUNCTUATION), text(context[-1:])
+
+
+def _frequency(word: str | None) -> float:
+    return (language().zipf_frequency(word) if word else 0.0) or math.nan
 
 
 def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, name: str) -> np.ndarray:

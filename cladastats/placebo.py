@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from clada.models.open import bos_tokens
@@ -53,7 +54,10 @@ def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -
         for (group, pair), block in corpus[corpus["pair"] < n_pairs].groupby(["group", "pair"], sort=True):
             a, b = (
                 Window(
-                    row.token_ids[:-1], [d for d in row.documents if d < config.length], max(0, row.target_distance - 1)
+                    row.token_ids[:-1],
+                    [d for d in row.documents if d < config.length],
+                    max(0, row.target_distance - 1),
+                    following=np.append(row.token_ids[-1:], getattr(row, "following", ())).astype(np.int32),
                 )
                 for role in ("A", "B")
                 for row in block[block["role"] == role].itertuples()

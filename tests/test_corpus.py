@@ -17,19 +17,22 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from tokenizers.processors import TemplateProcessing
+from wordfreq import zipf_frequency
 
 from clada.errors import InputError, StudyError
 from clada.models.assets import fetch
 from clada.models.open import bos_tokens, load_tokenizer
 from clada.system.files import as_path
 from cladastats.cli import main
+from cladastats.controls import controls, target_word
 from cladastats.corpus import DEFAULTS, make_study, repeat_study
+from cladastats.language import PUNCTUATION
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
 from cladastats.sequences.placebos import placebo_rows, placebo_sequences
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.sources import Documents, source_sha256
-from cladastats.sequences.windows import Window, natural_windows, separator_token, usable_windows
-from cladastats.study import Study, create_study
+from cladastats.sequences.windows import FOLLOWING_TOKENS, Window, natural_windows, separator_token, usable_windows
+from cladastats.study import Study, create_study, write_table
 
 PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
 
@@ -196,6 +199,101 @@ def test_a_document_that_begins_at_the_cut_or_the_target_is_counted_once() -> No
     assert early["documents"] == [0, 4, 8]
     assert late["documents"] == [0, 4, 6, 8]
     assert [row["target_distance"] for row in (matched, early, late)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("windows", ["stream", "document"])
+def test_what_follows_a_target_is_kept_within_its_document(
+    articles: list[str], tokenizer: Any, windows: str
+) -> None:
+    texts = ["It rained all day in the north.", *articles[:3]]
+    bos = len(bos_tokens(tokenizer))
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    cut = natural_windows(texts, tokenizer, 7, windows)
+    for window in cut:
+        position = window.target_distance  # in its document
+        (document,) = (
+            ids
+            for ids in encoded
+            if ids[max(0, position - 6) : position + 1] == window.token_ids[bos:].tolist()[-min(7, position + 1) :]
+        ) if window.token_ids[-1] != tokenizer.convert_tokens_to_ids("<|endoftext|>") else ([],)
+        assert window.following.tolist() == document[position + 1 : position + 1 + FOLLOWING_TOKENS]
+    assert any(len(window.following) < FOLLOWING_TOKENS for window in cut)
+
+
+def test_rows_of_a_pair_know_what_follows_their_target() -> None:
+    a, b = (
+        Window(np.arange(k, k + 9, dtype=np.int32), [0], 8, following=np.array([k, k + 1], dtype=np.int32))
+        for k in (100, 200)
+    )
+    rows = pair_rows("nls", 0, a, b, (0.25, 0.5), 8)
+    assert [row["following"].tolist() for row in rows] == [[100, 101], [200, 201], *[[100, 101]] * 3]
+
+
+# -- the target's word --------------------------------------------------------------------------------------------
+
+
+def test_the_word_of_a_target_is_the_texts_whole_word(articles: list[str], tokenizer: Any) -> None:
+    """At every token of a text: pieces that begin a word, go on with it or end it, marks, characters of several tokens."""
+    text = 'The extraordinarily unbelievable skyscraper, didn\'t he say? "Größe" – naïve 日本語 «déjà-vu» 🙂 end. ' + articles[0]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = np.array(encoded["input_ids"][:400])
+    pieces = 0
+    for place, (begin, end) in enumerate(encoded["offset_mapping"][:400]):
+        following = np.array(encoded["input_ids"][place + 1 : place + 1 + FOLLOWING_TOKENS], dtype=int)
+        word, target = target_word(tokenizer, ids[: place + 1], following, 0)
+        letters = [i for i in range(begin, end) if text[i].isalnum()]
+        if "\ufffd" in target:  # a part of a character: the word, or nothing where another part is the letter
+            continue
+        assert target.strip() == text[begin:end].strip()  # some tokenizers leave a space before out of offsets
+        if not letters:
+            assert word is None
+            continue
+        first = max(text.rfind(c, 0, letters[0]) for c in " \n") + 1
+        last = min(i for c in " \n" if (i := text.find(c, letters[0])) >= 0)
+        assert word == text[first:last].strip(PUNCTUATION)
+        pieces += end < last and text[end].isalnum()
+    assert pieces > 10  # targets whose word goes on after them
+
+
+def test_a_word_does_not_reach_back_into_another_document(plain_tokenizer: Any) -> None:
+    ids = np.array(plain_tokenizer.encode("sun<|endoftext|>flower"))
+    nothing = np.array([], dtype=int)
+    begins = ids.tolist().index(plain_tokenizer.convert_tokens_to_ids("<|endoftext|>")) + 1
+    assert target_word(plain_tokenizer, ids, nothing, begins)[0] == "flower"
+    cut = np.array(plain_tokenizer.encode("wonder") + plain_tokenizer.encode("land"))  # a hybrid cut within a word
+    assert target_word(plain_tokenizer, cut, nothing, len(cut) - 1)[0] == "land"
+
+
+def test_frequency_is_of_the_targets_word_and_missing_where_there_is_none(
+    small_study: Study, plain_tokenizer: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(small_study.folder, tmp_path / "study")
+    study = Study(tmp_path / "study")
+    corpus = study.corpus
+    hybrid = corpus.index[corpus["role"] == "hybrid"]
+    endings = {" un": "believable", " the": " end", ",": " and", " zzqx": "vbk rain"}  # the target, and what follows
+    for row, (target, rest) in zip(hybrid, endings.items(), strict=False):
+        last, following = (plain_tokenizer.encode(text) for text in (target, rest))
+        ids = corpus.at[row, "token_ids"].copy()
+        ids[-1] = last[-1]
+        ids[-1 - len(last) : -1] = [plain_tokenizer.encode(" ")[0], *last[:-1]]
+        corpus.at[row, "token_ids"], corpus.at[row, "following"] = ids, np.array(following, dtype=np.int32)
+    write_table(study.folder / "corpus.parquet", corpus)
+    found = controls(study)["frequency_zipf"][:4].tolist()
+    expected = [zipf_frequency("unbelievable", "en"), zipf_frequency("the", "en")]
+    assert found[:2] == expected
+    assert np.isnan(found[2:]).all()  # a mark; a word that nobody knows
+
+
+def test_controls_of_a_corpus_without_what_follows_are_refused(small_study: Study, tmp_path: Path) -> None:
+    shutil.copytree(small_study.folder, tmp_path / "study")
+    study = Study(tmp_path / "study")
+    write_table(study.folder / "corpus.parquet", study.corpus.drop(columns="following"))
+    with pytest.raises(StudyError, match=r"without the tokens that complete the targets' words; delete .* and run"):
+        controls(study)
+    (study.folder / "corpus.parquet").unlink()  # the remedy
+    make_study(str(study.folder), dict.fromkeys(DEFAULTS))
+    assert controls(study)["frequency_zipf"].notna().any()
 
 
 def test_natural_sequences_are_windows_of_the_source_used_once(

@@ -298,7 +298,7 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
     """The full column with controls that vary within pairs, and the prefix's slope moderated by those that do not.
 
     Args:
-        data: complete rows with every control.
+        data: rows with the response and every control that varies within pairs; others may be missing.
         outcome: response column.
         extra: controls that vary within pairs.
 
@@ -308,10 +308,11 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
     coefficients = {"with_controls": pair_effects_summary(data, outcome, ["prefix_len", *LOADS, *extra])}
     moderators = {}
     for name in STATIC_CONTROLS:
-        product = data["prefix_len"] * (data[name] - data[name].mean())
-        if data[name].std() > 0:
+        rows = data.dropna(subset=[name])  # a target without a word has no frequency
+        if rows[name].std() > 0 and len(rows) > rows.index.get_level_values("pair").nunique() + 2:
             term = f"prefix_len x {name}"
-            moderators[term] = pair_effects_summary(data.assign(**{term: product}), outcome, ["prefix_len", term])[term]
+            product = rows["prefix_len"] * (rows[name] - rows[name].mean())
+            moderators[term] = pair_effects_summary(rows.assign(**{term: product}), outcome, ["prefix_len", term])[term]
     return {**coefficients, "moderators": moderators}
 
 
@@ -434,7 +435,8 @@ class Checked:
         outcome: Panel column of its response.
         panel: The fit's panel with the controls.
         rows: Complete rows of each group, indexed by pair and ratio, as the fit used them.
-        controlled: The same with every control.
+        controlled: The same with every control that varies within pairs; others are missing where a target has none.
+        complete: Rows with every control.
         varying: Controls that vary within pairs.
         seed: The study's.
     """
@@ -444,6 +446,7 @@ class Checked:
     panel: pd.DataFrame
     rows: dict[str, pd.DataFrame]
     controlled: dict[str, pd.DataFrame]
+    complete: dict[str, pd.DataFrame]
     varying: tuple[str, ...]
     seed: int
 
@@ -460,9 +463,26 @@ class Checked:
         groups = dict.fromkeys(column.group for column in fit.columns)
         full = ("prefix_len", *LOADS)
         rows = {group: complete_rows(panel, group, outcome, full)[0] for group in groups}
+        static = panel.set_index(["group", "pair", "ratio"])[list(STATIC_CONTROLS)]
+        controlled_rows = {
+            group: complete_rows(panel, group, outcome, (*full, *varying))[0].join(static.loc[group])
+            for group in groups
+        }
         every = (*full, *STATIC_CONTROLS, *varying)
-        controlled_rows = {group: complete_rows(panel, group, outcome, every)[0] for group in groups}
-        return cls(fit, outcome, panel, rows, controlled_rows, tuple(varying), study.config.seed)
+        complete = {group: complete_rows(panel, group, outcome, every)[0] for group in groups}
+        return cls(fit, outcome, panel, rows, controlled_rows, complete, tuple(varying), study.config.seed)
+
+    def without_frequency(self) -> dict[str, bool]:
+        """Notes on rows whose target has no word frequency, by group; False: to be said."""
+        notes = {}
+        for group, rows in self.controlled.items():
+            lacking = len(rows) - len(self.complete[group])
+            note = (
+                f"{lacking} of {len(rows)} rows of {group.upper()} have no word frequency: left out between pairs and "
+                "where it moderates the prefix"
+            )
+            notes[note] = lacking == 0
+        return notes
 
     def bootstrap(self) -> dict[str, dict[str, Any]]:
         """The cluster bootstrap of every column."""
@@ -485,7 +505,7 @@ class Checked:
             "mixed": lambda group: mixed(self.rows[group], self.outcome, ["prefix_len", *LOADS]),
             "controls": lambda group: controlled(self.controlled[group], self.outcome, self.varying),
             "between": lambda group: between(
-                self.controlled[group], self.outcome, [*LOADS, *STATIC_CONTROLS, *self.varying]
+                self.complete[group], self.outcome, [*LOADS, *STATIC_CONTROLS, *self.varying]
             ),
         }
         return {name: {group: check(group) for group in self.rows} for name, check in checks.items()}
@@ -528,6 +548,7 @@ def robustness(
         answers["placebo"] = placebos(placebo, checked.panel, checked.outcome)
     reasons = {
         "no independent model's surprisal: cladastats controls --independent MODEL adds it": INDEPENDENT in controls,
+        **checked.without_frequency(),
         "too few pairs for the bootstrap of some columns": all(answers["bootstrap"].values()),
         "too few pairs to fit loads and controls between pairs": all(answers["between"].values()),
         "no placebo hybrids: cladastats placebo adds them": placebo is not None,

@@ -43,6 +43,7 @@ CORPUS_SCHEMA = pa.schema(
         ("documents", pa.list_(pa.int32())),
         ("target_distance", pa.int32()),
         ("pos_distance", pa.float64()),
+        ("following", pa.list_(pa.int32())),
     ]
 )
 
@@ -195,7 +196,7 @@ def pair_rows(
     rows = [_row(group, "A", pair, a), _row(group, "B", pair, b)]
     ids = np.append(b.token_ids[:length], a.token_ids[length]).astype(np.int32)
     # The target of B* opens nothing of B: only its own token is of another document.
-    matched = Window(ids, [*[d for d in b.documents if d < length], length], 0)
+    matched = Window(ids, [*[d for d in b.documents if d < length], length], 0, following=a.following)
     rows.append(_row(group, "matched", pair, matched))
     for ratio in ratios:
         p = prefix_length(ratio, length)
@@ -208,7 +209,7 @@ def pair_rows(
                     f"their {shared} tokens; use a longer --length, other ratios or another --seed"
                 )
         starts = [*[d for d in b.documents if d < p], p, *[d for d in a.documents if d > p]]
-        hybrid = Window(ids, starts, min(a.target_distance, length - p))
+        hybrid = Window(ids, starts, min(a.target_distance, length - p), following=a.following)
         rows.append(_row(group, "hybrid", pair, hybrid, ratio, p))
     return rows
 
@@ -227,4 +228,5 @@ def _row(
         "documents": s.documents,
         "target_distance": s.target_distance,
         "pos_distance": s.pos_distance,
+        "following": s.following,
     }

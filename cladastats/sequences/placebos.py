@@ -138,6 +138,7 @@ def placebo_rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Itera
                         "documents": [0],
                         "target_distance": None,
                         "pos_distance": None,
+                        "following": getattr(hybrid, "following", None),
                         "placebo": name,
                     }
 

@@ -11,7 +11,7 @@ import numpy as np
 from clada.errors import InputError
 from clada.models.open import bos_tokens
 from cladastats.language import language
-from cladastats.sequences.windows import Window
+from cladastats.sequences.windows import FOLLOWING_TOKENS, Window
 
 # The tagger is the slow part, so random sequences draw from a sample of the source: as many words as they need, within
 # these bounds. The lower one keeps the ratios of rare tags stable, the upper one ends the waiting.
@@ -136,8 +136,10 @@ class RandomSequences:
         self.punctuation_max = max(
             self.punctuation_max, abs(float(count[marks].sum() / count.sum() - ratio[marks].sum()))
         )
+        following = np.array(ids[self.tokens : self.tokens + FOLLOWING_TOKENS], dtype=np.int32)
         ids = self.bos + ids[: self.tokens]
-        return Window(np.array(ids, dtype=np.int32), [0], self.tokens - 1, total_variation(count, ratio))
+        distance = total_variation(count, ratio)
+        return Window(np.array(ids, dtype=np.int32), [0], self.tokens - 1, distance, following)
 
     def _choose(self, n: int, shuffled: list[np.ndarray], key: np.ndarray) -> np.ndarray:
         count = quotas(self.pool.ratio, n)

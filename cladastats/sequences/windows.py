@@ -11,6 +11,8 @@ import numpy as np
 from clada.errors import InputError
 from clada.models.open import bos_tokens
 
+FOLLOWING_TOKENS = 24  # kept beyond a window: enough to complete the word that its target begins
+
 
 @dataclass(frozen=True)
 class Window:
@@ -21,12 +23,15 @@ class Window:
         documents: positions at which a document (or the rest of one) begins; the first is 0.
         target_distance: tokens since the target's document began, which may be before the sequence.
         pos_distance: total-variation distance of its part-of-speech ratios from the source's; NaN for natural text.
+        following: int32, what follows the target in its document, `FOLLOWING_TOKENS` at most; no part of the sequence,
+            but the target's word may go on there. None: not known.
     """
 
     token_ids: np.ndarray
     documents: list[int]
     target_distance: int
     pos_distance: float = float("nan")
+    following: np.ndarray | None = None
 
 
 def separator_token(tokenizer: Any) -> str:
@@ -81,18 +86,26 @@ def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: 
     size = length + 1 - len(bos)
     if windows == "document":
         return [
-            Window(np.array(bos + ids[i : i + size], dtype=np.int32), [0], i + size - 1)
+            Window(
+                np.array(bos + ids[i : i + size], dtype=np.int32),
+                [0],
+                i + size - 1,
+                following=np.array(ids[i + size : i + size + FOLLOWING_TOKENS], dtype=np.int32),
+            )
             for ids in encoded
             for i in range(0, len(ids) - size + 1, size)
         ]
     separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer))
     stream = np.concatenate([np.array([*ids, separator], dtype=np.int32) for ids in encoded])
     starts = np.cumsum([0, *[len(ids) + 1 for ids in encoded]])[:-1]
+    separators = starts + [len(ids) for ids in encoded]  # place of each document's, after its last token
     cut = []
     for begin in range(0, len(stream) - size + 1, size):
         end = begin + size
         inside = starts[np.searchsorted(starts, begin, side="right") : np.searchsorted(starts, end)]
         document_start = starts[np.searchsorted(starts, end - 1, side="right") - 1]
         ids = np.concatenate([np.array(bos, dtype=np.int32), stream[begin:end]])
-        cut.append(Window(ids, [0, *(inside - begin + len(bos)).tolist()], int(end - 1 - document_start)))
+        rest = stream[end : min(end + FOLLOWING_TOKENS, separators[np.searchsorted(separators, end - 1)])]
+        documents = [0, *(inside - begin + len(bos)).tolist()]
+        cut.append(Window(ids, documents, int(end - 1 - document_start), following=rest))
     return cut
