@@ -18,12 +18,11 @@ from typing import Any
 from clada.errors import InputError, StudyError
 from clada.methods.coefficients import newest_studies
 from clada.models.architectures import check_length, family_of
-from clada.models.open import load_config, load_tokenizer, model_revision
+from clada.models.open import load_config, load_tokenizer, model_revision, tokenizer_sha256
 from clada.system.files import as_path
 from cladastats.results.fit import COLUMNS
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios
 from cladastats.sequences.sources import load_documents, source_sha256
-from cladastats.sequences.tokenizer import tokenizer_sha256
 from cladastats.sequences.windows import separator_token
 from cladastats.study import STUDIES, Study, StudyConfig, create_study, read_config, write_table
 

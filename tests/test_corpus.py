@@ -248,10 +248,9 @@ def test_the_word_of_a_target_is_the_texts_whole_word(articles: list[str], token
         if not letters:
             assert word is None
             continue
-        first = max(text.rfind(c, 0, letters[0]) for c in " \n") + 1
-        last = min(i for c in " \n" if (i := text.find(c, letters[0])) >= 0)
-        assert word == text[first:last].strip(PUNCTUATION)
-        pieces += end < last and text[end].isalnum()
+        (whole,) = (match for match in re.finditer(r"\S+", text) if match.start() <= letters[0] < match.end())
+        assert word == whole[0].strip(PUNCTUATION)
+        pieces += end < whole.end() and text[end].isalnum()
     assert pieces > 10  # targets whose word goes on after them
 
 

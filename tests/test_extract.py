@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Digits, Sequence
 from clada.errors import ModelError, StudyError
 from clada.models.architectures import FAMILIES, check_length, decoder_layers, down_norms, family_of
 from clada.models.hooks import capture_last_activations
-from clada.models.open import load_tokenizer
+from clada.models.open import load_tokenizer, tokenizer_sha256
 from cladastats.activations import attention
 from cladastats.activations.parts import part_path, read_part, read_parts, shard_ids, shards_of
 from cladastats.activations.work import PrefixSharingRunner, Task
@@ -23,7 +23,6 @@ from cladastats.activations.work import sequences_of as extracted
 from cladastats.cli import main
 from cladastats.extract import extract
 from cladastats.placebo import earlier_token
-from cladastats.sequences.tokenizer import tokenizer_sha256
 from cladastats.study import Study
 
 LENGTH, PREFIXES = 64, [16, 24, 32]  # the sliding window of the tiny models is 16: prefixes reach and exceed it

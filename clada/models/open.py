@@ -112,6 +112,14 @@ def bos_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
     return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash of a fast tokenizer's full definition: vocabulary, merges, normalisation, what it puts before a text.
+
+    What `model_revision` says of an embedded model or a GGUF file does not tell how its tokenizer was converted.
+    """
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
 def model_revision(name: str) -> str:
     """What identifies the content behind a model name.
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from clada.errors import StudyError
-from clada.models.open import load_tokenizer
+from clada.models.open import load_tokenizer, tokenizer_sha256
 from cladastats.study import StudyConfig
-
-
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """Hash of a fast tokenizer's full definition: vocabulary, merges, normalisation, what it puts before a text."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def check_tokenizer(tokenizer: Any, sha256: str, model: str) -> None:
