@@ -233,6 +233,7 @@ class Options:
 
 def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     """All kinds, on copies below `place`."""
+    # Long, because it is a list: an entry for each kind of input, and the files that these are copied from.
     # Without the panel of the metric that reads the norms, so that it is made from them each time.
     shutil.copytree(study.folder, place / "study", ignore=shutil.ignore_patterns("panel*jaccard*"))
     shutil.copytree(Path(clada.methods.plan.__file__).parent.parent / "plans", place / "plans")
