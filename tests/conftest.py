@@ -27,6 +27,23 @@ def small_study(tmp_path_factory):
     return Study(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory):
+    """The same study of a tiny random model, for tests that extract again: that takes no time. Not to be changed."""
+    from tiny_models import tiny_model
+
+    from clada.models.open import load_tokenizer
+    from cladastats.cli import main
+    from cladastats.study import Study
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama", vocab_size=49152).save_pretrained(folder / "model")
+    load_tokenizer("smollm2-135m").save_pretrained(folder / "model")
+    arguments = ["--model", str(folder / "model"), "--pairs", "6", "--length", "64", "--seed", "3"]
+    assert main(["run", "--study", str(folder / "study"), *arguments]) == 0
+    return Study(folder / "study")
+
+
 @pytest.fixture
 def small_copy(small_study, tmp_path):
     """A study with panels of cosine and cka, of its own."""
@@ -36,3 +53,11 @@ def small_copy(small_study, tmp_path):
     kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "population*")
     shutil.copytree(small_study.folder, folder, ignore=kept)
     return Study(folder)
+
+
+@pytest.fixture
+def tiny_copy(tiny_study, tmp_path):
+    """The tiny model's study, of its own."""
+    from cladastats.study import Study
+
+    return Study(shutil.copytree(tiny_study.folder, tmp_path / "copy"))

@@ -5,13 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from processes import finished, running
 from tiny_models import tiny_model
 
 from clada.cli import main as clada
@@ -222,9 +221,8 @@ def test_regress_on_the_newest_study_needs_no_option(tmp_path, small_copy, monke
     shutil.copytree(small_copy.folder, tmp_path / "studies" / "older")
     shutil.copytree(small_copy.folder, tmp_path / "studies" / "newest")
     os.utime(tmp_path / "studies" / "older" / "study.json", (1, 1))
-    done = subprocess.run(
-        [sys.executable, "-m", "cladastats.regress", "--metric", "cka"], capture_output=True, text=True, check=True
-    )
+    done = finished(tmp_path, "cladastats.regress", "--metric", "cka")
+    assert done.returncode == 0, done.stderr
     assert "Prefix (1,000 tokens)" in done.stdout
     assert "newest/coefficients.json now holds lambda and gamma of metric cka, response toward" in done.stderr
 
@@ -308,23 +306,19 @@ def test_coefficients_of_another_model_are_said_to_be(small_copy, capsys):
     assert "these coefficients were fitted on gemma3-270m" in capsys.readouterr().err
 
 
-def test_generate_reads_standard_input_and_chats():
-    run = [
-        sys.executable,
-        "-m",
-        "clada.generate",
-        "--prompt-file",
-        "-",
-        "--max-new-tokens",
-        "3",
-        "--json",
-        "--plan",
-        "none",
-    ]
-    plain, chat = (
-        json.loads(subprocess.run([*run, *extra], input="Hi!", capture_output=True, text=True, check=True).stdout)
-        for extra in ([], ["--chat"])
-    )
+def test_generate_reads_standard_input_and_chats(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompt").write_text("Hi!")
+
+    def generated(*extra):
+        with (tmp_path / "prompt").open() as prompt:
+            monkeypatch.setattr("sys.stdin", prompt)
+            assert (
+                clada(["generate", "--prompt-file", "-", "--max-new-tokens", "3", "--json", "--plan", "none", *extra])
+                == 0
+            )
+        return json.loads(capsys.readouterr().out)
+
+    plain, chat = generated(), generated("--chat")
     assert chat["prompt_tokens"] > plain["prompt_tokens"] + 5  # the template's turns
     assert plain["active_fraction"] == 1
 
@@ -470,37 +464,33 @@ def test_generate_decodes_families_without_a_gate(capsys, tmp_path, family):
     assert json.loads(capsys.readouterr().out)["new_tokens"] == 2
 
 
-def test_interrupted_with_ctrl_c_resumes(tmp_path):
+def test_interrupted_with_ctrl_c_resumes(small_study, tmp_path, capsys):
     """A real process, a real SIGINT between shards: one line, exit code 2, and the rest is done by the next run."""
-    # A shell that runs the tests in the background lets its children ignore the signal, which Python then leaves so.
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from cladastats.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "run", "--study", str(tmp_path / "s"), "--pairs", "4", "--length", "64"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first = tmp_path / "s" / "activations" / "part-00000.safetensors"
-    for _ in range(3000):
-        if first.exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2, err
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for name in ("study.json", "corpus.parquet"):
+        shutil.copy(small_study.folder / name, folder)
+    first = folder / "activations" / "part-00000.safetensors"
+    with running(tmp_path, "cladastats", "run", "--study", folder) as process:
+        while not first.exists() and process.returncode is None:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait() == 2, process.stderr
+    err = process.stderr
     assert err.splitlines()[-1] == "cladastats: interrupted; the same command goes on from the finished files"
     assert "Traceback" not in err
     kept = first.read_bytes()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Prefix (1,000 tokens)" in done.stdout
+    assert cladastats(["run", "--study", str(folder)]) == 0
+    assert "Prefix (1,000 tokens)" in capsys.readouterr().out
     assert first.read_bytes() == kept
 
 
-def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
+def test_full_disk_is_one_line_and_resumes(tiny_copy, monkeypatch, capsys):
     import errno
 
     from clada.system import files as paths
 
-    part = small_copy.folder / "activations" / "part-00001.safetensors"
+    part = tiny_copy.folder / "activations" / "part-00001.safetensors"
     content = part.read_bytes()
     part.unlink()
 
@@ -509,10 +499,10 @@ def test_full_disk_is_one_line_and_resumes(small_copy, monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(paths.Path, "write_bytes", full)
-        line = refused_last(capsys, "extract", "--study", small_copy.folder)
+        line = refused_last(capsys, "extract", "--study", tiny_copy.folder)
     assert line == "cladastats: the disk is full; make room, then run the same command again"
     assert not part.exists()
-    assert cladastats(["extract", "--study", str(small_copy.folder)]) == 0
+    assert cladastats(["extract", "--study", str(tiny_copy.folder)]) == 0
     assert part.read_bytes() == content
 
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import lm_eval
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from processes import finished
 
 import clada
 from clada.cli import main
@@ -370,9 +369,9 @@ def test_what_has_no_score_is_refused_where_the_harness_own_model_stops():
             ours.loglikelihood(request(context, continuation), disable_tqdm=True)
 
 
-def test_mistakes_at_the_harness_own_command_are_one_line():
-    command = [sys.executable, "-m", "clada.harness", "--model", "clada", "--tasks", "piqa", "--model_args"]
-    done = subprocess.run([*command, "pretrained=smollm2-135m,method=magic"], capture_output=True, text=True)
+def test_mistakes_at_the_harness_own_command_are_one_line(tmp_path):
+    command = ("clada.harness", "--model", "clada", "--tasks", "piqa", "--model_args")
+    done = finished(tmp_path, *command, "pretrained=smollm2-135m,method=magic")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("clada.harness: unknown method 'magic'; use clada")
 

@@ -185,9 +185,9 @@ def test_finished_work_is_not_done_again(copy_of, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing", "not a part"])
-def test_a_damaged_part_is_redone_bit_for_bit(copy_of, damage, capsys):
-    before = contents(copy_of)
-    path = parts(copy_of)[1]
+def test_a_damaged_part_is_redone_bit_for_bit(tiny_copy, damage, capsys):
+    before = contents(tiny_copy)
+    path = parts(tiny_copy)[1]
     content = bytearray(path.read_bytes())
     if damage == "altered":
         content[-1000] ^= 1
@@ -198,23 +198,23 @@ def test_a_damaged_part_is_redone_bit_for_bit(copy_of, damage, capsys):
         with pytest.raises(
             StudyError, match=r"part-00001.safetensors is truncated or altered; run 'cladastats extract"
         ):
-            read_part(path, copy_of.config.identity(), shard_ids(shards_of(copy_of.corpus)[1]))
-    extract(copy_of)
+            read_part(path, tiny_copy.config.identity(), shard_ids(shards_of(tiny_copy.corpus)[1]))
+    extract(tiny_copy)
     said = capsys.readouterr().err
     assert ("part-00001.safetensors is truncated or altered; it is done again" in said) == (damage != "missing")
-    assert contents(copy_of) == before
+    assert contents(tiny_copy) == before
 
 
-def test_a_part_in_the_place_of_another_is_redone(copy_of, capsys):
-    before = contents(copy_of)
-    shutil.copy(parts(copy_of)[1], parts(copy_of)[0])
-    (copy_of.folder / "activations" / "down_norms.safetensors").write_bytes(b"cut")
+def test_a_part_in_the_place_of_another_is_redone(tiny_copy, capsys):
+    before = contents(tiny_copy)
+    shutil.copy(parts(tiny_copy)[1], parts(tiny_copy)[0])
+    (tiny_copy.folder / "activations" / "down_norms.safetensors").write_bytes(b"cut")
     with pytest.raises(StudyError, match="holds another shard"):
-        next(read_parts(copy_of))
-    extract(copy_of)
+        next(read_parts(tiny_copy))
+    extract(tiny_copy)
     assert "part-00000.safetensors holds another shard; it is done again" in capsys.readouterr().err
-    assert contents(copy_of) == before
-    assert safetensors.numpy.load_file(copy_of.folder / "activations" / "down_norms.safetensors")["down_norms"].all()
+    assert contents(tiny_copy) == before
+    assert safetensors.numpy.load_file(tiny_copy.folder / "activations" / "down_norms.safetensors")["down_norms"].all()
 
 
 def test_a_part_of_another_study_is_refused(copy_of, monkeypatch):
@@ -262,11 +262,11 @@ def test_an_altered_corpus_is_refused(copy_of):
         extract(copy_of)
 
 
-def test_an_interrupted_run_loses_only_the_shard_in_flight(copy_of, monkeypatch):
-    before = contents(copy_of)
-    for path in parts(copy_of):
+def test_an_interrupted_run_loses_only_the_shard_in_flight(tiny_copy, monkeypatch):
+    before = contents(tiny_copy)
+    for path in parts(tiny_copy):
         path.unlink()
-    (copy_of.folder / "activations" / "index.parquet").unlink()
+    (tiny_copy.folder / "activations" / "index.parquet").unlink()
     measure, calls = PrefixSharingRunner.measure, []
 
     def interrupted(self, *args):
@@ -277,22 +277,22 @@ def test_an_interrupted_run_loses_only_the_shard_in_flight(copy_of, monkeypatch)
 
     monkeypatch.setattr(PrefixSharingRunner, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract(copy_of)
-    assert [path.name for path in parts(copy_of)] == ["part-00000.safetensors"]
-    assert not list((copy_of.folder / "activations").glob("*.tmp"))
-    extract(copy_of)
+        extract(tiny_copy)
+    assert [path.name for path in parts(tiny_copy)] == ["part-00000.safetensors"]
+    assert not list((tiny_copy.folder / "activations").glob("*.tmp"))
+    extract(tiny_copy)
     assert len(calls) == 6 + 8  # the second and third shard, not the first
-    assert contents(copy_of) == before
+    assert contents(tiny_copy) == before
 
 
-def test_half_precision_storage_is_recorded_and_overflow_found(copy_of, monkeypatch):
-    value = json.loads((copy_of.folder / "study.json").read_text())
-    (copy_of.folder / "study.json").write_text(json.dumps({**value, "storage_dtype": "float16"}))
-    ids = shard_ids(shards_of(copy_of.corpus)[0])
-    full = read_part(part_path(copy_of, 0), copy_of.config.identity(), ids).tensors["activations"]
-    for path in parts(copy_of):
+def test_half_precision_storage_is_recorded_and_overflow_found(tiny_copy, monkeypatch):
+    value = json.loads((tiny_copy.folder / "study.json").read_text())
+    (tiny_copy.folder / "study.json").write_text(json.dumps({**value, "storage_dtype": "float16"}))
+    ids = shard_ids(shards_of(tiny_copy.corpus)[0])
+    full = read_part(part_path(tiny_copy, 0), tiny_copy.config.identity(), ids).tensors["activations"]
+    for path in parts(tiny_copy):
         path.unlink()
-    study = Study(copy_of.folder)
+    study = Study(tiny_copy.folder)
     extract(study)
     half = read_part(part_path(study, 0), study.config.identity(), ids).tensors["activations"]
     assert half.dtype == np.float16
@@ -309,14 +309,14 @@ def test_half_precision_storage_is_recorded_and_overflow_found(copy_of, monkeypa
         extract(study)
 
 
-def test_a_study_is_repeated_from_its_description_alone(small_study, tmp_path, capsys):
-    (tmp_path / "study.json").write_bytes((small_study.folder / "study.json").read_bytes())
+def test_a_study_is_repeated_from_its_description_alone(tiny_study, tmp_path, capsys):
+    (tmp_path / "study.json").write_bytes((tiny_study.folder / "study.json").read_bytes())
     command = ["run", "--from", str(tmp_path / "study.json")]
     again = tmp_path / "again"
     assert main([*command, "--study", str(again)]) == 0
     for name in ("corpus.parquet", "panel-cka.parquet", "panel-cosine.parquet"):
-        assert (again / name).read_bytes() == (small_study.folder / name).read_bytes()
-    assert contents(Study(again)) == contents(small_study)
+        assert (again / name).read_bytes() == (tiny_study.folder / name).read_bytes()
+    assert contents(Study(again)) == contents(tiny_study)
     assert main([*command, "--study", str(again)]) == 0  # it is there
     value = json.loads((tmp_path / "study.json").read_text())
     for change, options, message in (
@@ -324,7 +324,11 @@ def test_a_study_is_repeated_from_its_description_alone(small_study, tmp_path, c
         ({}, ["--study", str(again), "--pairs", "3"], "leave the other settings out"),
         ({"corpus_sha256": "0" * 64}, ["--study", str(again)], "is another study than that of"),
         ({"source_sha256": "0" * 64}, ["--study", str(tmp_path / "b")], "the source news is not what it was"),
-        ({"revision": "sha256:0"}, ["--study", str(tmp_path / "b")], "the model smollm2-135m is not what it was"),
+        (
+            {"revision": "sha256:0"},
+            ["--study", str(tmp_path / "b")],
+            f"the model {tiny_study.config.model} is not what it was",
+        ),
         ({"corpus": {"made_of": "x"}}, ["--study", str(tmp_path / "b")], "made from another study"),
     ):
         (tmp_path / "study.json").write_text(json.dumps({**value, **change}))
@@ -334,13 +338,15 @@ def test_a_study_is_repeated_from_its_description_alone(small_study, tmp_path, c
         assert not (tmp_path / "b").exists()
 
 
-def test_the_number_of_threads_changes_no_more_than_the_last_digits(copy_of):
+def test_the_number_of_threads_changes_no_more_than_the_last_digits(small_study):
     """Sums in another order: to 1e-5 of a layer's largest activation, and of the surprisal; with the same, no bit."""
-    blocks = extracted(shards_of(copy_of.corpus)[0])
+    blocks = extracted(shards_of(small_study.corpus)[0])
     found, before = {}, torch.get_num_threads()
     for threads in (1, 2, 1):
         task = Task(
-            *(getattr(copy_of.config, name) for name in ("model", "revision", "dtype", "storage_dtype")), threads, 64
+            *(getattr(small_study.config, name) for name in ("model", "revision", "dtype", "storage_dtype")),
+            threads,
+            64,
         )
         part, _ = task.worker().part(blocks)
         if threads in found:

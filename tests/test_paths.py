@@ -30,11 +30,12 @@ def content(study):
     }
 
 
-def test_a_study_at_a_url_is_the_study_of_a_folder(small_study, monkeypatch):
+def test_a_study_at_a_url_is_the_study_of_a_folder(tiny_study, monkeypatch):
     """Every stage of `run`, then the whole of it again, which finds all of it done."""
-    arguments = ["run", "--study", URL, "--pairs", "6", "--length", "64", "--seed", "3"]
+    size = ("--pairs", "6", "--length", "64", "--seed", "3")
+    arguments = ["run", "--study", URL, "--model", tiny_study.config.model, *size]
     assert main(arguments) == 0
-    here, there = content(small_study), content(Study(URL))
+    here, there = content(tiny_study), content(Study(URL))
     own = {"coefficients.json", "study.json"}  # the folder's name is in one; the versions of packages in both
     assert there.keys() - {"population-cka.parquet"} <= here.keys()
     for name in there.keys() - own:
@@ -52,12 +53,12 @@ def test_a_study_at_a_url_is_the_study_of_a_folder(small_study, monkeypatch):
     assert any("fits" in path for path in sent)  # which are made anew each time
 
 
-def test_verify_extract_and_population_cka_work_at_a_url(small_copy, capsys):
-    for file in (small_copy.folder / "activations").iterdir():
+def test_verify_extract_and_population_cka_work_at_a_url(tiny_copy, capsys):
+    for file in (tiny_copy.folder / "activations").iterdir():
         with replacing(UPath(URL) / "activations" / file.name) as temporary:
             temporary.write_bytes(file.read_bytes())
     for name in ("corpus.parquet", "study.json"):
-        (UPath(URL) / name).write_bytes((small_copy.folder / name).read_bytes())
+        (UPath(URL) / name).write_bytes((tiny_copy.folder / name).read_bytes())
     assert main(["verify", "--study", URL]) == 0
     part = UPath(URL) / "activations" / "part-00001.safetensors"
     whole = part.read_bytes()
@@ -67,22 +68,22 @@ def test_verify_extract_and_population_cka_work_at_a_url(small_copy, capsys):
     assert main(["extract", "--study", URL]) == 0
     assert part.read_bytes() == whole
     assert main(["similarity", "--study", URL, "--estimator", "population"]) == 0
-    assert main(["similarity", "--study", str(small_copy.folder), "--estimator", "population"]) == 0
+    assert main(["similarity", "--study", str(tiny_copy.folder), "--estimator", "population"]) == 0
     kept = "population-cka.parquet"
-    assert (UPath(URL) / kept).read_bytes() == (small_copy.folder / kept).read_bytes()
+    assert (UPath(URL) / kept).read_bytes() == (tiny_copy.folder / kept).read_bytes()
 
 
-def test_parts_extracted_at_a_url_are_merged_into_a_folder(small_copy):
+def test_parts_extracted_at_a_url_are_merged_into_a_folder(tiny_copy):
     """And the other way round the copy is one file at a time."""
-    parts = small_copy.folder / "activations"
+    parts = tiny_copy.folder / "activations"
     expected = {file.name: file.read_bytes() for file in parts.iterdir()}
-    for file in (*parts.iterdir(), small_copy.folder / "study.json", small_copy.folder / "corpus.parquet"):
-        target = UPath(URL) / file.relative_to(small_copy.folder)
+    for file in (*parts.iterdir(), tiny_copy.folder / "study.json", tiny_copy.folder / "corpus.parquet"):
+        target = UPath(URL) / file.relative_to(tiny_copy.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
     for file in parts.iterdir():
         file.unlink()
-    assert main(["merge", "--study", str(small_copy.folder), URL, "--verify"]) == 0
+    assert main(["merge", "--study", str(tiny_copy.folder), URL, "--verify"]) == 0
     assert {file.name: file.read_bytes() for file in parts.iterdir()} == expected
 
 
