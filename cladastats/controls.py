@@ -27,7 +27,6 @@ import argparse
 import hashlib
 import math
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -100,8 +99,8 @@ def controls(study: Study, independent: str | None = None) -> pd.DataFrame:
     if "following" not in hybrids:
         raise StudyError(
             f"{study.folder} was built by an earlier version, without the tokens that complete the targets' words; "
-            f"delete {study.folder / 'corpus.parquet'} and run 'cladastats corpus --study {study.folder}', which builds "
-            "the same sequences"
+            f"delete {study.folder / 'corpus.parquet'} and run 'cladastats corpus --study {study.folder}', which "
+            "builds the same sequences"
         )
     previous = index["previous_surprisal_bits"]
     table = hybrids[["group", "pair", "ratio"]].reset_index(drop=True)
@@ -142,8 +141,8 @@ def target_word(tokenizer: Any, ids: np.ndarray, following: np.ndarray, document
     context = ids[max(document, len(ids) - LAST_TOKENS) :].tolist()
     whole = text([*context, *following.tolist()])
     # A token may end within a character, which alone is shown as another one.
-    begin = len(commonprefix([whole, text(context[:-1])]))
-    end = len(commonprefix([whole, text(context)]))
+    begin = _shared_beginning(whole, text(context[:-1]))
+    end = _shared_beginning(whole, text(context))
     letters = [place for place in range(begin, end) if whole[place].isalnum()]
     if not letters:
         return None, text(context[-1:])
@@ -205,3 +204,9 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
 def _text(tokenizer: Any, ids: np.ndarray) -> str:
     kept = ids[len(bos_tokens(tokenizer)) :]
     return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+
+
+def _shared_beginning(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    differ = (i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other)
+    return next(differ, min(len(a), len(b)))

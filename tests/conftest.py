@@ -61,3 +61,41 @@ def tiny_copy(tiny_study, tmp_path):
     from cladastats.study import Study
 
     return Study(shutil.copytree(tiny_study.folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def articles():
+    """The first sixty articles of the embedded news."""
+    import zipfile
+
+    import pandas as pd
+
+    from clada.models.assets import fetch
+
+    with zipfile.ZipFile(fetch("news")) as archive, archive.open("NewsArticles.csv") as handle:
+        return pd.read_csv(handle, usecols=["text"], nrows=60)["text"].dropna().tolist()
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer():
+    from clada.models.open import load_tokenizer
+
+    return load_tokenizer("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer():
+    """The same tokenizer, made to put a BOS token before every text as LLaMA's and Gemma's do."""
+    from tokenizers.processors import TemplateProcessing
+
+    from clada.models.open import load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2-135m")
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return tokenizer
+
+
+@pytest.fixture(scope="session", params=["plain", "bos"])
+def tokenizer(request):
+    return request.getfixturevalue(f"{request.param}_tokenizer")

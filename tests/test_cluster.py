@@ -223,9 +223,8 @@ def test_a_lost_scheduler_ends_in_one_line_and_nothing_is_lost(empty, tmp_path, 
     assert "Traceback" not in said
     kept = contents(study)
     assert len(kept) == 1
-    with scheduler(tmp_path) as (_, address), worker(address), worker(address):
-        with await_workers(address, 2):
-            subprocess.run([*EXTRACT, study.folder, "--cluster", address], check=True, timeout=HANGS)
+    with scheduler(tmp_path) as (_, address), worker(address), worker(address), await_workers(address, 2):
+        subprocess.run([*EXTRACT, study.folder, "--cluster", address], check=True, timeout=HANGS)
     assert contents(study) == expected
     assert {name: expected[name] for name in kept} == kept
 

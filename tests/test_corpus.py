@@ -1,13 +1,10 @@
 """Corpora: windows, pairs, hybrids, matched references and random sequences against slow recomputations."""
 
 import dataclasses
-import itertools
 import json
 import re
 import shutil
 import threading
-import zipfile
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,55 +13,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tokenizers.processors import TemplateProcessing
-from wordfreq import zipf_frequency
 
 from clada.errors import InputError, StudyError
-from clada.models.assets import fetch
-from clada.models.open import bos_tokens, load_tokenizer
+from clada.models.open import bos_tokens
 from clada.system.files import as_path
 from cladastats.cli import main
-from cladastats.controls import controls, target_word
 from cladastats.corpus import DEFAULTS, make_study, repeat_study
-from cladastats.language import PUNCTUATION
 from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
 from cladastats.sequences.placebos import placebo_rows, placebo_sequences
-from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.sources import Documents, source_sha256
 from cladastats.sequences.windows import FOLLOWING_TOKENS, Window, natural_windows, separator_token, usable_windows
-from cladastats.study import Study, create_study, write_table
+from cladastats.study import Study, create_study
 
 PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
-
-
-@pytest.fixture(scope="session")
-def articles() -> list[str]:
-    with zipfile.ZipFile(fetch("news")) as archive, archive.open("NewsArticles.csv") as handle:
-        return pd.read_csv(handle, usecols=["text"], nrows=60)["text"].dropna().tolist()
-
-
-@pytest.fixture(scope="session")
-def plain_tokenizer() -> Any:
-    return load_tokenizer("smollm2-135m")
-
-
-@pytest.fixture(scope="session")
-def bos_tokenizer() -> Any:
-    """The same tokenizer, made to put a BOS token before every text as LLaMA's and Gemma's do."""
-    tokenizer = load_tokenizer("smollm2-135m")
-    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    return tokenizer
-
-
-@pytest.fixture(scope="session", params=["plain", "bos"])
-def tokenizer(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(f"{request.param}_tokenizer")
-
-
-@pytest.fixture(scope="session")
-def news_words(articles: list[str]) -> TaggedWords:
-    return tag_words(articles, 1, np.random.default_rng(SEED))
 
 
 def documents(texts: list[str]) -> Documents:
@@ -202,9 +163,7 @@ def test_a_document_that_begins_at_the_cut_or_the_target_is_counted_once() -> No
 
 
 @pytest.mark.parametrize("windows", ["stream", "document"])
-def test_what_follows_a_target_is_kept_within_its_document(
-    articles: list[str], tokenizer: Any, windows: str
-) -> None:
+def test_what_follows_a_target_is_kept_within_its_document(articles: list[str], tokenizer: Any, windows: str) -> None:
     texts = ["It rained all day in the north.", *articles[:3]]
     bos = len(bos_tokens(tokenizer))
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -212,10 +171,14 @@ def test_what_follows_a_target_is_kept_within_its_document(
     for window in cut:
         position = window.target_distance  # in its document
         (document,) = (
-            ids
-            for ids in encoded
-            if ids[max(0, position - 6) : position + 1] == window.token_ids[bos:].tolist()[-min(7, position + 1) :]
-        ) if window.token_ids[-1] != tokenizer.convert_tokens_to_ids("<|endoftext|>") else ([],)
+            (
+                ids
+                for ids in encoded
+                if ids[max(0, position - 6) : position + 1] == window.token_ids[bos:].tolist()[-min(7, position + 1) :]
+            )
+            if window.token_ids[-1] != tokenizer.convert_tokens_to_ids("<|endoftext|>")
+            else ([],)
+        )
         assert window.following.tolist() == document[position + 1 : position + 1 + FOLLOWING_TOKENS]
     assert any(len(window.following) < FOLLOWING_TOKENS for window in cut)
 
@@ -227,72 +190,6 @@ def test_rows_of_a_pair_know_what_follows_their_target() -> None:
     )
     rows = pair_rows("nls", 0, a, b, (0.25, 0.5), 8)
     assert [row["following"].tolist() for row in rows] == [[100, 101], [200, 201], *[[100, 101]] * 3]
-
-
-# -- the target's word --------------------------------------------------------------------------------------------
-
-
-def test_the_word_of_a_target_is_the_texts_whole_word(articles: list[str], tokenizer: Any) -> None:
-    """At every token of a text: pieces that begin a word, go on with it or end it, marks, characters of several tokens."""
-    text = 'The extraordinarily unbelievable skyscraper, didn\'t he say? "Größe" – naïve 日本語 «déjà-vu» 🙂 end. ' + articles[0]
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = np.array(encoded["input_ids"][:400])
-    pieces = 0
-    for place, (begin, end) in enumerate(encoded["offset_mapping"][:400]):
-        following = np.array(encoded["input_ids"][place + 1 : place + 1 + FOLLOWING_TOKENS], dtype=int)
-        word, target = target_word(tokenizer, ids[: place + 1], following, 0)
-        letters = [i for i in range(begin, end) if text[i].isalnum()]
-        if "\ufffd" in target:  # a part of a character: the word, or nothing where another part is the letter
-            continue
-        assert target.strip() == text[begin:end].strip()  # some tokenizers leave a space before out of offsets
-        if not letters:
-            assert word is None
-            continue
-        (whole,) = (match for match in re.finditer(r"\S+", text) if match.start() <= letters[0] < match.end())
-        assert word == whole[0].strip(PUNCTUATION)
-        pieces += end < whole.end() and text[end].isalnum()
-    assert pieces > 10  # targets whose word goes on after them
-
-
-def test_a_word_does_not_reach_back_into_another_document(plain_tokenizer: Any) -> None:
-    ids = np.array(plain_tokenizer.encode("sun<|endoftext|>flower"))
-    nothing = np.array([], dtype=int)
-    begins = ids.tolist().index(plain_tokenizer.convert_tokens_to_ids("<|endoftext|>")) + 1
-    assert target_word(plain_tokenizer, ids, nothing, begins)[0] == "flower"
-    cut = np.array(plain_tokenizer.encode("wonder") + plain_tokenizer.encode("land"))  # a hybrid cut within a word
-    assert target_word(plain_tokenizer, cut, nothing, len(cut) - 1)[0] == "land"
-
-
-def test_frequency_is_of_the_targets_word_and_missing_where_there_is_none(
-    small_study: Study, plain_tokenizer: Any, tmp_path: Path
-) -> None:
-    shutil.copytree(small_study.folder, tmp_path / "study")
-    study = Study(tmp_path / "study")
-    corpus = study.corpus
-    hybrid = corpus.index[corpus["role"] == "hybrid"]
-    endings = {" un": "believable", " the": " end", ",": " and", " zzqx": "vbk rain"}  # the target, and what follows
-    for row, (target, rest) in zip(hybrid, endings.items(), strict=False):
-        last, following = (plain_tokenizer.encode(text) for text in (target, rest))
-        ids = corpus.at[row, "token_ids"].copy()
-        ids[-1] = last[-1]
-        ids[-1 - len(last) : -1] = [plain_tokenizer.encode(" ")[0], *last[:-1]]
-        corpus.at[row, "token_ids"], corpus.at[row, "following"] = ids, np.array(following, dtype=np.int32)
-    write_table(study.folder / "corpus.parquet", corpus)
-    found = controls(study)["frequency_zipf"][:4].tolist()
-    expected = [zipf_frequency("unbelievable", "en"), zipf_frequency("the", "en")]
-    assert found[:2] == expected
-    assert np.isnan(found[2:]).all()  # a mark; a word that nobody knows
-
-
-def test_controls_of_a_corpus_without_what_follows_are_refused(small_study: Study, tmp_path: Path) -> None:
-    shutil.copytree(small_study.folder, tmp_path / "study")
-    study = Study(tmp_path / "study")
-    write_table(study.folder / "corpus.parquet", study.corpus.drop(columns="following"))
-    with pytest.raises(StudyError, match=r"without the tokens that complete the targets' words; delete .* and run"):
-        controls(study)
-    (study.folder / "corpus.parquet").unlink()  # the remedy
-    make_study(str(study.folder), dict.fromkeys(DEFAULTS))
-    assert controls(study)["frequency_zipf"].notna().any()
 
 
 def test_natural_sequences_are_windows_of_the_source_used_once(
@@ -455,183 +352,6 @@ def test_prefixes_are_the_rounded_share_of_the_length() -> None:
     check_ratios(RATIOS, 2048)
     assert [prefix_length(ratio, 2048) for ratio in RATIOS] == [512, 768, 1024]
     assert prefix_length(0.3, 33) == 10
-
-
-# -- quotas -------------------------------------------------------------------------------------------------------
-
-
-def test_no_other_whole_numbers_are_nearer_than_quotas() -> None:
-    rng = np.random.default_rng(SEED)
-    for n, strata, _ in itertools.product(range(1, 8), range(1, 5), range(5)):
-        ratio = rng.dirichlet(np.ones(strata))
-        count = quotas(ratio, n)
-        assert count.sum() == n
-        every = (c for c in itertools.product(range(n + 1), repeat=strata) if sum(c) == n)
-        nearest = min(sum(abs(part / n - share) for part, share in zip(c, ratio, strict=True)) / 2 for c in every)
-        # 1e-12: rounding of sums of at most four shares.
-        assert total_variation(count, ratio) == pytest.approx(nearest, abs=1e-12)
-
-
-def test_quotas_that_can_be_met_are_met() -> None:
-    # 0.29 * 100 is 28.999999999999996 in binary: rounding down must not lose a word.
-    assert quotas(np.array([0.29, 0.01, 0.7]), 100).tolist() == [29, 1, 70]
-
-
-def test_total_variation_runs_from_the_same_to_disjoint() -> None:
-    assert total_variation(np.array([1, 3]), np.array([0.25, 0.75])) == 0
-    assert total_variation(np.array([4, 0]), np.array([0.0, 1.0])) == 1
-    assert total_variation(np.array([3, 1]), np.array([0.5, 0.5])) == 0.25
-
-
-# -- tagged words -------------------------------------------------------------------------------------------------
-
-
-def test_words_are_tagged_with_their_part_of_speech() -> None:
-    text = 'The quick dog chased "the" cats, but I didn\'t see it.\n\nHe paid £5, OK?'
-    pool = tag_words([text], 1, np.random.default_rng(SEED))
-    tag = dict(zip((word.strip() for word in pool.text), (pool.strata[s] for s in pool.stratum), strict=True))
-    # Tags of the British National Corpus (CLAWS C5).
-    assert (tag["The"], tag["quick"], tag["dog"], tag["chased"]) == ("AT0", "AJ0", "NN1", "VVD")
-    assert tag["The"] == tag["the"]
-    assert {name for name, mark in zip(pool.strata, pool.punctuation, strict=True) if mark} == {
-        'mark "',
-        "mark ,",
-        "mark .",
-        "mark ?",
-        "mark £",
-    }
-
-
-def test_no_character_of_the_documents_is_lost(articles: list[str]) -> None:
-    texts = [*articles[:5], " leading space", '"Quoted" and well-known—dashed (in brackets)...\r\n- item\n\n\n- item']
-    pool = tag_words(texts, 1, np.random.default_rng(SEED))
-    # Documents come in the order of the draw, with their white space; sorted characters compare them all at once.
-    assert sorted("".join("".join(pool.text).split())) == sorted("".join("".join(texts).split()))
-    single = tag_words(articles[:1], 1, np.random.default_rng(SEED))
-    assert "".join("".join(single.text).split()) == "".join(articles[0].split())
-
-
-def test_no_word_can_grow_onto_the_one_before_it(news_words: TaggedWords) -> None:
-    assert not [word for word in news_words.text if word[0].isalnum()]
-
-
-def test_ratios_are_those_of_the_tagged_words(news_words: TaggedWords) -> None:
-    count = Counter(news_words.stratum.tolist())
-    assert news_words.ratio.tolist() == [count[s] / len(news_words.text) for s in range(len(news_words.strata))]
-
-
-def test_tagging_stops_when_there_are_enough_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cladastats.sequences.random_words.TAGGED_WORDS", (20, 60))
-    texts = [f"Ten words are in number {i} of these few texts ." for i in range(20)]
-    for needed, words in [(1, 20), (35, 44), (1_000, 66)]:  # a text is taken whole: eleven words with its full stop
-        assert len(tag_words(texts, needed, np.random.default_rng(SEED)).text) == -(-words // 11) * 11
-
-
-# -- random sequences ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def lettered_words() -> TaggedWords:
-    """500 words whose first letter is their stratum, some of them twice, so that a decoded sequence can be counted."""
-    text = [f" n{i}" for i in range(250)] + [f" v{i // 2}" for i in range(150)] + ["."] * 90 + [" rare"] * 10
-    stratum = np.repeat([0, 1, 2, 3], [250, 150, 90, 10])
-    return TaggedWords(text, stratum, ["n", "v", ".", "r"], np.bincount(stratum) / 500, np.array([0, 0, 1, 0], bool))
-
-
-def decoded_words(tokenizer: Any, window: Window) -> list[str]:
-    """The words of a sequence of `lettered_words`; the last may be cut."""
-    text = tokenizer.decode(window.token_ids[len(bos_tokens(tokenizer)) :])
-    words = re.findall(r" \w+|\.", text)
-    assert "".join(words) == text
-    return words
-
-
-def slow_distance(share_of: Counter[str], pool: TaggedWords) -> float:
-    total = share_of.total()
-    shares = zip(pool.strata, pool.ratio, strict=True)
-    return sum(abs(share_of[name] / total - ratio) for name, ratio in shares) / 2
-
-
-def test_random_sequences_keep_the_ratios_and_no_word_beyond_its_count(
-    lettered_words: TaggedWords, tokenizer: Any
-) -> None:
-    draw = RandomSequences(lettered_words, tokenizer, 300)
-    punctuation = []
-    for seed in range(20):
-        window = draw(np.random.default_rng(seed))
-        assert len(window.token_ids) == 301
-        assert window.token_ids[: len(bos_tokens(tokenizer))].tolist() == bos_tokens(tokenizer)
-        words = decoded_words(tokenizer, window)
-        assert not Counter(words[:-1]) - Counter(lettered_words.text)
-        count = Counter(word.strip()[0] for word in words)
-        # 1e-12: order of summation.
-        assert window.pos_distance == pytest.approx(slow_distance(count, lettered_words), abs=1e-12)
-        # About 100 words of 3 tokens: four strata round to within 1/100; the cut takes at most two words more.
-        assert window.pos_distance <= 0.03
-        assert window.target_distance == 300 - len(bos_tokens(tokenizer))
-        assert window.documents == [0]
-        punctuation.append(abs(count["."] / len(words) - 0.18))
-    assert draw.punctuation_max == pytest.approx(max(punctuation), abs=1e-12)
-
-
-def test_random_sequences_come_in_random_order(lettered_words: TaggedWords, plain_tokenizer: Any) -> None:
-    draw = RandomSequences(lettered_words, plain_tokenizer, 300)
-    places: dict[str, list[float]] = {name: [] for name in lettered_words.strata}
-    for seed in range(100):
-        words = decoded_words(plain_tokenizer, draw(np.random.default_rng(seed)))
-        for place, word in enumerate(words):
-            places[word.strip()[0]].append((place + 0.5) / len(words))
-    for name, found in places.items():
-        # A uniform place has mean 1/2 and standard deviation 0.289; five standard errors.
-        assert np.mean(found) == pytest.approx(0.5, abs=5 * 0.289 / len(found) ** 0.5), name
-
-
-def test_random_news_keeps_parts_of_speech_as_far_as_whole_words_allow(
-    news_words: TaggedWords, plain_tokenizer: Any
-) -> None:
-    fitted: list[list[int]] = []
-
-    class Recorded(RandomSequences):
-        def _fit(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[int]]:
-            found = super()._fit(chosen, rng)
-            fitted.append(found[0].tolist())
-            return found
-
-    draw = Recorded(news_words, plain_tokenizer, 512)
-    distances = []
-    for seed in range(20):
-        window = draw(np.random.default_rng(seed))
-        chosen = fitted[-1]
-        assert len(set(chosen)) == len(chosen)
-        # No word is cut off: the sequence is the text of all of them.
-        assert plain_tokenizer.decode(window.token_ids) == "".join(news_words.text[i] for i in chosen)
-        count = Counter(news_words.strata[news_words.stratum[i]] for i in chosen)
-        assert window.pos_distance == pytest.approx(slow_distance(count, news_words), abs=1e-12)
-        rounding = total_variation(quotas(news_words.ratio, len(chosen)), news_words.ratio)
-        assert window.pos_distance == pytest.approx(rounding, abs=1e-12)
-        distances.append(window.pos_distance)
-    # 80 strata in about 400 words: whole words alone leave 0.023 (0.006 at length 2,048).
-    assert max(distances) < 0.03
-    assert draw.rounding_max == pytest.approx(max(distances), abs=1e-12)
-    assert draw.punctuation_max < 0.02
-
-
-def test_random_sequences_of_2048_tokens_are_within_two_hundredths(
-    news_words: TaggedWords, plain_tokenizer: Any
-) -> None:
-    draw = RandomSequences(news_words, plain_tokenizer, 2048)
-    distances = [draw(np.random.default_rng(seed)).pos_distance for seed in range(10)]
-    assert max(distances) <= 0.02
-
-
-def test_too_few_words_for_a_random_sequence_are_refused(lettered_words: TaggedWords, plain_tokenizer: Any) -> None:
-    draw = RandomSequences(lettered_words, plain_tokenizer, 4096)
-    with pytest.raises(InputError) as error:
-        draw(np.random.default_rng(SEED))
-    assert str(error.value) == (
-        "too little text for random sequences of 4,097 tokens without repeating a word "
-        "(the source has 500 words); use a shorter --length or more text"
-    )
 
 
 # -- the stage ----------------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_a_part_of_another_study_is_refused(copy_of, monkeypatch):
 
 
 def test_another_tokenizer_than_the_studys_is_refused(copy_of, monkeypatch, capsys):
-    """The same weights whose text would be cut into other tokens: digits one by one, say, since a conversion changed."""
+    """The same weights whose text would be cut into other tokens: digits one by one, say, as a conversion changed."""
     study, command = copy_of, ["--study", str(copy_of.folder)]
 
     def other(name):

@@ -259,10 +259,10 @@ def test_pairs_of_one_row_change_nothing_and_linearmodels_drops_them_too() -> No
         assert (ours.n_obs, ours.n_pairs) == (75, 25)
         rows = panel[~single & (panel["group"] == ours.group)].set_index(["pair", "ratio"])
         X = rows[list(ours.regressors)].assign(prefix_len=rows["prefix_len"] / 1000, const=1.0)
+        options = {"cov_type": "clustered", "cluster_entity": True, "group_debias": True, "debiased": True}
         with pytest.warns(SingletonWarning, match="5 singleton observations dropped"):
-            model = PanelOLS(rows["shift_toward"], X, entity_effects=True, singletons=False)
-            theirs = model.fit(
-                cov_type="clustered", cluster_entity=True, group_debias=True, debiased=True, count_effects=False
+            theirs = PanelOLS(rows["shift_toward"], X, entity_effects=True, singletons=False).fit(
+                **options, count_effects=False
             )
         assert ours.coef == same(theirs.params.to_dict())
         assert ours.se == same(theirs.std_errors.to_dict())

@@ -24,7 +24,7 @@ from clada.methods.plan import Shares
 from clada.methods.registry import EVALUATED, METHODS, Method
 from clada.methods.screen import Basis, screen_words
 from clada.methods.selection import MLP_INPUT
-from clada.models.architectures import ACTIVATIONS
+from clada.models.anatomy import ACTIVATIONS
 
 NEURONS, SEQUENCES = 500, 3
 

@@ -8,15 +8,12 @@ find it there: by its name, by torch's type of what is stored (`of_tensor`) or b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-
-if TYPE_CHECKING:
-    from clada.cpu.storage import Rows
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 
@@ -68,7 +65,7 @@ class Precision(ABC):
         """Uninitialised scales, float32 [*outputs]; None without any."""
         return torch.empty(outputs) if self.scaled else None
 
-    def pack(self, matrix: torch.Tensor, rows: Rows) -> None:
+    def pack(self, matrix: torch.Tensor, rows: Any) -> None:
         """Store a float32 matrix [rows, columns] in rows of this precision."""
         rows.values.copy_(matrix)  # torch rounds to nearest, ties to even
 
@@ -150,7 +147,7 @@ class Int8(Precision):
         """bfloat16."""
         return PRECISIONS["bfloat16"]
 
-    def pack(self, matrix: torch.Tensor, rows: Rows) -> None:
+    def pack(self, matrix: torch.Tensor, rows: Any) -> None:
         """Round to the nearest step."""
         assert rows.scale is not None
         inputs = 0 if rows.transposed else 1

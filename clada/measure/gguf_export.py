@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from clada.errors import ModelError
 from clada.models.architectures import (
     FAMILIES,
-    LlamaCpp,
+    LlamaCppRow,
     decoder_layers,
     down_norms,
     family_of,
@@ -60,7 +60,7 @@ def write_gguf(model: transformers.PreTrainedModel, path: Path, kind: Kind) -> N
             writer.close()
 
 
-def _row_of(model: transformers.PreTrainedModel) -> LlamaCpp:
+def _row_of(model: transformers.PreTrainedModel) -> LlamaCppRow:
     """How llama.cpp computes a model as transformers does.
 
     Raises:
@@ -112,7 +112,7 @@ def _rope(config: Any) -> dict[str, Any]:
     return ropes.get("full_attention", ropes.get("", {}))
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter, model: transformers.PreTrainedModel, row: LlamaCpp) -> None:
+def _add_hyperparameters(writer: gguf.GGUFWriter, model: transformers.PreTrainedModel, row: LlamaCppRow) -> None:
     config, family = model.config, family_of(model.config)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
@@ -162,7 +162,7 @@ def _add_placeholder_vocabulary(writer: gguf.GGUFWriter, model: transformers.Pre
     writer.add_eos_token_id(end[0] if isinstance(end, list) else end or 0)
 
 
-def _tensors(model: transformers.PreTrainedModel, row: LlamaCpp) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(model: transformers.PreTrainedModel, row: LlamaCppRow) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and float32 values of every weight as llama.cpp expects them; a tied output head is left out."""
     config, family = model.config, family_of(model.config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[row.arch], config.num_hidden_layers)

@@ -14,10 +14,10 @@ from clada.methods.plan import Shares
 
 # What a family of settings is called with: the share that is left out, how many words the head has, and whether words
 # are all that is left out. See `shares_of`.
-Family = Callable[[float, int, bool], Shares]
+SharesOf = Callable[[float, int, bool], Shares]
 
 
-def _of(*names: str) -> Family:
+def _of(*names: str) -> SharesOf:
     """The family that leaves out the same share of everything that is named."""
     return lambda dropped, _vocabulary, _words_alone: Shares(**dict.fromkeys(names, dropped))
 
@@ -68,7 +68,7 @@ class Method:
     """
 
     help: str
-    family: Family
+    family: SharesOf
     needs_plan: bool = True
     gate: str = "gate"
     magnitude: str | None = "share"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LlamaCpp:
+class LlamaCppRow:
     """How llama.cpp computes a family; what it has built in is stated, so that other values can be refused.
 
     Attributes:
@@ -143,7 +143,7 @@ class Family:
     scalar: str | None = None
     between: tuple[str, str] | None = None
     refused: tuple[str, ...] = ()
-    llama_cpp: LlamaCpp | None = None
+    llama_cpp: LlamaCppRow | None = None
 
 
 _GEMMA: dict[str, Any] = {
@@ -164,26 +164,26 @@ _SANDWICH: dict[str, Any] = {
 
 _TABLE: dict[str, Any] = {"rms": False, "activation": "activation_function", "grouped": False, "rotary": None}
 
-_LLAMA = LlamaCpp("LLAMA", neighbours=True, rope_types=("default", "linear", "llama3"))
+_LLAMA = LlamaCppRow("LLAMA", neighbours=True, rope_types=("default", "linear", "llama3"))
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("LLaMA 2/3, SmolLM2", llama_cpp=_LLAMA),
     "mistral": Family("Mistral", windowed="every layer", llama_cpp=_LLAMA),
-    "qwen2": Family("Qwen 2", windowed="by layer", llama_cpp=LlamaCpp("QWEN2")),
-    "qwen3": Family("Qwen 3", windowed="by layer", head_norms="head", llama_cpp=LlamaCpp("QWEN3")),
-    "gemma": Family("Gemma", **_GEMMA, llama_cpp=LlamaCpp("GEMMA", "gelu_pytorch_tanh")),
+    "qwen2": Family("Qwen 2", windowed="by layer", llama_cpp=LlamaCppRow("QWEN2")),
+    "qwen3": Family("Qwen 3", windowed="by layer", head_norms="head", llama_cpp=LlamaCppRow("QWEN3")),
+    "gemma": Family("Gemma", **_GEMMA, llama_cpp=LlamaCppRow("GEMMA", "gelu_pytorch_tanh")),
     "gemma2": Family(
         "Gemma 2",
         **_SANDWICH,
         softcap="attn_logit_softcapping",
-        llama_cpp=LlamaCpp("GEMMA2", "gelu_pytorch_tanh", full_every=2, softcapped=True, by_hidden=46),
+        llama_cpp=LlamaCppRow("GEMMA2", "gelu_pytorch_tanh", full_every=2, softcapped=True, by_hidden=46),
     ),
     "gemma3_text": Family(
         "Gemma 3",
         **_SANDWICH,
         head_norms="head",
         rotary="by layer type",
-        llama_cpp=LlamaCpp("GEMMA3", "gelu_pytorch_tanh", full_every=6, by_hidden=62),
+        llama_cpp=LlamaCppRow("GEMMA3", "gelu_pytorch_tanh", full_every=6, by_hidden=62),
     ),
     "opt": Family(
         "OPT",
@@ -213,7 +213,7 @@ FAMILIES: dict[str, Family] = {
         eps="layer_norm_epsilon",
         table=("wpe", 0),
         refused=("add_cross_attention",),
-        llama_cpp=LlamaCpp("GPT2", "gelu_new"),
+        llama_cpp=LlamaCppRow("GPT2", "gelu_new"),
     ),
     "gpt_neox": Family(
         "GPT-NeoX, Pythia",
@@ -229,14 +229,14 @@ FAMILIES: dict[str, Family] = {
         parallel="use_parallel_residual",
         grouped=False,
         partial=True,
-        llama_cpp=LlamaCpp("GPTNEOX", "gelu_new"),  # its only GELU is the one by tanh; Pythia's is exact
+        llama_cpp=LlamaCppRow("GPTNEOX", "gelu_new"),  # its only GELU is the one by tanh; Pythia's is exact
     ),
     "olmo2": Family(
         "OLMo 2",
         before=None,
         after=("post_attention_layernorm", "post_feedforward_layernorm"),
         head_norms="width",
-        llama_cpp=LlamaCpp("OLMO2"),
+        llama_cpp=LlamaCppRow("OLMO2"),
     ),
     "phi3": Family(
         "Phi-3",
@@ -244,13 +244,13 @@ FAMILIES: dict[str, Family] = {
         mlp=("mlp.gate_up_proj", "mlp.gate_up_proj", "mlp.down_proj"),
         partial=True,
         windowed="every layer",
-        llama_cpp=LlamaCpp("PHI3"),
+        llama_cpp=LlamaCppRow("PHI3"),
     ),
     "smollm3": Family(
         "SmolLM3",
         unrotated="no_rope_layers",
         windowed="by layer",
-        llama_cpp=LlamaCpp("SMOLLM3", neighbours=True, unrotated_every=4),
+        llama_cpp=LlamaCppRow("SMOLLM3", neighbours=True, unrotated_every=4),
     ),
 }
 
