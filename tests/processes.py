@@ -68,7 +68,7 @@ class Running:
         """What it has said so far on standard error."""
         return self._err.read_text()
 
-    def wait(self, seconds: float = 600) -> int:
+    def wait(self, seconds: float = 1800) -> int:
         """Wait until it ends; the limit only ends a test that hangs."""
         self._process.join(seconds)
         assert self.returncode is not None, f"still running after {seconds} s: {self.stderr}"
@@ -111,11 +111,11 @@ def running(
     try:
         yield Running(process, out, err)
     finally:
-        if process.exitcode is None:
-            family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-            for pid in family:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        process.kill()
         process.join()
 
 

@@ -5,26 +5,23 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+import distributed
 import pytest
+from processes import finished, running
 
 from cladastats.activations.parts import part_path
 from cladastats.cli import main
 from cladastats.study import Study
 
-EXTRACT = [sys.executable, "-m", "cladastats", "extract", "--study"]
-
 
 @pytest.fixture
-def empty(small_study, tmp_path):
-    """A copy of the shared study without activations, and what its parts hold."""
-    return bare_copy(small_study, tmp_path / "study"), contents(small_study)
+def empty(tiny_study, tmp_path):
+    """A copy of the shared study of a tiny model without activations, and what its parts hold."""
+    return bare_copy(tiny_study, tmp_path / "study"), contents(tiny_study)
 
 
 def bare_copy(study, folder):
@@ -53,10 +50,10 @@ def wait_for(what, seconds=HANGS):
         time.sleep(0.05)
 
 
-def test_pieces_merge_into_what_one_run_gives(empty, small_study, tmp_path, capsys):
+def test_pieces_merge_into_what_one_run_gives(empty, tiny_study, tmp_path, capsys):
     study, expected = empty
     assert len(expected) == 3
-    apart = [bare_copy(small_study, tmp_path / f"machine{i}") for i in (1, 2)]
+    apart = [bare_copy(tiny_study, tmp_path / f"machine{i}") for i in (1, 2)]
     for i, machine in enumerate(apart, start=1):
         assert main(["extract", "--study", str(machine.folder), "--shard", f"{i}/2"]) == 0
         assert not (machine.folder / "activations" / "index.parquet").exists()
@@ -66,10 +63,10 @@ def test_pieces_merge_into_what_one_run_gives(empty, small_study, tmp_path, caps
     assert "1 of 3 parts are missing, the first" in last_line(capsys)
     assert main([*command, "--verify", *(str(machine.folder) for machine in apart)]) == 0
     assert contents(study) == expected
-    assert study.index.equals(small_study.index)
+    assert study.index.equals(tiny_study.index)
     for name in ("down_norms.safetensors", "index.parquet"):
         path = study.folder / "activations" / name
-        assert path.read_bytes() == (small_study.folder / "activations" / name).read_bytes()
+        assert path.read_bytes() == (tiny_study.folder / "activations" / name).read_bytes()
     assert main(["similarity", "--study", str(study.folder)]) == 0
     for wrong in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(SystemExit) as end:
@@ -78,8 +75,8 @@ def test_pieces_merge_into_what_one_run_gives(empty, small_study, tmp_path, caps
         assert "like 1/4" in last_line(capsys)
 
 
-def test_what_is_wrong_with_parts_is_found_and_how_to_mend_it(small_study, tmp_path, capsys):
-    shutil.copytree(small_study.folder, tmp_path / "study")
+def test_what_is_wrong_with_parts_is_found_and_how_to_mend_it(tiny_study, tmp_path, capsys):
+    shutil.copytree(tiny_study.folder, tmp_path / "study")
     study, command = Study(tmp_path / "study"), ["verify", "--study", str(tmp_path / "study")]
     assert main(command) == 0
     paths = [part_path(study, number) for number in range(3)]
@@ -113,7 +110,7 @@ def test_what_is_wrong_with_parts_is_found_and_how_to_mend_it(small_study, tmp_p
     (study.folder / "activations" / "part-00007.safetensors").unlink()
     assert main(["extract", "--study", str(study.folder)]) == 0
     assert main(command) == 0
-    assert contents(study) == contents(small_study)
+    assert contents(study) == contents(tiny_study)
     # A part of another study, and a folder of one.
     value = json.loads((study.folder / "study.json").read_text())
     other = tmp_path / "other"
@@ -125,8 +122,8 @@ def test_what_is_wrong_with_parts_is_found_and_how_to_mend_it(small_study, tmp_p
     assert "has another model or corpus" in last_line(capsys)
 
 
-def test_a_study_that_does_not_fit_the_disk_is_refused_before_it_starts(empty, monkeypatch, capsys):
-    study, _ = empty
+def test_a_study_that_does_not_fit_the_disk_is_refused_before_it_starts(small_study, tmp_path, monkeypatch, capsys):
+    study = bare_copy(small_study, tmp_path / "study")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     assert main(["extract", "--study", str(study.folder)]) == 2
     assert re.search(r"the activations of 72 sequences need 0\.01 GB and .* has 0\.00 GB free", last_line(capsys))
@@ -136,20 +133,10 @@ def test_a_study_that_does_not_fit_the_disk_is_refused_before_it_starts(empty, m
 # -- Dask: real schedulers and workers, in processes of their own --------------------------------------------------
 
 
-@contextmanager
-def process(*command, **options):
-    """A process that is gone afterwards, with its children."""
-    running = subprocess.Popen([*map(str, command)], text=True, **options)
-    try:
-        yield running
-    finally:
-        family = [running.pid] if running.poll() is None else []
-        if family:
-            family += [child.pid for child in psutil.Process(running.pid).children(recursive=True)]
-        for pid in family:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        running.wait()
+def extraction(study, cluster, **options):
+    """`cladastats extract` on a cluster, in the background."""
+    command = ("cladastats", "extract", "--study", study.folder, "--cluster", cluster)
+    return running(study.folder.parent, *command, **options)
 
 
 def holding(folder, after):
@@ -165,13 +152,12 @@ def holding(folder, after):
 
 def test_a_local_cluster_gives_the_same_bits_though_a_worker_is_killed(empty, tmp_path):
     study, expected = empty
-    options = {"stderr": subprocess.PIPE, "env": holding(tmp_path, 0)}
-    with process(*EXTRACT, study.folder, "--cluster", "local:2", **options) as running:
+    with extraction(study, "local:2", environment=holding(tmp_path, 0)) as run:
         held = tmp_path / "held"
-        wait_for(lambda: running.poll() is not None or (held.exists() and held.read_text().endswith("\n")))
+        wait_for(lambda: run.returncode is not None or (held.exists() and held.read_text().endswith("\n")))
         os.kill(int(held.read_text()), signal.SIGKILL)
-        said = running.communicate()[1]
-        assert running.returncode == 0, said
+        assert run.wait(HANGS) == 0, run.stderr
+    said = run.stderr
     assert "cladastats: dashboard http" in said
     assert "Traceback" not in said
     assert contents(study) == expected
@@ -182,49 +168,47 @@ def scheduler(folder, port=0):
     """A Dask scheduler; yields its process and its address."""
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", port, "--no-dashboard"]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with process(*command, "--host", "127.0.0.1", "--scheduler-file", file, **options) as running:
+    options = ("--port", port, "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file)
+    with running(folder, "distributed.cli.dask_scheduler", *options) as process:
         wait_for(file.exists)
         wait_for(lambda: file.read_text().endswith("}"))
-        yield running, json.loads(file.read_text())["address"]
+        yield process, json.loads(file.read_text())["address"]
 
 
-def worker(address, **options):
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2", "--no-dashboard"]
-    return process(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+def worker(folder, address, **options):
+    """A Dask worker, which computes in the process that is started."""
+    arguments = (address, "--nthreads", "2", "--no-dashboard", "--no-nanny", "--local-directory", folder)
+    return running(folder, "distributed.cli.dask_worker", *arguments, **options)
 
 
-@contextmanager
 def await_workers(address, number):
-    """Begins once a scheduler has so many workers."""
-    code = "import sys, distributed; distributed.Client(sys.argv[1], timeout=600).wait_for_workers(int(sys.argv[2]))"
-    subprocess.run([sys.executable, "-c", code, address, str(number)], check=True, timeout=HANGS)
-    yield
+    """Until a scheduler has so many workers."""
+    with distributed.Client(address, timeout=HANGS) as client:
+        client.wait_for_workers(number, timeout=HANGS)
 
 
 def test_a_lost_scheduler_ends_in_one_line_and_nothing_is_lost(empty, tmp_path, capsys):
     study, expected = empty
-    with scheduler(tmp_path) as (running, address):
+    with scheduler(tmp_path) as (process, address):
         assert main(["extract", "--study", str(study.folder), "--cluster", address]) == 2
         assert "has no workers; start some with 'dask worker" in last_line(capsys)
-        with (
-            worker(address, env=holding(tmp_path, 1)),
-            await_workers(address, 1),
-            process(*EXTRACT, study.folder, "--cluster", address, stderr=subprocess.PIPE) as extraction,
-        ):
-            # The worker waits at its second shard, so that there is work left whenever the first one is noticed.
-            wait_for(lambda: extraction.poll() is not None or contents(study))
-            running.kill()
-            said = extraction.communicate()[1]
-    assert extraction.returncode == 2, said
+        with worker(tmp_path, address, environment=holding(tmp_path, 1)):
+            await_workers(address, 1)
+            with extraction(study, address) as run:
+                # The worker waits at its second shard, so that there is work left whenever the first one is noticed.
+                wait_for(lambda: run.returncode is not None or contents(study))
+                os.kill(process.pid, signal.SIGKILL)
+                assert run.wait(HANGS) == 2, run.stderr
+    said = run.stderr
     line = said.strip().splitlines()[-1]
     assert line.endswith("the scheduler is gone; finished parts are kept: run the same command again when there is one")
     assert "Traceback" not in said
     kept = contents(study)
     assert len(kept) == 1
-    with scheduler(tmp_path) as (_, address), worker(address), worker(address), await_workers(address, 2):
-        subprocess.run([*EXTRACT, study.folder, "--cluster", address], check=True, timeout=HANGS)
+    with scheduler(tmp_path) as (_, address), worker(tmp_path, address), worker(tmp_path, address):
+        await_workers(address, 2)
+        with extraction(study, address) as run:
+            assert run.wait(HANGS) == 0, run.stderr
     assert contents(study) == expected
     assert {name: expected[name] for name in kept} == kept
 
@@ -267,7 +251,8 @@ def test_jobs_of_a_queue_are_submitted_and_work(empty, tmp_path, capsys, monkeyp
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run([sys.executable, "-m", "cladastats", *command], check=True, timeout=HANGS)
+    done = finished(tmp_path, "cladastats", *command)
+    assert done.returncode == 0, done.stderr
     assert contents(study) == expected
     assert asked in (programs / f"{submit[0]}.job").read_text()
 
