@@ -18,7 +18,7 @@ from clada.cpu.kernels.arguments import READ_CACHE
 from clada.cpu.kernels.rows import add_rows, project_rows
 from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.team import Team
-from clada.cpu.kernels.vectors import LANES
+from clada.cpu.kernels.vectors import LANES, highest
 from clada.cpu.pack import pack
 from clada.cpu.precision import PRECISIONS
 from clada.cpu.storage import Rows
@@ -350,16 +350,16 @@ def test_int8_rows_round_to_half_a_step():
 
 def test_the_highest_number_is_found_wherever_it_is():
     @njit
-    def highest(values):
+    def found(values):
         return highest(values)
 
-    assert highest(np.empty(0, np.float32)) == -np.inf
+    assert found(np.empty(0, np.float32)) == -np.inf
     for n in (1, LANES - 1, LANES, 5 * LANES + 3):
         values = -np.arange(1, n + 1, dtype=np.float32)
         for place in range(n):
-            assert highest(np.roll(values, place)) == -1
+            assert found(np.roll(values, place)) == -1
     values[0] = np.nan
-    assert highest(values) == -2  # as of Python's max(highest so far, nan): whoever adds it up notices
+    assert found(values) == -2  # as of Python's max(highest so far, nan): whoever adds it up notices
 
 
 @njit
