@@ -52,17 +52,19 @@ def main(args: argparse.Namespace) -> None:
         print(fit_columns(panel, metric, args.response, args.controls).table(args.format))
         return
     fit = fit_study(study, metric, args.response, robust=args.robust)
-    print(fit.table(args.format))
-    if args.robust and args.format != "json":  # which holds it
-        print("\n" + render_robustness(fit, args.format))
+    coefficients = None
     with kept_where_possible("the fit and its coefficients"):
         write_json(study.fit_path(metric, fit.response), fit.to_dict())
         with kept_where_possible("coefficients.json"):
-            path = write_coefficients(study, fit)
-            print(
-                f"cladastats: {path} now holds lambda and gamma of metric {metric}, response {fit.response}",
-                file=sys.stderr,
-            )
+            coefficients = write_coefficients(study, fit)
+    print(fit.table(args.format))
+    if args.robust and args.format != "json":  # which holds it
+        print("\n" + render_robustness(fit, args.format))
+    if coefficients is not None:
+        print(
+            f"cladastats: {coefficients} now holds lambda and gamma of metric {metric}, response {fit.response}",
+            file=sys.stderr,
+        )
 
 
 def regress(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:
