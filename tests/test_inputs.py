@@ -124,3 +124,14 @@ def test_results_are_strict_json():
     for package in ("clada", "cladastats"):
         files = (ROOT / package).rglob("*.py")
         assert not [file.name for file in files if "print(json.dumps(" in file.read_text(encoding="utf-8")]
+
+
+def test_text_of_a_study_of_another_tokenizer_is_refused(small_copy):
+    """Its numbers would be other tokens here, though the weights are the same."""
+    tokenizer, config = load_tokenizer("smollm2-135m"), small_copy.config
+    windows, _ = read_windows(str(small_copy.folder), tokenizer, config.revision, 64, 2)
+    assert len(windows) == 2
+    path = small_copy.folder / "study.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(config.tokenizer_sha256, "0" * 64), encoding="utf-8")
+    with pytest.raises(InputError, match="study of another model or tokenizer"):
+        read_windows(str(small_copy.folder), tokenizer, config.revision, 64, 2)

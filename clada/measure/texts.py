@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clada.errors import InputError
-from clada.models.open import bos_tokens
+from clada.models.open import bos_tokens, tokenizer_sha256
 from clada.system.files import read_text
 from clada.system.jsonfile import split_field, text_records
 
@@ -67,8 +67,11 @@ def _tokens(name: str, tokenizer: Any, revision: str, bos: int, length: int) -> 
     """Token ids without BOS, text by text; short texts of a JSONL file are joined, so that windows fill."""
     path = Path(name)
     if path.is_dir():
-        if json.loads((path / "study.json").read_bytes())["revision"] != revision:
-            raise InputError(f"{name} is a study of another model, whose tokens mean something else; make one of this")
+        study = json.loads((path / "study.json").read_bytes())
+        if study["revision"] != revision or study["tokenizer_sha256"] != tokenizer_sha256(tokenizer):
+            raise InputError(
+                f"{name} is a study of another model or tokenizer, whose tokens mean something else; make one of this"
+            )
         for row in pq.read_table(path / "corpus.parquet", columns=["group", "role", "token_ids"]).to_pylist():
             if row["group"] == "nls" and row["role"] in ("A", "B"):
                 yield row["token_ids"][bos:]
