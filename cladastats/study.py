@@ -243,15 +243,15 @@ def create_study(folder: Path, config: StudyConfig, corpus: pa.Table) -> bool:
     if is_local(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(lock) if is_local(folder) else nullcontext():
-        if (folder / "study.json").is_file():
-            return False
-        write_table(folder / "corpus.parquet", corpus, config.corpus_sha256)
-        write_study(folder, config)
+        there = (folder / "study.json").is_file()
+        if not there:
+            write_table(folder / "corpus.parquet", corpus, config.corpus_sha256)
+            write_study(folder, config)
     if is_local(folder):
         with suppress(OSError):  # whoever waits for it finds the study; Windows keeps the file for them
             lock.unlink()
-        return True
-    return read_config(folder / "study.json") == config
+        return not there
+    return not there and read_config(folder / "study.json") == config
 
 
 def write_table(path: Path, table: pd.DataFrame | pa.Table, inputs: str = "") -> None:

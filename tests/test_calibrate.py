@@ -37,7 +37,8 @@ def windows_of(n, length=40):
 
 @pytest.fixture
 def small_search(monkeypatch):
-    monkeypatch.setattr("clada.measure.tables.WINDOW", 40)
+    for place in (module, tables):
+        monkeypatch.setattr(place, "WINDOW", 40)
     monkeypatch.setattr("clada.measure.search.PROMPT", 16)
     monkeypatch.setattr("clada.measure.tables.SAMPLED", 160)
     for place in (module, tables):

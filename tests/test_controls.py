@@ -71,13 +71,16 @@ def test_frequency_is_of_the_targets_word_and_missing_where_there_is_none(
     study = Study(tmp_path / "study")
     corpus = study.corpus
     hybrid = corpus.index[corpus["role"] == "hybrid"]
+    following_of = corpus["following"].tolist()
     endings = {" un": "believable", " the": " end", ",": " and", " zzqx": "vbk rain"}  # the target, and what follows
     for row, (target, rest) in zip(hybrid, endings.items(), strict=False):
         last, following = (plain_tokenizer.encode(text) for text in (target, rest))
         ids = corpus.at[row, "token_ids"].copy()
         ids[-1] = last[-1]
         ids[-1 - len(last) : -1] = [plain_tokenizer.encode(" ")[0], *last[:-1]]
-        corpus.at[row, "token_ids"], corpus.at[row, "following"] = ids, np.array(following, dtype=np.int32)
+        corpus.at[row, "token_ids"] = ids
+        following_of[corpus.index.get_loc(row)] = np.array(following, dtype=np.int32)
+    corpus["following"] = following_of  # as `at` takes an array of one number for the number
     write_table(study.folder / "corpus.parquet", corpus)
     found = controls(study)["frequency_zipf"][:4].tolist()
     expected = [zipf_frequency("unbelievable", "en"), zipf_frequency("the", "en")]

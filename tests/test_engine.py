@@ -465,8 +465,8 @@ def test_what_the_engine_cannot_read_is_refused():
     silly.config.hidden_act = "mish"
     with pytest.raises(ModelError, match="activation 'mish'"):
         Engine(silly, None, plan="none", coefficients="none")
-    scaled = tiny_model("llama")
-    scaled.model.rotary_emb.rope_type = "dynamic"
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    scaled = tiny_model("llama", rope_parameters=dynamic)
     with pytest.raises(ModelError, match="rotary embeddings of type dynamic"):
         Engine(scaled, None, plan="none", coefficients="none")
     wrapped = tiny_model("llama")
@@ -486,8 +486,9 @@ def test_what_the_engine_cannot_read_is_refused():
 def test_bad_prompts_are_refused():
     engine = Engine(tiny_model("llama"), None, plan="none", coefficients="none")
     for prompt, message in (
-        ([], "empty"),
-        ("  \n", "empty"),
+        ([], "has no tokens"),
+        ("", "is empty"),
+        ("  \n", "is blank"),
         ("text", "tokenizer"),
         ([311], "outside the vocabulary"),
         ("caf\udce9", "half a character"),

@@ -352,7 +352,7 @@ def test_a_hub_model_opens_offline_from_the_local_hub_cache(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     script = (
-        "from clada.models import load_model, model_revision\n"
+        "from clada.models.open import load_model, model_revision\n"
         "model, tokenizer = load_model('somebody/tiny')\n"
         "print(model_revision('somebody/tiny'), tokenizer('a e').input_ids)\n"
     )

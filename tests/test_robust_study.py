@@ -56,7 +56,10 @@ def test_everything_is_answered_and_shown_in_every_format(checked):
     ):  # fmt: skip
         assert check in set(rows["check"]), check
     assert "independent_surprisal_norm" in set(rows["term"])
-    assert fit.robustness["notes"] == ["too few pairs to fit loads and controls between pairs"]  # six of them
+    assert fit.robustness["notes"] == [
+        "3 of 18 rows of NLS have no word frequency: left out between pairs and where it moderates the prefix",
+        "too few pairs to fit loads and controls between pairs",  # six of them
+    ]
     assert fit.robustness["reuse"] == {"reused": False}
     equivalent = rows[rows["check"] == "equivalence"].iloc[0]
     assert "90 % interval" in equivalent["note"]

@@ -158,10 +158,10 @@ class Attended(NamedTuple):
 def test_values_of_little_weight_leave_for_all_heads_that_share_them():
     heads, positions, threads, least = 4, 600, 2, 1.5
     scores = np.random.default_rng(4).standard_normal((heads, positions)).astype(F32) * 2
-    weights = torch.from_numpy(scores).softmax(-1)[:, None]
-    kept = rules.keeps_value(weights, torch.tensor(positions), least, 0)[0, 0]
+    weights = torch.from_numpy(scores).softmax(-1)
+    kept = rules.keeps_value(weights, torch.tensor(positions), least, 0)[0]
     # Nothing lies within rounding of the border: the kernel divides where the rule multiplies.
-    nearest = (weights.amax(0)[0] * positions / least - 1).abs().min()
+    nearest = (weights.amax(0) * positions / least - 1).abs().min()
     assert nearest > 1e-4
     half = positions // threads
     s = Attended(

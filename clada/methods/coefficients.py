@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import msgspec
 
@@ -188,8 +188,8 @@ RecordedRule = TypedDict(
         "tau_surprisal_bits": float | None,
         "tau_entropy_bits": float | None,
         "tau_quantile": float,
-        "source": str,
-        "model": str | None,
+        "source": NotRequired[str],
+        "model": NotRequired[str | None],
     },
 )
 

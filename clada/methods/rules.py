@@ -62,15 +62,15 @@ def keeps_value(weights: Array, seen: Array, least_weight: Array, least_position
     """The test of a value in attention: all heads that share it keep it if one gives its position enough weight.
 
     Args:
-        weights: attention weights after the softmax [..., heads that share, queries, positions].
+        weights: attention weights of one token after the softmax [..., heads that share, positions].
         seen: positions that are seen, each weight's average share is 1 / seen.
         least_weight: as a share of that average.
         least_positions: where fewer are seen, all are kept.
 
     Returns:
-        [..., 1, queries, positions].
+        [..., 1, positions].
     """
-    return (weights >= least_weight / seen).any(-3, keepdims=True) | (seen < least_positions)
+    return (weights >= least_weight / seen).any(-2, keepdims=True) | (seen < least_positions)
 
 
 def mean_for_left_out(weights: Array, kept: Array, value: Array, mean: Array) -> Array:

@@ -39,11 +39,8 @@ BOS_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral
 
 # Statements about the vocabulary that transformers reads, or that change no ids of a text.
 _TOKENIZER = {
-    "model", "pre", "tokens", "scores", "token_type", "merges", "precompiled_charsmap", "bos_token_id", "eos_token_id",
-    "unknown_token_id", "padding_token_id", "add_space_prefix", "add_bos_token", "add_eos_token", "eot_token_id",
-    "eom_token_id", "seperator_token_id", "separator_token_id", "cls_token_id", "mask_token_id", "fim_pre_token_id",
-    "fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id",
-    "prefix_token_id", "suffix_token_id", "middle_token_id", "token_type_count", "remove_extra_whitespaces",
+    "model", "pre", "tokens", "scores", "token_type", "merges", "precompiled_charsmap", "add_space_prefix",
+    "add_bos_token", "add_eos_token", "token_type_count", "remove_extra_whitespaces",
 }  # fmt: skip
 
 
@@ -299,7 +296,10 @@ def correct_tokenizer(stated: Statements, tokenizer: Any) -> None:
     """
     prefix = "tokenizer.ggml."
     for key, value in stated.fields.items():
-        if key.startswith(prefix) and key.removeprefix(prefix) not in _TOKENIZER:
+        # What is switched off holds anyway, and the id of a special token changes no ids of a text.
+        if not key.startswith(prefix) or value is False or key.endswith("_token_id"):
+            continue
+        if key.removeprefix(prefix) not in _TOKENIZER:
             raise ModelError(f"its statement {key} = {value!r} is not understood")
     splits = pre_tokenizer_of(stated)
     backend = tokenizer.backend_tokenizer
