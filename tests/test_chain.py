@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from clada.errors import NotIdentifiedError, StudyError
 from clada.methods.coefficients import read_coefficients
 from clada.models.assets import ASSETS
-from clada.system.cache import cache_dir
+from clada.models.gguf import converted_folder
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.panel.columns import fit_columns
 from cladastats.regress import regress, write_coefficients
@@ -25,7 +25,7 @@ RATIOS = (0.25, 0.375, 0.5)
 @pytest.fixture(scope="module")
 def by_hand(small_study):
     """Activations [30, 1536], surprisal and entropy of each sequence: transformers, hooks, one whole run each."""
-    folder = cache_dir() / "models" / ASSETS["smollm2-135m"].sha256
+    folder = converted_folder(ASSETS["smollm2-135m"].sha256)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     layers = [m for name, m in model.named_modules() if re.search(r"layers\.\d+\.mlp\.down_proj$", name)]
     captured = {}
