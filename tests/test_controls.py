@@ -13,21 +13,8 @@ from clada.errors import StudyError
 from cladastats.controls import controls, target_word
 from cladastats.corpus import DEFAULTS, make_study
 from cladastats.language import PUNCTUATION
-from cladastats.sequences.pairs import PairCorpus, build_corpus
-from cladastats.sequences.sources import Documents
 from cladastats.sequences.windows import FOLLOWING_TOKENS
 from cladastats.study import Study, write_table
-
-PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
-
-
-def documents(texts: list[str]) -> Documents:
-    return Documents(texts, "0" * 64, {"library": "none"})
-
-
-def build(texts: list[str], tokenizer: Any, **changed: Any) -> PairCorpus:
-    settings: dict[str, Any] = {"pairs": PAIRS, "length": LENGTH, "ratios": RATIOS, "seed": SEED} | changed
-    return build_corpus(documents(texts), tokenizer, **settings)
 
 
 def test_the_word_of_a_target_is_the_texts_whole_word(articles: list[str], tokenizer: Any) -> None:
