@@ -19,8 +19,6 @@ from cladastats.similarities.metrics import METRICS
 from cladastats.similarity import similarity
 from cladastats.study import Study
 
-RATIOS = (0.25, 0.375, 0.5)
-
 
 @pytest.fixture(scope="module")
 def by_hand(small_study):

@@ -23,8 +23,6 @@ from clada.models.architectures import FAMILIES, check_length, decoder_layers, p
 from clada.models.hooks import Hooks
 from clada.reference.decoder import TorchDecoder
 
-NEW = ("gpt_neox", "olmo2", "phi3", "smollm3")
-
 PROMPTS = [PROMPT, tokens(57, seed=11), tokens(23, seed=12)]  # all longer than the sliding window of 16
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}

@@ -13,7 +13,7 @@ from clada.models.open import bos_tokens
 from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.windows import Window
 
-PAIRS, LENGTH, RATIOS, SEED = 4, 64, (0.25, 0.375, 0.5), 7
+SEED = 7
 
 
 @pytest.fixture(scope="session")
