@@ -23,9 +23,11 @@ from clada.models.open import model_revision
 from clada.system.jsonfile import with_checksum, write_json
 from cladastats.people.corpora import SOURCES, ReadingCorpus, open_corpus
 from cladastats.people.gains import BINS, FOLDS, RESAMPLES, SEED, SHUFFLES, STEPS, analyse, prepared
-from cladastats.people.meter import WORDS_SCHEMA, Text, effort_rule, measure_texts
 from cladastats.people.results import HUMAN_SCHEMA, effect_table, read_result, show, verdicts
 from cladastats.study import is_current, read_table, write_table
+from cladastats.texts.effort import effort_rule
+from cladastats.texts.meter import WORDS_SCHEMA, measure_texts
+from cladastats.texts.text import Text
 
 
 def main(args: argparse.Namespace) -> None:

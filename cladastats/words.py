@@ -16,8 +16,9 @@ import pandas as pd
 
 from clada.errors import InputError
 from clada.system.files import read_text, replacing
-from cladastats.people.meter import Text, word_table
 from cladastats.sequences.sources import read_records
+from cladastats.texts.meter import word_table
+from cladastats.texts.text import Text
 
 
 def main(args: argparse.Namespace) -> None:

@@ -12,9 +12,12 @@ from clada.errors import InputError, ModelError
 from clada.models.architectures import down_norms, down_projections
 from clada.models.open import load_model
 from cladastats.cli import main
-from cladastats.people.meter import Meter, Text, effort_rule, tokens_of, word_boundaries, word_table
 from cladastats.sequences.sources import load_documents
 from cladastats.sequences.windows import separator_token
+from cladastats.texts.alignment import tokens_of, word_boundaries
+from cladastats.texts.effort import effort_rule
+from cladastats.texts.meter import Meter, word_table
+from cladastats.texts.text import Text
 from cladastats.words import read_texts
 
 SENTENCE = "Yesterday's “unprecedented” storm, forecasters said, wasn't over: it grew."
@@ -114,7 +117,7 @@ def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
 
 def test_segments_change_nothing_and_long_texts_have_half_a_window_of_context(smollm2, news, monkeypatch):
     whole = meter_of(smollm2).measure(news)
-    monkeypatch.setattr("cladastats.people.meter.SEGMENT", 17)
+    monkeypatch.setattr("cladastats.texts.meter.SEGMENT", 17)
     numbers = [name for name in whole if name not in ("word", "text_id")]
     pieces = meter_of(smollm2).measure(news)
     # float32 sums in another order; a neuron at its threshold may flip, one of 1,536 in one of 30 layers

@@ -1,10 +1,9 @@
-"""What words cost a model and its readers.
+"""What words cost their readers, beside what they cost a model.
 
-    meter.py      surprisal, entropy and effort of every word of a text
     corpora.py    corpora of reading times and brain responses, checked
     published.py  the same as their authors published them
     gains.py      what a predictor adds to the density of texts that were held out
     results.py    the results as files, a table and sentences
 
-Knows models and words. Must not know studies of prefixes.
+Knows words and what they cost a model. Must not know studies of prefixes.
 """

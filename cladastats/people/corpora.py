@@ -20,9 +20,9 @@ import pandas as pd
 
 from clada.errors import InputError
 from cladastats.language import PUNCTUATION, language
-from cladastats.people.meter import Text
 from cladastats.people.published import PUBLISHED
 from cladastats.sequences.sources import read_records
+from cladastats.texts.text import Text
 
 TABLE_WORDS = ""  # in the place of a file's name: the texts are what the words of the table make
 

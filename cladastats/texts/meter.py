@@ -36,17 +36,17 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from clada.errors import InputError
-from clada.methods.coefficients import PAPER, Coefficients, resolve_coefficients
-from clada.methods.plan import resolve_plan
-from clada.methods.policy import resolve_shares
+from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.rules import magnitude
 from clada.models.architectures import check_length, decoder_layers, down_norms, positions_of
 from clada.models.hooks import Hooks, observe_activations
-from clada.models.open import bos_tokens, load_config, load_model, model_revision
+from clada.models.open import bos_tokens, load_model
 from clada.surprisal import surprisal_and_entropy_bits
 from cladastats.activations.attention import causal_blocks
 from cladastats.language import PUNCTUATION, language
-from cladastats.sequences.windows import separator_token
+from cladastats.texts.alignment import end_of_text, tokens_of, word_boundaries
+from cladastats.texts.effort import effort_rule
+from cladastats.texts.text import Text
 
 WORDS_SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
 
@@ -56,23 +56,6 @@ LEAST_WINDOW = 16
 
 # Tokens whose logits are in memory at once: 134 MB in float32 at Gemma's 262,144 words, with copies in float64.
 SEGMENT = 128
-
-MAX_LOSS = 0.02
-
-SPACES = ("Ġ", "▁", "Ċ", "ĉ", " ", "\n", "\t", "\r")  # first characters of tokens that begin a word
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text as its words.
-
-    Attributes:
-        text_id: its name.
-        words: what white space separates.
-    """
-
-    text_id: str
-    words: tuple[str, ...]
 
 
 def word_table(
@@ -129,47 +112,6 @@ def measure_texts(
         table.insert(0, "text_id", text.text_id)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def effort_rule(
-    model: str,
-    plan: str | None = None,
-    max_loss: float | None = None,
-    keep: float | None = None,
-    coefficients: Coefficients = PAPER,
-) -> tuple[np.ndarray, Coefficients]:
-    """Per layer, the magnitude that a neuron which is needed has: tau_l of the magnitude test alone (`tt`).
-
-    And the load rule with its taus, those of the plan's calibration text where it has none of its own. Where the plan
-    was not measured with that test, the threshold that leaves out as many neurons as `clada` does, whatever that costs,
-    and this is said on stderr.
-
-    Args:
-        model: its name.
-        plan: as in `word_table`.
-        max_loss: as there.
-        keep: as there.
-        coefficients: the load rule.
-
-    Raises:
-        InputError: there is no plan of the model, or not for that budget.
-    """
-    revision = model_revision(model)
-    resolved = resolve_plan(plan, model, revision, max_loss)
-    if resolved is None:
-        raise InputError("effort needs thresholds, which plan 'none' has not; make one with 'clada calibrate'")
-    config = load_config(model)
-    resolved.check_model(revision, config.num_hidden_layers)
-    limit = MAX_LOSS if max_loss is None else max_loss
-    shares, setting = resolve_shares("tt", resolved, config.vocab_size, "bfloat16", limit, keep)
-    if setting is None and keep is None:
-        print(
-            f"cladastats: the plan of {model} was not measured with the magnitude test alone (method tt): neurons "
-            f"count as needed above the threshold that leaves out {shares.neurons:.0%} of them, whatever that costs; "
-            f"'clada calibrate --methods clada,tt' measures it",
-            file=sys.stderr,
-        )
-    return resolved.threshold("magnitude", shares.neurons), coefficients.with_quantiles(resolved.quantiles)
 
 
 @dataclass(frozen=True)
@@ -230,7 +172,7 @@ class Meter:
             raise InputError(f"a window of {self.window} tokens is too short; use --window {LEAST_WINDOW} or more")
         check_length(model.config, self.window, "use a shorter --window")
         # A text begins after the token that stands between documents, where the tokenizer has none of its own.
-        self.start = bos_tokens(tokenizer) or [_end_of_text(tokenizer)]
+        self.start = bos_tokens(tokenizer) or [end_of_text(tokenizer)]
         chosen = word_boundaries(tokenizer) if boundaries is None else boundaries
         self.boundaries = torch.tensor(sorted(chosen), device=model.device)
 
@@ -350,49 +292,3 @@ class Meter:
             magnitude=magnitudes[skipped:].double().mean(1).numpy(),
             hidden_norm=norms[skipped:].double().numpy(),
         )
-
-
-def word_boundaries(tokenizer: Any) -> list[int]:
-    """Tokens that begin a word, or end the text, so that the word before them is over."""
-    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(SPACES)}
-    ends = {tokenizer.eos_token_id} - {None}
-    if not bos_tokens(tokenizer):
-        ends.add(_end_of_text(tokenizer))
-    return sorted(ids | ends)
-
-
-def _end_of_text(tokenizer: Any) -> int:
-    try:
-        return int(tokenizer.convert_tokens_to_ids(separator_token(tokenizer)))
-    except InputError:
-        raise InputError("the tokenizer has no token that a text begins after; use another model") from None
-
-
-def tokens_of(words: Sequence[str], tokenizer: Any) -> tuple[list[int], np.ndarray]:
-    """Token ids of words joined by single spaces, without what the tokenizer puts around a text.
-
-    Returns:
-        ids, and the number of the word that each belongs to.
-
-    Raises:
-        InputError: a word is empty or has white space in it, or a token reaches over two words.
-    """
-    for i, word in enumerate(words, 1):
-        if not word or len(word.split()) != 1 or word != word.strip():
-            raise InputError(f"word {i} is {word!r}; a word is what white space separates, and not empty")
-    text = " ".join(words)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
-    owner = []
-    for begin, end in encoded["offset_mapping"]:
-        # The space before a word may be part of its token, and is no word's: a token belongs to its first letter.
-        begin += len(text[begin:end]) - len(text[begin:end].lstrip()) if text[begin:end].strip() else end - begin
-        owner.append(int(np.searchsorted(starts, min(begin, len(text) - 1), side="right")) - 1)
-        if text[begin:end].strip() and " " in text[begin:end].strip():
-            raise InputError(
-                f"the token {text[begin:end]!r} reaches over two words; this tokenizer cannot measure words"
-            )
-    if np.bincount(owner, minlength=len(words)).min() == 0:
-        missing = words[int(np.bincount(owner, minlength=len(words)).argmin())]
-        raise InputError(f"the tokenizer gives no token for the word {missing!r}; remove it from the text")
-    return list(encoded["input_ids"]), np.array(owner)
