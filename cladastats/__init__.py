@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cladastats.results.fit import Fit
     from cladastats.study import Study
+    from cladastats.texts.table import word_table
 
 __version__ = "0.1.0"
-__all__ = ["Fit", "Study"]
+__all__ = ["Fit", "Study", "word_table"]
 
-_HOME = {"Fit": "cladastats.results.fit", "Study": "cladastats.study"}
+_HOME = {"Fit": "cladastats.results.fit", "Study": "cladastats.study", "word_table": "cladastats.texts.table"}
 
 
 def __getattr__(name: str) -> Any:

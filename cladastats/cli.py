@@ -146,12 +146,31 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _words(parser: argparse.ArgumentParser) -> None:
     _model(parser)
+    parser.add_argument("--revision", metavar="R", help="of a hub id: branch, tag or commit, such as step1000")
     parser.add_argument(
-        "--text", required=True, metavar="FILE", help=".txt, .jsonl with a text in every line, or with --data a corpus"
+        "--text", metavar="FILE", help=".txt, .jsonl with a text in every line, or with --data the name of a corpus"
     )
-    parser.add_argument("--data", metavar="DIR", help="the folder of the corpora that 'cladastats human' reads")
-    parser.add_argument("--out", default="words.csv", metavar="FILE", help=".csv, .tsv or .parquet; default words.csv")
     parser.add_argument(
+        "--table", metavar="FILE", help="stimuli with a row per word or per sentence: .csv, .tsv, .txt, .xlsx, .parquet"
+    )
+    parser.add_argument("--word-column", metavar="W", help="of the table: its words, or its sentences; default: word")
+    parser.add_argument(
+        "--by", type=_names, default=(), metavar="C,...", help="columns that make a text; without it every row is one"
+    )
+    parser.add_argument("--context-column", metavar="C", help="of the table: what the model reads before each text")
+    parser.add_argument("--language", default="en", metavar="L", help="code of ISO 639-1; default en")
+    parser.add_argument("--segment", action="store_true", help="find the words of unspaced Chinese or Japanese")
+    parser.add_argument("--data", metavar="DIR", help="the folder of the corpora that 'cladastats human' reads")
+    parser.add_argument(
+        "--out", default="words.csv", metavar="FILE", help=".csv, .tsv, .xlsx or .parquet; default words.csv"
+    )
+    parser.add_argument("--layers", action="store_true", help="every layer too, as a long table and a figure")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default cpu")
+    parser.add_argument("--window", type=positive_int, metavar="N", help="tokens read at once; default 2048")
+    thresholds = parser.add_mutually_exclusive_group()
+    thresholds.add_argument("--no-effort", action="store_true", help="surprisal and entropy alone")
+    thresholds.add_argument("--calibrate", action="store_true", help="measure effort's thresholds on these texts")
+    thresholds.add_argument(
         "--plan", metavar="FILE", help="whose thresholds tell which neurons are needed; default: the model's"
     )
     parser.add_argument("--max-loss", type=float, metavar="X", help="the plan's budget; default 0.02")
@@ -159,7 +178,6 @@ def _words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coefficients", default="paper", metavar="FILE", help="load rule of effort_load; default: the paper's"
     )
-    parser.add_argument("--window", type=positive_int, metavar="N", help="tokens read at once; default 2048")
 
 
 def _human(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +212,7 @@ COMMANDS: Commands = {
     "controls": ("word frequency, lengths, surprisal of the token before, and of an independent model", _controls),
     "placebo": ("hybrids that should not act as prefixes do: other texts, shuffled, in other places", _placebo),
     "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
-    "words": ("surprisal, entropy and effort of every word of a text", _words),
+    "words": ("surprisal, entropy and effort of every word of texts or stimuli, in any language model", _words),
     "human": ("does effort predict reading times and brain responses beyond surprisal and entropy?", _human),
     "figures": ("draw similarity against prefix length", _figures),
 }

@@ -224,7 +224,8 @@ class Language:
             InputError: more than half of the letters are of another script.
         """
         counts = letters_by_script(text)
-        own = sum(counts[script] for script in SCRIPTS.get(self.code, KNOWN_SCRIPTS))
+        # A character of Chinese is about as much as four letters.
+        own = sum(counts[script] for script in SCRIPTS.get(self.code, KNOWN_SCRIPTS)) * (4 if self.unspaced else 1)
         others = {script: n for script, n in counts.items() if script not in SCRIPTS.get(self.code, KNOWN_SCRIPTS)}
         if sum(others.values()) > own:
             script = max(others, key=lambda name: others[name]).title().replace("Cjk", "Chinese")

@@ -12,13 +12,12 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 from pathlib import Path
 
-import pandas as pd
-
 from clada.errors import InputError
-from clada.system.files import read_text, replacing
-from cladastats.sequences.sources import read_records
-from cladastats.texts.meter import word_table
-from cladastats.texts.text import Text
+from cladastats.language import Language, language
+from cladastats.texts.output import check_output, describe, write_figure, write_words
+from cladastats.texts.stimuli import Stimuli, read_texts, table_texts
+from cladastats.texts.table import Settings, measure_stimuli
+from cladastats.texts.tablefile import read_table
 
 
 def main(args: argparse.Namespace) -> None:
@@ -27,57 +26,52 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    if Path(args.out).is_dir():  # said before anything is measured
-        raise InputError(f"{args.out} is a folder; name a file with --out")
+    out = Path(args.out)
+    # A sheet of Excel has too few rows for every layer of a long text.
+    suffix = ".csv" if out.suffix == ".xlsx" else out.suffix
+    layers = out.with_name(f"{out.stem}-layers{suffix}") if args.layers else None
+    source = None if args.data is not None else Path(args.table or args.text)
+    check_output(out)  # said before anything is read
+    spoken = language(args.language)
+    stimuli = _stimuli(args, spoken)
+    words = sum(len(text.words) for text in stimuli.texts)
+    for target in filter(None, (out, layers)):
+        check_output(target, [source] if source else [], words)
+    settings = Settings(
+        args.model, args.revision, args.device, args.window, args.layers, not args.no_effort, args.calibrate,
+        args.plan, args.max_loss, args.keep, args.coefficients,
+    )  # fmt: skip
+    table, long, measured = measure_stimuli(stimuli, spoken, settings)
+    write_words(out, table, describe(table, measured, source))
+    if layers is not None and long is not None:
+        write_words(layers, long, describe(long, measured, source))
+        write_figure(layers, long)
+    said = f"{out}" if layers is None else f"{out}, of every layer in {layers}"
+    print(f"cladastats: {len(table):,} words of {len(stimuli.texts):,} texts in {said}", file=sys.stderr)
+
+
+def _stimuli(args: argparse.Namespace, spoken: Language) -> Stimuli:
+    """The texts that the options name.
+
+    Raises:
+        InputError: options that do not go together, or what is wrong with the files.
+    """
+    if (args.text is None) == (args.table is None):
+        raise InputError("give running text with --text, or a table of stimuli with --table")
+    if args.table is None:
+        for name in ("word_column", "by", "context_column"):
+            if getattr(args, name):
+                raise InputError(f"--{name.replace('_', '-')} is of a table; give it with --table")
     if args.data is not None:
         from cladastats.people.corpora import open_corpus
 
-        texts = open_corpus(args.text, args.data).texts
-    else:
-        texts = read_texts(args.text)
-    table = word_table(
-        args.model,
-        texts,
-        plan=args.plan,
-        max_loss=args.max_loss,
-        keep=args.keep,
-        coefficients=args.coefficients,
-        window=args.window,
-    )
-    write_words(Path(args.out), table)
-    print(f"cladastats: {len(table):,} words of {len(texts)} texts in {args.out}", file=sys.stderr)
-
-
-def read_texts(name: str) -> list[Text]:
-    """The texts of a file: `.jsonl` with `text` and, if there is one, `text_id` in every line; else plain text.
-
-    Raises:
-        InputError: it cannot be read, or holds no words.
-    """
-    path = Path(name)
-    if path.suffix != ".jsonl":
-        texts = [Text(path.stem, tuple(read_text(path).split()))]
-    else:
-        rows = read_records(path, "text")
-        texts = [Text(str(row.get("text_id", i)), tuple(row["text"].split())) for i, row in enumerate(rows, 1)]
-    texts = [text for text in texts if text.words]
-    try:
-        " ".join(word for text in texts for word in text.words).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{path} holds half a character (a lone surrogate); mend the text") from None
-    if not texts:
-        raise InputError(f"{path} has no words; give another file")
-    return texts
-
-
-def write_words(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of words, as its name says: `.parquet`, `.tsv`, else comma-separated.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with replacing(path) as temporary:
-        if path.suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
-        else:
-            table.to_csv(temporary, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+        if args.text is None:
+            raise InputError("--data is of the corpora; name one with --text")
+        return Stimuli(open_corpus(args.text, args.data).texts, None, None, ())
+    if args.text is not None:
+        return read_texts(args.text, spoken, args.segment)
+    path = Path(args.table)
+    return table_texts(
+        read_table(path), path, spoken, word_column=args.word_column, by=args.by, context_column=args.context_column,
+        segment=args.segment,
+    )  # fmt: skip

@@ -25,7 +25,7 @@ def loaded_after(code):
 
 def test_public_surface_is_frozen():
     assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
-    assert cladastats.__all__ == ["Fit", "Study"]
+    assert cladastats.__all__ == ["Fit", "Study", "word_table"]
     assert list(CLADA_COMMANDS) == ["generate", "calibrate", "evaluate", "bench"]
     assert list(CLADASTATS_COMMANDS) == [
         "run", "corpus", "extract", "merge", "verify", "similarity", "controls", "placebo", "regress", "words",

@@ -19,7 +19,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from clada.system.jsonfile import text_records
-from cladastats.language import CLOSING, OPENING, Language, is_unspaced, letters_by_script
+from cladastats.language import CLOSING, OPENING, SEGMENTERS, Language, is_unspaced, letters_by_script
 from cladastats.texts.tablefile import DELIMITERS, TableFile, columns_named, decode_file
 from cladastats.texts.text import Text
 
@@ -34,9 +34,11 @@ NOT_TEXT = {
     **dict.fromkeys((".html", ".htm", ".xml"), "has markup; save it as plain text, in UTF-8"),
 }
 
-# Characters of a script without white space, in a row: words are shorter, phrases of Thai or Japanese about as long.
-LONGEST_MEAN = 8
-SHORTEST_LINE = 5
+# Characters of a script without white space between two white spaces, on average: words are shorter, as are phrases of
+# Japanese, which are measured as regions.
+LONGEST_MEAN = {"zh": 3}
+LONGEST_MEAN_ELSE = 8
+SHORTEST_LINE = 4
 
 SHORTEST_REPEATED = 3  # words: shorter ones may be repeated by a writer
 
@@ -193,8 +195,9 @@ def _check_spaced(texts: Any, language: Language, name: object) -> None:
             if sum(counts) >= SHORTEST_LINE:
                 lines += 1
                 whole += len(counts) == 1
-    if runs and (sum(runs) > LONGEST_MEAN * len(runs) or 2 * whole > lines):
-        remedy = "use --segment" if language.code in ("zh", "ja") else "put white space between them"
+    longest = LONGEST_MEAN.get(language.code, LONGEST_MEAN_ELSE)
+    if runs and (sum(runs) > longest * len(runs) or 2 * whole > lines):
+        remedy = "use --segment" if language.code in SEGMENTERS else "put white space between them"
         raise InputError(f"{name} has no white space between its words; {remedy}, or give --table with a row per word")
 
 
@@ -299,7 +302,7 @@ def table_texts(
     cells = [_word(value, name, place) for value, place in zip(frame[column], table.places, strict=True)]
     contexts = [""] * len(cells)
     if context_column is not None:
-        contexts = [_text_of(value) or "" for value in frame[context_column]]
+        contexts = [_context(value) for value in frame[context_column]]
     _check_characters([*cells, *contexts], name)
     language.check_script("".join(cells))
     if by:
@@ -362,9 +365,10 @@ def _rows_of_words(
 def _rows_of_texts(
     table: TableFile, name: object, language: Language, cells: list[str], contexts: list[str], segment: bool
 ) -> Stimuli:
-    if len(cells) > 1 and all(len(cell.split()) == 1 for cell in cells) and not segment and not language.unspaced:
+    if len(cells) > 1 and all(len(cell.split()) == 1 for cell in cells) and not segment:
+        sentences = " (or use --segment, if rows are sentences)" if language.code in SEGMENTERS else ""
         raise InputError(
-            f"{name} has one word in every row; name the columns that make a text with --by (columns: "
+            f"{name} has one word in every row; name the columns that make a text with --by{sentences} (columns: "
             f"{columns_named(list(table.frame.columns))})"
         )
     ids = map(str, range(1, len(cells) + 1))
@@ -397,16 +401,21 @@ def _text_of(value: object) -> str | None:
     return str(int(number)) if number.is_integer() else str(number)  # R has no other numbers than these
 
 
+def _context(value: object) -> str:
+    """A cell with what stands before a text; white space at its end is part of that."""
+    context = _line_ends(value) if isinstance(value, str) else _text_of(value) or ""
+    return context if context.strip() else ""
+
+
 def _word(value: object, name: object, place: str) -> str:
     try:
         word = _text_of(value)
     except TypeError:
         raise InputError(f"{name}, {place}: the word is {value!r}; make its column one of text") from None
     if word is None:
-        pandas = (
-            "" if isinstance(value, str) else " (pandas reads NA and null as missing without keep_default_na=False)"
-        )
-        raise InputError(f"{name}, {place}: the word is empty{pandas}; write one or remove the row")
+        # pandas makes missing values of such words.
+        remedy = "" if isinstance(value, str) else ", or read the words NA and null with keep_default_na=False"
+        raise InputError(f"{name}, {place}: the word is empty; write one or remove the row{remedy}")
     return word
 
 

@@ -176,7 +176,7 @@ def _unquoted(text: str, delimiter: str) -> int:
 
 def _wrong_width(body: list[tuple[int, list[str]]], cells: list[str], names: list[str]) -> str:
     said = f"{len(cells)} cells, and the header has {len(names)}"
-    if all(len(row) == len(names) + 1 for _, row in body):
+    if len(body) > 1 and all(len(row) == len(names) + 1 for _, row in body):
         return f"{said}; R writes such a header, without row.names = FALSE: write the table again with it"
     return f"{said}; quote cells with a delimiter in them"
 
