@@ -53,6 +53,7 @@ from cladastats.activations.clusters import read_queue
 from cladastats.activations.parts import part_path, read_part, shard_ids, shards_of
 from cladastats.controls import controls
 from cladastats.extract import extract
+from cladastats.language import language
 from cladastats.panel.columns import summary_sentences
 from cladastats.people.corpora import open_corpus
 from cladastats.people.published import ucl_et
@@ -61,7 +62,8 @@ from cladastats.regress import regress
 from cladastats.sequences.sources import load_documents
 from cladastats.similarity import similarity
 from cladastats.study import Study
-from cladastats.words import read_texts
+from cladastats.texts.stimuli import read_texts, table_texts
+from cladastats.texts.tablefile import read_table
 
 WORDS = "a it the was some more house green letter window morning question understand government"
 WEIRD = (
@@ -255,6 +257,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
     )
     (place / "text").mkdir()
     (place / "text" / "a.txt").write_text("A few words of our own. " * 20)
+    (place / "stimuli.csv").write_text('item,word,rt\n1,The,300\n1,"dog,",310\n1,ran.,\n2,It,290\n2,rained.,1\n')
     (place / "piqa").mkdir()
     piqa = {"goal": "To dry shoes,", "sol1": "use paper.", "sol2": "use soup.", "label": 0}
     (place / "piqa" / "a.jsonl").write_text("".join(json.dumps({**piqa, "id": i}) + "\n" for i in range(4)))
@@ -368,7 +371,12 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         "config": Target(place / "model" / "config.json", lambda: load_config(str(place / "model")), altered),
         "reading times": Target(human / "ucl_et.tsv", lambda: open_corpus("ucl_et", human), damaged),
         "running texts": Target(human / "meco_en_text.jsonl", lambda: open_corpus("meco_en", human), altered),
-        "words": Target(place / "text.jsonl", lambda: read_texts(str(place / "text.jsonl")), altered),
+        "words": Target(place / "text.jsonl", lambda: read_texts(place / "text.jsonl", language()), altered),
+        "stimuli": Target(
+            place / "stimuli.csv",
+            lambda: table_texts(read_table(place / "stimuli.csv"), "stimuli.csv", language(), by=("item",)),
+            damaged,
+        ),
         "items": Target(human / "brothers2021.tsv", lambda: open_corpus("brothers2021", human), damaged),
         "published": Target(human / "eyetracking.RT.txt", lambda: ucl_et(human), damaged),
         "human": Target(place / "found" / "provo.json", use_results, altered),

@@ -30,10 +30,10 @@ def main(args: argparse.Namespace) -> None:
     # A sheet of Excel has too few rows for every layer of a long text.
     suffix = ".csv" if out.suffix == ".xlsx" else out.suffix
     layers = out.with_name(f"{out.stem}-layers{suffix}") if args.layers else None
-    source = None if args.data is not None else Path(args.table or args.text)
     check_output(out)  # said before anything is read
     spoken = language(args.language)
     stimuli = _stimuli(args, spoken)
+    source = None if args.data is not None else Path(args.table or args.text)
     words = sum(len(text.words) for text in stimuli.texts)
     for target in filter(None, (out, layers)):
         check_output(target, [source] if source else [], words)
@@ -41,13 +41,14 @@ def main(args: argparse.Namespace) -> None:
         args.model, args.revision, args.device, args.window, args.layers, not args.no_effort, args.calibrate,
         args.plan, args.max_loss, args.keep, args.coefficients,
     )  # fmt: skip
-    table, long, measured = measure_stimuli(stimuli, spoken, settings)
-    write_words(out, table, describe(table, measured, source))
-    if layers is not None and long is not None:
-        write_words(layers, long, describe(long, measured, source))
-        write_figure(layers, long)
-    said = f"{out}" if layers is None else f"{out}, of every layer in {layers}"
-    print(f"cladastats: {len(table):,} words of {len(stimuli.texts):,} texts in {said}", file=sys.stderr)
+    measured = measure_stimuli(stimuli, spoken, settings)
+    write_words(out, measured.words, describe(measured.words, measured.facts, source))
+    said = f"{words:,} words of {len(stimuli.texts):,} texts in {out}"
+    if layers is not None and measured.layers is not None:
+        write_words(layers, measured.layers, describe(measured.layers, measured.facts, source))
+        write_figure(layers, measured.map)
+        said += f"; every layer in {layers}; the first text drawn in {layers.with_suffix('.pdf')}"
+    print(f"cladastats: {said}", file=sys.stderr)
 
 
 def _stimuli(args: argparse.Namespace, spoken: Language) -> Stimuli:

@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from minicons.scorer import IncrementalLMScorer
@@ -16,9 +15,7 @@ from cladastats.sequences.sources import load_documents
 from cladastats.sequences.windows import separator_token
 from cladastats.texts.alignment import tokens_of, word_boundaries
 from cladastats.texts.effort import effort_rule
-from cladastats.texts.meter import Meter, word_table
-from cladastats.texts.text import Text
-from cladastats.words import read_texts
+from cladastats.texts.meter import Meter
 
 SENTENCE = "Yesterday's “unprecedented” storm, forecasters said, wasn't over: it grew."
 
@@ -138,43 +135,6 @@ def test_segments_change_nothing_and_long_texts_have_half_a_window_of_context(sm
     assert (found["surprisal_tokens_bits"] - whole["surprisal_tokens_bits"]).abs().max() > 0.5
 
 
-def test_the_command_writes_what_python_gives(tmp_path, capsys):
-    (tmp_path / "two.jsonl").write_text('{"text_id": "x", "text": "It  rained."}\n{"text": "They left early."}\n')
-    for name, read in (
-        ("w.csv", pd.read_csv),
-        ("w.tsv", lambda p: pd.read_csv(p, sep="\t")),
-        ("w.parquet", pd.read_parquet),
-    ):
-        out = tmp_path / name
-        assert main(["words", "--text", str(tmp_path / "two.jsonl"), "--out", str(out)]) == 0
-        table = read(out)
-        assert list(zip(table["text_id"].astype(str), table["word"], strict=True)) == [
-            ("x", "It"), ("x", "rained."), ("2", "They"), ("2", "left"), ("2", "early."),
-        ]  # fmt: skip
-    assert "5 words of 2 texts" in capsys.readouterr().err
-    expected = word_table("smollm2-135m", [Text("x", ("It", "rained.")), Text("2", ("They", "left", "early."))])
-    pd.testing.assert_frame_equal(table, expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"txt": "no text"}', "line 1: no text in field 'text'"),
-        ("a.jsonl", b"[1]\n", "line 1: no text in field 'text'"),
-        ("a.jsonl", b'{"text": "half \\ud800 one"}', "half a character"),
-        ("a.txt", b" \n ", "has no words"),
-        ("a.txt", b"\xff\xfe\x00", "is not UTF-8"),
-        (None, b"", "cannot read"),
-    ],
-)
-def test_texts_that_cannot_be_read(tmp_path, name, content, message):
-    path = tmp_path / (name or "missing.txt")
-    if name:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_texts(str(path))
-
-
 def test_words_and_windows_that_cannot_be_measured(smollm2, tmp_path, capsys):
     with pytest.raises(InputError, match="word 2 is 'b c'"):
         tokens_of(("a", "b c"), smollm2[1])
@@ -190,11 +150,6 @@ def test_words_and_windows_that_cannot_be_measured(smollm2, tmp_path, capsys):
     ):
         assert main(["words", "--text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "o.csv"), *options]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_line_breaks_within_texts_do_not_end_a_line_of_json(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one\u2028two"}\n{"text": "three"}\n', encoding="utf-8")
-    assert [text.words for text in read_texts(str(tmp_path / "a.jsonl"))] == [("one", "two"), ("three",)]
 
 
 def test_thresholds_that_were_not_measured_are_said(capsys):

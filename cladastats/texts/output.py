@@ -126,20 +126,22 @@ def _write_excel(path: Path, table: pd.DataFrame) -> None:
         raise InputError("a word holds a control character, which Excel cannot hold; write .csv or .parquet") from None
 
 
-def write_figure(path: Path, long: pd.DataFrame) -> None:
+def write_figure(path: Path, drawn: pd.DataFrame | None) -> None:
     """Draw layers by words beside their table, as PDF and PNG.
 
     Args:
         path: of the long table.
-        long: a row per word and layer.
+        drawn: the rows of one text, without the stimuli's columns.
     """
     from cladastats.texts.layers import layer_figure  # type: ignore[import-not-found]
 
-    figure = layer_figure(long)
+    figure = layer_figure(drawn)
     with ExitStack() as files:
         for suffix in (".pdf", ".png"):
+            # The date of a PDF is left out, so that the same numbers make the same file.
+            metadata = {"CreationDate": None} if suffix == ".pdf" else None
             temporary = files.enter_context(replacing(path.with_suffix(suffix)))
-            figure.savefig(temporary, format=suffix[1:], bbox_inches="tight", dpi=200)
+            figure.savefig(temporary, format=suffix[1:], dpi=200, metadata=metadata)
 
 
 def describe(table: pd.DataFrame, measured: Mapping[str, Any], source: Path | None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from cladastats.texts.stimuli import Stimuli, running_texts, table_texts
 from cladastats.texts.tablefile import TableFile
 from cladastats.texts.text import Text
 
+WORDS_OF_A_FIGURE = 40  # more cannot be read
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -123,23 +125,33 @@ def word_table(
         ModelError: no such model.
     """
     spoken = language_of(language)
-    if isinstance(frame_or_text, str):
-        if not frame_or_text.strip():
-            raise InputError("the text has no words; give another one")
-        stimuli = running_texts({"1": frame_or_text}, spoken, segment, "the text")
-    elif isinstance(frame_or_text, pd.DataFrame):
-        stimuli = table_texts(
-            _as_table(frame_or_text), "the frame", spoken, word_column=word_column,
-            by=(by,) if isinstance(by, str) else tuple(by), context_column=context_column, segment=segment,
-        )  # fmt: skip
-    else:
-        kind = type(frame_or_text).__name__
-        raise InputError(f"word_table takes a pandas data frame or a string, not {kind}; convert it, as by to_pandas()")
+    stimuli = _stimuli(frame_or_text, spoken, word_column, by, context_column, segment)
     settings = Settings(model, revision, device, window, layers, effort)
-    words, long, measured = measure_stimuli(stimuli, spoken, settings)
-    table = words if long is None else long
-    table.attrs["words"] = describe(table, measured, None)
+    measured = measure_stimuli(stimuli, spoken, settings)
+    table = measured.words if measured.layers is None else measured.layers
+    table.attrs["words"] = describe(table, measured.facts, None)
     return table
+
+
+def _stimuli(
+    given: pd.DataFrame | str,
+    language: Language,
+    word_column: str | None,
+    by: str | Sequence[str],
+    context_column: str | None,
+    segment: bool,
+) -> Stimuli:
+    if isinstance(given, str):
+        if not given.strip():
+            raise InputError("the text has no words; give another one")
+        return running_texts({"1": given}, language, segment, "the text")
+    if not isinstance(given, pd.DataFrame):
+        kind = type(given).__name__
+        raise InputError(f"word_table takes a pandas data frame or a string, not {kind}; convert it, as by to_pandas()")
+    return table_texts(
+        _as_table(given), "the frame", language, word_column=word_column,
+        by=(by,) if isinstance(by, str) else tuple(by), context_column=context_column, segment=segment,
+    )  # fmt: skip
 
 
 def _as_table(frame: pd.DataFrame) -> TableFile:
@@ -151,15 +163,27 @@ def _as_table(frame: pd.DataFrame) -> TableFile:
     return TableFile(frame, tuple(f"row {label!r}" for label in frame.index))
 
 
-def measure_stimuli(
-    stimuli: Stimuli, language: Language, settings: Settings
-) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
+@dataclass(frozen=True)
+class Measured:
+    """Stimuli with what was measured of them.
+
+    Attributes:
+        words: a row per word, with the stimuli's columns.
+        layers: the same per word and layer; None where layers are not asked for.
+        map: of the first text, what `layer_figure` draws; None likewise.
+        facts: what was measured with.
+    """
+
+    words: pd.DataFrame
+    layers: pd.DataFrame | None
+    map: pd.DataFrame | None
+    facts: dict[str, Any]
+
+
+def measure_stimuli(stimuli: Stimuli, language: Language, settings: Settings) -> Measured:
     """Measure stimuli; what has to be said of them goes to stderr before.
 
     Texts that are the same, as those that several people read, are measured once.
-
-    Returns:
-        a row per word; a row per word and layer, or None; what was measured with.
 
     Raises:
         CladaError: what the language, the model or the device lacks.
@@ -170,58 +194,59 @@ def measure_stimuli(
         language.zipf_frequency("a")  # what its list needs is missed now, not after the texts
     else:
         _say(f"no word frequencies for {language.name}: the column frequency_zipf is empty")
-    numbers: dict[tuple[Any, ...], int] = {}
-    which = [numbers.setdefault((text.words, text.spacing, text.context), len(numbers)) for text in stimuli.texts]
-    distinct = [Text(str(i), *key) for key, i in numbers.items()]
-    words, long, measured = _measure(distinct, language, settings)
+    distinct: dict[tuple[Any, ...], Text] = {}
+    same = [distinct.setdefault((text.words, text.spacing, text.context), text).text_id for text in stimuli.texts]
+    words, long, facts = _measure(list(distinct.values()), language, settings)
     if "frequency_zipf" not in words:
         words["frequency_zipf"] = np.nan
-    described = {
+    facts = {
         "model": settings.model,
-        "revision": settings.revision or model_revision(settings.model),
+        "revision": model_revision(settings.model),
         "device": settings.device,
+        **facts,
         "language": language.code,
         "texts": len(stimuli.texts),
-        **measured,
     }
-    table = _beside(stimuli, words, which, said=True)
-    return table, None if long is None else _beside(stimuli, long, which, said=False), described
+    table = _beside(stimuli, words, same, said=True)
+    if long is None:
+        return Measured(table, None, None, facts)
+    first = long[(long["text_id"] == same[0]) & (long["word_index"] <= WORDS_OF_A_FIGURE)]
+    return Measured(table, _beside(stimuli, long, same, said=False), first, facts)
 
 
-def _beside(stimuli: Stimuli, measured: pd.DataFrame, which: Sequence[int], said: bool) -> pd.DataFrame:
-    """What was measured of distinct texts, a row for every row of the stimuli, with their columns before it.
+def _beside(stimuli: Stimuli, measured: pd.DataFrame, same: Sequence[str], said: bool) -> pd.DataFrame:
+    """What was measured of distinct texts, for every text of the stimuli, with the columns of their table before it.
 
     Args:
         stimuli: the texts, and their table.
-        measured: `text_id`, the number of a distinct text; `word_index`; and the rest; a row, or several, per word.
-        which: of every text of the stimuli, the number of the distinct text that it is.
+        measured: `text_id` of a distinct text, `word_index`, and the rest; a row, or several, per word.
+        same: of every text of the stimuli, the id of the distinct text that it is.
         said: whether columns that are called otherwise are named on stderr.
     """
-    numbers = measured["text_id"].astype(int).to_numpy()
-    order = np.argsort(numbers, kind="stable")
-    bounds = np.searchsorted(numbers[order], np.arange(max(which) + 2))
-    parts = [order[bounds[i] : bounds[i + 1]] for i in which]
+    rows = measured.groupby("text_id", sort=False).indices
+    parts = [np.sort(rows[text_id]) for text_id in same]
     table = measured.iloc[np.concatenate(parts)].reset_index(drop=True)
-    text = np.repeat(np.arange(len(which)), list(map(len, parts)))
+    text = np.repeat(np.arange(len(same)), list(map(len, parts)))
     table["text_id"] = pd.Series([stimuli.texts[i].text_id for i in text], dtype="str")
     if stimuli.frame is None:
         return table
     begins = np.cumsum([0, *(len(text.words) for text in stimuli.texts[:-1])])
-    result = stimuli.frame.iloc[begins[text] + table["word_index"].to_numpy() - 1].copy()
+    own = stimuli.frame.iloc[begins[text] + table["word_index"].to_numpy() - 1]
     called = {}
     for name in table.columns:
-        if name in stimuli.frame.columns:
-            if name == stimuli.word_column or _same(result[name], table[name]):
-                continue
+        if name not in own.columns:
             called[name] = name
-            while called[name] in result.columns:
+        elif not (name == stimuli.word_column == "word" or _same(own[name], table[name])):
+            called[name] = f"{name}_measured"
+            while called[name] in own.columns:
                 called[name] += "_measured"
-        result[called.get(name, name)] = table[name].array
-    if called and said:
-        _say(
-            f"the table has columns {', '.join(called)} of its own; the measured ones are {', '.join(called.values())}"
-        )
-    return result
+    changed = {name: new for name, new in called.items() if name != new}
+    if changed and said:
+        theirs = ", ".join(map(str, changed))
+        _say(f"the table has columns {theirs} of its own; the measured ones are {', '.join(changed.values())}")
+    ours = table[list(called)].rename(columns=called)
+    ours.index = own.index
+    return pd.concat([own, ours], axis=1)
 
 
 def _same(own: pd.Series, measured: pd.Series) -> bool:
