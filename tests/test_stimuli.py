@@ -293,6 +293,7 @@ def test_a_table_of_words_alone_has_commas_in_them(tmp_path):
         (b"item,word\n", " has no row below its header; give a table with a row per word"),
         (b"\n\n", " is empty; give a table with a row per word"),
         (b"", " is empty; give a table with a row per word"),
+        (b',""\n1,a\n', " is empty; give a table with a row per word"),
         (b"word,word\na,b\n", " has more than one column 'word'; rename all but one"),
         (b"sep=;\nitem;word\n1;a\n", " begins with the line 'sep=;'; remove it"),
         (b"item,word\n1,caf\xe9\n", " is not UTF-8 (byte 15); convert it, with iconv for instance"),
@@ -303,6 +304,12 @@ def test_tables_that_cannot_be_read(tmp_path, content, message):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     assert refusal(read_table, path) == f"{path}{message}"
+
+
+def test_columns_that_a_spreadsheet_left_empty_are_none(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("item,word,,\n1,The,,\n1,dog,,\n")
+    assert list(read_table(path).frame.columns) == ["item", "word"]
 
 
 def test_a_table_of_excels_unicode_text(tmp_path):

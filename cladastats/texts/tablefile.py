@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def _read_delimited(path: Path) -> TableFile:
     header = text.lstrip("\n").partition("\n")[0]
     if header.lower().startswith("sep=") and len(header) == 5:  # a line for Excel alone
         raise InputError(f"{path} begins with the line {header!r}; remove it")
-    if not header.strip():
+    if not header.strip(' \t,;"'):
         raise InputError(f"{path} is empty; give a table with a row per word")
     counts = {delimiter: len(_fields(header, delimiter)) for delimiter in DELIMITERS}
     delimiter = max(counts, key=lambda name: counts[name])
@@ -110,6 +111,9 @@ def _read_delimited(path: Path) -> TableFile:
     for line, cells in body:
         if len(cells) != len(names):
             raise InputError(f"{path}, line {line:,}: {_wrong_width(body, cells, names)}")
+    # What spreadsheets leave behind: columns with neither a name nor a cell.
+    kept = [i for i, name in enumerate(names) if name.strip() or any(cells[i].strip() for _, cells in body)]
+    names, body = [names[i] for i in kept], [(line, [cells[i] for i in kept]) for line, cells in body]
     if several and delimiter != {".csv": ",", ".tsv": "\t"}.get(path.suffix):
         notes.append(f"{path} has {DELIMITERS[delimiter]} between its columns")
     frame = pd.DataFrame([cells for _, cells in body], columns=names, dtype=object)
@@ -190,20 +194,21 @@ def _decimal_commas(cells: list[str]) -> bool:
 
 def _read_excel(path: Path) -> TableFile:
     check_excel("reading")
-    from zipfile import BadZipFile
-
     from openpyxl import load_workbook
 
     read_bytes(path)  # its errors are those of any file
     try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (BadZipFile, KeyError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what else a workbook has, such as lists to choose a cell's value from
+            book = load_workbook(path, read_only=True, data_only=True)
+            sheets, sheet = len(book.worksheets), book.worksheets[0]
+            rows = [(i, list(cells)) for i, cells in enumerate(sheet.iter_rows(values_only=True), 1)]
+            title = sheet.title
+            book.close()
+    except Exception:  # of a damaged workbook there are errors of any kind
         raise InputError(f"{path} is not an Excel workbook; save it as .xlsx again") from None
-    sheet = book.worksheets[0]
-    rows = [(i, list(cells)) for i, cells in enumerate(sheet.iter_rows(values_only=True), 1)]
     rows = [(i, cells) for i, cells in rows if any(cell not in (None, "") for cell in cells)]
-    notes = [f"{path} has {len(book.worksheets)} sheets; {sheet.title!r} is read"] if len(book.worksheets) > 1 else []
-    book.close()
+    notes = [f"{path} has {sheets} sheets; {title!r} is read"] if sheets > 1 else []
     if not rows:
         raise InputError(f"{path} is empty; give a table with a row per word on its first sheet")
     header = ["" if cell is None else str(cell) for cell in rows[0][1]]
@@ -217,12 +222,10 @@ def _read_excel(path: Path) -> TableFile:
 
 
 def _read_parquet(path: Path) -> TableFile:
-    from pyarrow import ArrowException
-
     read_bytes(path)
     try:
         frame = pd.read_parquet(path)
-    except (ArrowException, OSError, ValueError):
+    except Exception:  # of a damaged file there are errors of any kind
         raise InputError(f"{path} is not a parquet file; write it again") from None
     frame = frame.reset_index(drop=isinstance(frame.index, pd.RangeIndex))
     return TableFile(frame, tuple(f"row {i:,}" for i in range(1, len(frame) + 1)))
