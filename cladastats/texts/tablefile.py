@@ -160,8 +160,8 @@ def _records(text: str, delimiter: str, path: Path, notes: list[str]) -> list[tu
             return plain
         if taken := _marks_taken(rows, plain):
             notes.append(
-                f"{path}: quotation marks around a cell are no part of it, {taken:,} times; write three where they are: "
-                '"""Yes"""'
+                f"{path}: quotation marks around a cell are no part of it, {taken:,} times; "
+                'write three where they are: """Yes"""'
             )
         return rows
     finally:
