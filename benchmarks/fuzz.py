@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from cladastats.people.published import ucl_et
 from stored import FIGURES, RESULTS
 from tqdm import tqdm
 
@@ -55,7 +56,6 @@ from cladastats.controls import controls
 from cladastats.extract import extract
 from cladastats.panel.columns import summary_sentences
 from cladastats.people.corpora import open_corpus
-from cladastats.people.published import ucl_et
 from cladastats.people.results import effect_table, show, verdicts
 from cladastats.regress import regress
 from cladastats.sequences.sources import load_documents

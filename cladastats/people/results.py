@@ -13,7 +13,7 @@ from clada.errors import StudyError
 from clada.system.jsonfile import check_checksum, read_json
 from cladastats.people.corpora import SOURCES
 from cladastats.people.gains import STEPS
-from cladastats.results.tables import plain_table
+from cladastats.results.tables import html_table, latex_table, plain_table
 from cladastats.results.verdicts import SIGNIFICANCE, verdict
 
 HUMAN_SCHEMA = "cladastats/human/1"
@@ -75,7 +75,7 @@ def effect_table(folder: Path, names: Sequence[str] | None = None) -> pd.DataFra
 
 
 def show(table: pd.DataFrame, fmt: str) -> str:
-    """The confirmatory table as `text`, `markdown`, `csv` or `json`."""
+    """The confirmatory table as `text`, `markdown`, `latex`, `html`, `csv` or `json`."""
     if fmt == "json":
         return str(table.to_json(orient="records"))
     if fmt == "csv":
@@ -95,7 +95,12 @@ def show(table: pd.DataFrame, fmt: str) -> str:
         }
         for row in table.itertuples()
     )
-    return plain_table(cells, fmt, ["left"] * cells.shape[1], index=False)
+    align, caption = ["left"] * cells.shape[1], ["Gains on texts that were held out"]
+    if fmt == "latex":
+        return latex_table(cells, caption, align, index=False)
+    if fmt == "html":
+        return html_table(cells, caption, "gains", index=False)
+    return plain_table(cells, fmt, align, index=False)
 
 
 _IN_WORDS = {"supported": "is supported", "contradicted": "is contradicted", "undecided": "is not supported"}
