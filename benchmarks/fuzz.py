@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from cladastats.people.published import ucl_et
 from stored import FIGURES, RESULTS
 from tqdm import tqdm
 
@@ -56,7 +55,9 @@ from cladastats.controls import controls
 from cladastats.extract import extract
 from cladastats.panel.columns import summary_sentences
 from cladastats.people.corpora import open_corpus
+from cladastats.people.description import SOURCES
 from cladastats.people.results import effect_table, show, verdicts
+from cladastats.people.trials import read_trials
 from cladastats.regress import regress
 from cladastats.sequences.sources import load_documents
 from cladastats.similarity import similarity
@@ -370,7 +371,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
         "running texts": Target(human / "meco_en_text.jsonl", lambda: open_corpus("meco_en", human), altered),
         "words": Target(place / "text.jsonl", lambda: read_texts(str(place / "text.jsonl")), altered),
         "items": Target(human / "brothers2021.tsv", lambda: open_corpus("brothers2021", human), damaged),
-        "published": Target(human / "eyetracking.RT.txt", lambda: ucl_et(human), damaged),
+        "published": Target(human / "eyetracking.RT.txt", lambda: read_trials(SOURCES["ucl_et"], human), damaged),
         "human": Target(place / "found" / "provo.json", use_results, altered),
         "options": Options(folder, place),
     }

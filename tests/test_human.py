@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.regression.mixed_linear_model import MixedLM
+from trial_tables import news_sentences, times_of
 
 from clada.errors import InputError
 from cladastats import human as module
@@ -18,7 +19,6 @@ from cladastats.cli import main
 from cladastats.people.corpora import SOURCES, Measure, open_corpus
 from cladastats.people.gains import analyse, designs, fit_random_intercept, folds_of, gain, held_out, layer_columns
 from cladastats.people.results import effect_table, read_results, verdicts
-from cladastats.sequences.sources import load_documents
 
 HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
 
@@ -28,27 +28,7 @@ HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
 
 @pytest.fixture(scope="module")
 def sentences():
-    """Sentences of the news, as lists of words."""
-    found = []
-    for text in load_documents("news").texts:
-        for line in text.replace("\n", " ").split(". "):
-            words = f"{line.strip()}.".split()
-            if 8 <= len(words) <= 14 and line.isascii():
-                found.append(words)
-        if len(found) >= 60:
-            return found[:60]
-    raise AssertionError
-
-
-def times_of(sentences, rng):
-    """A table as of eye-tracking: time grows with the length of a word, a little with that of the one before."""
-    rows = []
-    for number, words in enumerate(sentences, 1):
-        for index, word in enumerate(words, 1):
-            spill = len(words[index - 2]) if index > 1 else 0
-            gaze = 200 + 12 * len(word) + 4 * spill + rng.normal(0, 15)
-            rows.append((f"ucl_{number:03d}", index, word, round(gaze, 3), round(gaze + abs(rng.normal(0, 40)), 3)))
-    return pd.DataFrame(rows, columns=["text_id", "word_index", "word", "gaze_ms", "go_past_ms"])
+    return news_sentences(60)
 
 
 @pytest.fixture
@@ -99,10 +79,13 @@ def test_tables_of_one_corpus_are_read_together(folder, sentences):
             "holds what is no number",
         ),
         (lambda t: t.assign(word_index=t["word_index"].astype(object).where(t.index != 5, "x")), "column word_index"),
-        (lambda t: t.assign(gaze_ms=np.nan), "has 0 different values at 0 words"),
-        (lambda t: t.assign(gaze_ms=1.0), "has 1 different values"),
+        (lambda t: t.assign(gaze_ms=np.nan), "has 0 values that count of "),
+        (lambda t: t.assign(gaze_ms=1.0), "is the same in all "),
         (lambda t: t.assign(gaze_ms=t["gaze_ms"].where(t.index != 5, np.inf)), "holds an infinite number"),
-        (lambda t: t[t["text_id"] < "ucl_005"], "words are needed"),
+        (lambda t: t[t["text_id"] < "ucl_005"], "and 100 are needed; left out: the last two words of each sentence"),
+        (lambda t: t.assign(gaze_ms=t["gaze_ms"] / 1000), "its unit is ms; these may be seconds or logarithms"),
+        (lambda t: t.assign(gaze_ms=-t["gaze_ms"]), "are outside 0 to 10000 ms; name their unit, or another range"),
+        (lambda t: t.assign(word=t["word"].where(t.index != 5, "")), "row 6 has no word; give every word its row"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(-1)), "follows the next word's length"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(1)), "frequency of the word before"),
     ],
@@ -116,6 +99,9 @@ def test_tables_of_one_corpus_are_read_together(folder, sentences):
         "constant",
         "infinite",
         "few",
+        "seconds",
+        "negative",
+        "blank",
         "one early",
         "one late",
     ],
@@ -149,6 +135,56 @@ def test_words_must_rebuild_their_text(tmp_path, sentences):
             open_corpus("meco_en", tmp_path)
 
 
+def brain_responses(folder, sentences):
+    table = times_of(sentences, np.random.default_rng(3)).rename(
+        columns={"gaze_ms": "N400_uV", "go_past_ms": "P600_uV"}
+    )
+    table = table.assign(
+        N400_base_uV=np.random.default_rng(9).normal(0, 9, len(table)), N400_sd=30.0, erp_n=20, excluded_by_authors=0
+    )
+    lines = [json.dumps({"text_id": f"ucl_{n:03d}", "text": " ".join(w)}) for n, w in enumerate(sentences, 1)]
+    (folder / "ucl_erp_text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return table
+
+
+def test_covariates_that_are_the_same_are_refused_and_nearly_the_same_ones_said(tmp_path, sentences, capsys):
+    table = brain_responses(tmp_path, sentences)
+    write(tmp_path, table.assign(N400_base_uV=2 * table["N400_uV"] + 1), "ucl_erp.tsv")
+    with pytest.raises(InputError, match=r"the columns N400_uV and N400_base_uV of .* are the same up to their unit"):
+        open_corpus("ucl_erp", tmp_path)
+    noise = np.random.default_rng(4).normal(0, 1, len(table))
+    write(tmp_path, table.assign(N400_base_uV=table["N400_uV"] + noise), "ucl_erp.tsv")
+    open_corpus("ucl_erp", tmp_path)
+    assert "N400_uV and N400_base_uV are nearly the same (r = 1.000" in capsys.readouterr().err
+    write(tmp_path, table.assign(N400_base_uV=3.0), "ucl_erp.tsv")
+    with pytest.raises(InputError, match=r"the column N400_base_uV of .* is the same in every row that counts"):
+        open_corpus("ucl_erp", tmp_path)
+    write(tmp_path, table.assign(N400_base_uV=table["N400_uV"] - table["P600_uV"]), "ucl_erp.tsv")
+    with pytest.raises(InputError, match=r"the column N400_uV of .* follows from P600_uV, N400_base_uV"):
+        open_corpus("ucl_erp", tmp_path)
+
+
+def test_tables_as_spreadsheets_write_them(folder, sentences, capsys):
+    """Ids with zeros, decimal commas, semicolons, quotes, a byte-order mark, and every sign for a missing value."""
+    path = folder / "ucl_et.part.tsv"
+    table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, dtype=str)
+    table["text_id"] = table["text_id"].str[-3:]
+    table.loc[4:8, "gaze_ms"] = ["NA", "NaN", ".", "", "N/A"]
+    table.loc[3, "word"] = "NA"
+    expected = open_corpus("ucl_et", folder).table["gaze_ms"].where(lambda gaze: ~gaze.index.isin(range(4, 9)))
+    capsys.readouterr()
+    commas = table.assign(**{c: table[c].astype(str).str.replace(".", ",") for c in ("gaze_ms", "go_past_ms")})
+    commas.loc[6, "gaze_ms"] = "."
+    commas.to_csv(path, sep=";", index=False, encoding="utf-8-sig", quoting=1)
+    corpus = open_corpus("ucl_et", folder)
+    assert corpus.texts[0].text_id == "001"
+    assert corpus.texts[0].words[3] == "NA"
+    np.testing.assert_array_equal(corpus.table["gaze_ms"], expected)
+    said = capsys.readouterr().err
+    assert "cells are separated by semicolons" in said
+    assert "numbers have a decimal comma" in said
+
+
 def test_columns_of_the_users_own_do_not_get_in_the_way(folder):
     changed(folder, lambda t: t.assign(length=1, effort="x", sentence=3))
     table = open_corpus("ucl_et", folder).table
@@ -157,12 +193,7 @@ def test_columns_of_the_users_own_do_not_get_in_the_way(folder):
 
 
 def test_a_brain_response_needs_its_columns(tmp_path, sentences):
-    table = times_of(sentences, np.random.default_rng(3)).rename(
-        columns={"gaze_ms": "N400_uV", "go_past_ms": "P600_uV"}
-    )
-    table = table.assign(N400_base_uV=0.1 * table["P600_uV"], N400_sd=30.0, erp_n=20, excluded_by_authors=0)
-    lines = [json.dumps({"text_id": f"ucl_{n:03d}", "text": " ".join(w)}) for n, w in enumerate(sentences, 1)]
-    (tmp_path / "ucl_erp_text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    table = brain_responses(tmp_path, sentences)
     write(tmp_path, table, "ucl_erp.tsv")
     assert len(open_corpus("ucl_erp", tmp_path).measures) == 2
     for column in ("excluded_by_authors", "N400_sd", "N400_base_uV"):
@@ -196,107 +227,10 @@ def test_items_need_their_sentences(tmp_path, sentences):
 def test_unknown_and_absent_corpora(tmp_path, capsys):
     for name, message in (
         ("dundee", "unknown corpus 'dundee'"),
-        ("provo", "has no provo.tsv, provo.*.tsv or Provo_Corpus"),
+        ("provo", "has no provo.tsv, provo.*.tsv or Provo_Corpus-Eyetracking_Data.csv; corpora/human.md says where"),
     ):
         assert main(["human", "--corpus", name, "--data", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
-
-
-# -- published formats: files made after the authors' descriptions --------------------------------------------------
-
-
-def test_published_files_are_averaged_over_participants(tmp_path, sentences):
-    """Each reader on a file of its format: three participants, with skips, rejected trials and numbers that jump."""
-    rng = np.random.default_rng(2)
-    table = times_of(sentences[:30], rng)
-    people = [table.assign(subj=n, time=(table["gaze_ms"] + rng.normal(0, 5, len(table))).round(1)) for n in (1, 2, 3)]
-    rows = pd.concat(people, ignore_index=True)
-    rows["sentence"] = rows["text_id"].str[-3:].astype(int)
-    skipped = (rows["subj"] == 1) & (rows["word_index"] == 4)
-    expected = rows[~skipped].groupby(["text_id", "word_index"])["time"].mean()
-    with_zero = rows["time"].where(~skipped, 0.0).groupby([rows["text_id"], rows["word_index"]]).mean()
-
-    def check(name, column, want, prefix):
-        found = open_corpus(name, tmp_path).table.set_index(["text_id", "word_index"])[column].dropna()
-        want = want.rename(lambda text: prefix + text[-3:].lstrip("0").zfill(2), level=0)
-        assert len(found) > 100
-        np.testing.assert_allclose(found, want.loc[found.index])
-
-    pd.DataFrame(
-        {
-            "subj_nr": rows["subj"], "sent_nr": rows["sentence"], "word_pos": rows["word_index"],
-            "word": rows["word"] + " ",
-            "RTfirstpass": rows["time"].where(~skipped, 0), "RTgopast": rows["time"].where(~skipped, 0) * 2,
-        }
-    ).to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)  # fmt: skip
-    check("ucl_et", "gaze_ms", expected, "ucl_")
-
-    pd.DataFrame(
-        {
-            "sent_nr": rows["sentence"], "word_pos": rows["word_index"], "word": rows["word"], "N400": rows["time"],
-            "baseline": 1.0 + rows["subj"], "reject_data": skipped.astype(int),
-            "reject_word": (rows["word_index"] == 1).astype(int),
-        }
-    ).to_csv(tmp_path / "data_EEG.csv", sep="\t", index=False, quoting=3)  # fmt: skip
-    check("ucl_erp", "N400_uV", expected, "ucl_")
-    corpus = open_corpus("ucl_erp", tmp_path)
-    assert [measure.column for measure in corpus.measures] == ["N400_uV"]  # a P600 is not published there
-    assert corpus.dropped == 30
-
-    pd.DataFrame(
-        {
-            "Participant_ID": rows["subj"], "Text_ID": rows["sentence"],
-            "IA_ID": rows["word_index"] + (rows["word_index"] > 5),
-            "IA_LABEL": rows["word"] + " ", "IA_SKIP": skipped.astype(int), "IA_FIRST_RUN_DWELL_TIME": rows["time"],
-            "IA_FIRST_FIXATION_DURATION": rows["time"], "IA_REGRESSION_PATH_DURATION": rows["time"],
-            "IA_DWELL_TIME": rows["time"],
-        }
-    ).to_csv(tmp_path / "Provo_Corpus-Eyetracking_Data.csv", index=False, encoding="cp1252")  # fmt: skip
-    check("provo", "gaze_ms", expected, "provo_")
-
-    pd.DataFrame(
-        {
-            "lang": np.where(rows["subj"] < 4, "en", "ee"), "trialid": rows["sentence"], "ianum": rows["word_index"],
-            "ia": rows["word"], "skip": skipped.astype(int), "firstrun.skip": skipped.astype(int),
-            "firstrun.dur": rows["time"], "firstfix.dur": rows["time"], "dur": rows["time"],
-        }
-    ).to_csv(tmp_path / "joint_data_trimmed.csv", index=False)  # fmt: skip
-    check("meco_en", "gaze_mean0_ms", with_zero, "meco_en_")
-
-    words = table.assign(zone=table["word_index"], item=table["text_id"].str[-3:].astype(int))
-    words[["word", "zone", "item"]].to_csv(tmp_path / "all_stories.tok", sep="\t", index=False, quoting=3)
-    pd.DataFrame(
-        {"WorkerId": rows["subj"], "correct": 5, "item": rows["sentence"], "zone": rows["word_index"],
-         "RT": rows["time"].where(~skipped, 5000.0), "word": rows["word"]}
-    ).to_csv(tmp_path / "processed_RTs.tsv", sep="\t", index=False, quoting=3)  # fmt: skip
-    check("naturalstories", "spr_rt_mean_ms", expected, "naturalstories_")
-
-    for name in ("eyetracking.RT.txt", "data_EEG.csv", "Provo_Corpus-Eyetracking_Data.csv", "joint_data_trimmed.csv"):
-        content = (tmp_path / name).read_text().splitlines()
-        (tmp_path / name).write_text(
-            "\n".join([content[0].replace("word", "wrd").replace("IA_LABEL", "L").replace("ia,", "i,"), *content[1:]])
-        )
-    for corpus_name in ("ucl_et", "ucl_erp", "provo", "meco_en"):  # a column is named otherwise
-        with pytest.raises(InputError, match="has no column"):
-            open_corpus(corpus_name, tmp_path)
-    times = pd.read_csv(tmp_path / "processed_RTs.tsv", sep="\t", quoting=3)
-    times["RT"] = times["RT"].astype(object).where(times.index != 3, "slow")
-    times.to_csv(tmp_path / "processed_RTs.tsv", sep="\t", index=False, quoting=3)
-    with pytest.raises(InputError, match=r"the column RT of .* holds what is no number"):
-        open_corpus("naturalstories", tmp_path)
-
-
-def test_published_rows_without_a_word_do_not_count(tmp_path, sentences):
-    table = times_of(sentences[:30], np.random.default_rng(5)).assign(subj_nr=1)
-    table["sent_nr"] = table["text_id"].str[-3:].astype(int)
-    table = table.rename(columns={"word_index": "word_pos", "gaze_ms": "RTfirstpass", "go_past_ms": "RTgopast"})
-    table.loc[3, "word"] = None
-    table.to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
-    words = open_corpus("ucl_et", tmp_path).texts[0].words
-    assert words == (*sentences[0][:3], *sentences[0][4:])
-    table.assign(word=None).to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
-    with pytest.raises(InputError, match="has no row with a text, a number and a word"):
-        open_corpus("ucl_et", tmp_path)
 
 
 # -- the model ----------------------------------------------------------------------------------------------------

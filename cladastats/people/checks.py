@@ -43,7 +43,7 @@ def trimmed(values: pd.Series, measure: Measure, path: object) -> tuple[pd.Serie
     least, most = measure.plausible
     there = values.dropna()
     median = float(there.median()) if len(there) else 0.0
-    if measure.unit == "ms" and len(there) and abs(median) < LEAST_MEDIAN and (there != 0).any():
+    if measure.unit == "ms" and len(there) and abs(median) < LEAST_MEDIAN and there.nunique() > 1:
         raise InputError(
             f"the median of {measure.column} in {path} is {median:g}, and its unit is ms; these may be seconds or "
             "logarithms: give milliseconds, or name their unit"

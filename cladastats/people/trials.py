@@ -127,7 +127,7 @@ def averaged(table: pd.DataFrame, measures: Sequence[Measure], words: dict[str, 
     means = pd.DataFrame(columns)
     items = table.groupby("text_id")["item"].first()
     joined = every.merge(means.reset_index(), on=key, how="left")
-    joined.insert(3, "item", items.reindex(joined["text_id"]).fillna(joined["text_id"].to_numpy()).to_numpy())
+    joined.insert(3, "item", joined["text_id"].map(items).fillna(joined["text_id"]))
     for measure in measures:
         if measure.spread is not None:
             joined[measure.spread[1]] = joined[measure.spread[1]].fillna(0)
@@ -163,7 +163,7 @@ def _read(path: Path, wanted: dict[str, str], *, quoted: bool | None) -> Delimit
         table = read_delimited(path, columns=list(wanted), quoted=quoted)
     missing = [name for name in wanted if name not in table.frame]
     if missing:
-        there = table.frame if len(table.frame.columns) else read_delimited(path, quoted=quoted).frame
+        there = table.frame if not table.separator else read_delimited(path, quoted=quoted).frame
         raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, there.columns))}")
     return DelimitedTable(table.frame[list(wanted)], table.separator, table.decimal, table.notes)
 
@@ -228,7 +228,7 @@ def joined_names(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
         if pd.api.types.is_float_dtype(column):
             parts.append(column.map(lambda value: "" if np.isnan(value) else f"{value:.15g}"))
             continue
-        text = column.astype(str).str.strip()
+        text = column.astype(str).str.strip().where(column.notna(), "")
         whole = text.str.fullmatch(r"-?\d+\.0")
         parts.append(text.str.removesuffix(".0") if (whole | (text == "")).all() else text)
     joined = parts[0]
