@@ -26,6 +26,7 @@ from clada.system.jsonfile import with_checksum, write_json
 from cladastats.language import language
 from cladastats.people.corpora import SOURCES, ReadingCorpus, open_corpus
 from cladastats.people.gains import BINS, FOLDS, RESAMPLES, SEED, SHUFFLES, STEPS, analyse, prepared
+from cladastats.people.mixed import MixedFit, mixed_model
 from cladastats.people.own import Asked, OwnTable, default_formula, model_frame, read_own
 from cladastats.people.results import HUMAN_SCHEMA, effect_table, read_result, show, verdicts
 from cladastats.study import is_current, read_table, write_table
@@ -140,15 +141,15 @@ def own_trials(args: argparse.Namespace) -> None:
     asked = _asked(args)
     own = read_own(asked)
     notes = list(own.notes)
-    fits = {}
+    fits: dict[str, tuple[MixedFit, dict[str, Any]]] = {}
     for measure in asked.measures:
         formula, said = (args.formula, []) if args.formula is not None else default_formula(own, measure)
         frame, scales, lost = model_frame(own, formula, asked.table, scaled=args.formula is None)
-        fits[measure] = _fit(frame, formula), scales
+        fits[measure] = mixed_model(frame, formula), scales
         notes += [f"{measure}: {note}" for note in (*said, *lost)]
     _say(notes)
     _say([f"confirmatory family: {len(asked.measures)} measures ({', '.join(asked.measures)}), those of --measure"])
-    mixed = [_mixed_record(measure, fit, scales) for measure, (fit, scales) in fits.items()]
+    mixed = [{"measure": name, "scaled": scales, **fit.to_dict()} for name, (fit, scales) in fits.items()]
     out = Path(args.out) / asked.table.stem
     about = {
         "table": asked.table.name,
@@ -193,25 +194,6 @@ def _asked(args: argparse.Namespace) -> Asked:
     )
 
 
-def _fit(frame: pd.DataFrame, formula: str) -> Any:
-    from cladastats.people.mixed import mixed_model  # type: ignore[import-not-found,unused-ignore]
-
-    return mixed_model(frame, formula)
-
-
-def _mixed_record(measure: str, fit: Any, scales: dict[str, Any]) -> dict[str, Any]:
-    """A fit as it is kept."""
-    return {
-        "measure": measure,
-        "n": int(fit.n),
-        "loglik": float(fit.loglik),
-        "singular": bool(fit.singular),
-        "scaled": scales,
-        "terms": json.loads(fit.table.to_json(orient="records")),
-        "variances": json.loads(fit.variances.to_json(orient="records")),
-    }
-
-
 def _own_gains(own: OwnTable) -> dict[str, Any]:
     """The held-out gains, or why there are none: a design with one measured word a text has no two words before it."""
     try:
@@ -220,13 +202,15 @@ def _own_gains(own: OwnTable) -> dict[str, Any]:
         return {"corpus": own.corpus.name, "measures": [], "no_gains": str(problem)}
 
 
-def _print_own(fmt: str, fits: dict[str, Any], result: dict[str, Any], out: Path, name: str) -> None:
+def _print_own(
+    fmt: str, fits: dict[str, tuple[MixedFit, dict[str, Any]]], result: dict[str, Any], out: Path, name: str
+) -> None:
     """Print mixed models, then gains; as CSV the models alone, as JSON all that is kept."""
     if fmt == "json":
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
         return
     if fmt == "csv":
-        tables = [fit.table.assign(measure=measure) for measure, (fit, _) in fits.items()]
+        tables = [fit.table.reset_index().assign(measure=measure) for measure, (fit, _) in fits.items()]
         print(pd.concat(tables, ignore_index=True).to_csv(index=False).rstrip())
         return
     for fit, _ in fits.values():

@@ -6,6 +6,8 @@
     checks.py       a measure's unit, its implausible values, its place; columns that are the same
     corpora.py      corpora of reading times and brain responses, checked
     own.py          a user's own trials, merged with the words that were read
+    formula.py      formulas of mixed models as lme4 reads them
+    mixed.py        linear mixed models with crossed random effects
     gains.py        what a predictor adds to the density of texts that were held out
     results.py      the results as files, a table and sentences
 

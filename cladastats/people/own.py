@@ -40,6 +40,8 @@ MEASURED = re.compile(
     r"length|frequency_zipf|position"
 )
 
+PLAIN = r"(?<![\w.])[A-Za-z_.][\w.]*"  # a name that needs no backticks in a formula
+
 MOST_OTHER_WORDS = 0.05  # of the rows; more, and the tables do not belong together
 
 LEAST_ROWS = 30  # two for each coefficient of the default formula
@@ -200,10 +202,13 @@ def default_formula(own: OwnTable, measure: str) -> tuple[str, list[str]]:
     groups = [name for name in (own.subject, own.item) if name is not None and there[name].nunique() > 1]
     if not groups:
         raise InputError("a mixed model needs more than one subject or item; name their columns with --subject, --item")
-    for name in (measure, *groups):
-        if not re.fullmatch(r"[A-Za-z_.][\w.]*", name):
-            raise InputError(f"the column {name!r} cannot stand in a formula; rename it, without blanks and signs")
-    return f"{measure} ~ {' + '.join([*fixed, *(f'(1 | {name})' for name in dict.fromkeys(groups))])}", notes
+    terms = [*fixed, *(f"(1 | {_quoted(name)})" for name in dict.fromkeys(groups))]
+    return f"{_quoted(measure)} ~ {' + '.join(terms)}", notes
+
+
+def _quoted(name: str) -> str:
+    """A column as a formula names it."""
+    return name if re.fullmatch(PLAIN, name) else f"`{name}`"
 
 
 def model_frame(
@@ -223,13 +228,14 @@ def model_frame(
     Raises:
         InputError: a name is no column, a predictor does not vary, two are the same, or too few rows are left.
     """
-    outcome, _, right = formula.partition("~")
-    fixed = re.sub(r"\([^()]*\|[^()]*\)", "", right)
-    names = list(dict.fromkeys(re.findall(r"[A-Za-z_.][\w.]*(?!\s*\()", f"{outcome} {right}")))
+    names, fixed = _names(formula), _names(re.sub(r"\([^()]*\|[^()]*\)", "", formula))
     unknown = [name for name in names if name not in own.frame]
-    if not right or unknown:
-        what = f"no column {', '.join(unknown)}" if right else "no ~"
-        raise InputError(f"the formula '{formula}' has {what}; columns are {', '.join(map(str, own.frame.columns))}")
+    if unknown:
+        raise InputError(
+            f"the formula '{formula}' names {', '.join(unknown)}, and the columns are "
+            f"{', '.join(map(str, own.frame.columns))}"
+        )
+    outcome = names[0]
     frame = own.frame[names].copy()
     complete = frame.notna().all(axis=1)
     notes = []
@@ -238,20 +244,22 @@ def model_frame(
             f"{int((~complete).sum()):,} of {len(frame):,} rows lack a value of the model, words that begin a text too"
         )
     frame = frame[complete].reset_index(drop=True)
-    check_enough(frame[outcome.strip()], outcome.strip(), path, LEAST_ROWS, notes)
-    predictors = [n for n in names if re.search(rf"(?<![\w.]){re.escape(n)}(?![\w.])", fixed) and _is_number(frame[n])]
-    notes += check_columns(frame, predictors, path)
+    check_enough(frame[outcome], outcome, path, LEAST_ROWS, notes)
+    numbers = [name for name in fixed if pd.api.types.is_numeric_dtype(frame[name])]
+    notes += check_columns(frame, numbers, path)  # the measure with them: it must not be one of its predictors
     scales: dict[str, Any] = {}
     if scaled:
-        for name in predictors:
+        for name in numbers[1:]:
             mean, deviation = float(frame[name].mean()), float(frame[name].std())
             scales[name] = {"mean": mean, "sd": deviation}
             frame[name] = (frame[name] - mean) / deviation
     return frame, scales, notes
 
 
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
+def _names(formula: str) -> list[str]:
+    """The columns that a formula names: words that no bracket follows, and what stands in backticks."""
+    found = re.findall(rf"`([^`]+)`|({PLAIN})(?![\w.])(?!\s*\()", formula)
+    return list(dict.fromkeys(quoted or plain for quoted, plain in found))
 
 
 def _named(asked: Asked, trials: pd.DataFrame) -> tuple[str | None, str | None]:
