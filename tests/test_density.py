@@ -22,7 +22,7 @@ def averages(rng, n=400, texts=12, between=2.0):
 
 
 def trials(rng, texts=9, subjects=7, words=5, between=(2.0, 3.0)):
-    """Rows of texts and subjects, in no order, a third of them missing; the last subject has read the last text alone."""
+    """Rows of texts and subjects, in no order, a third missing; the last subject has read the last text alone."""
     items, people, parts = (
         part.ravel() for part in np.meshgrid(range(texts), range(subjects), range(words), indexing="ij")
     )

@@ -209,7 +209,7 @@ class Rows:
         people = 0 if subjects is None else int(subjects.max()) + 1
         texts = int(items.max()) + 1
         self.item_sums = grouped_sums(items, self.values, texts)
-        self.counts = np.zeros((texts, people))
+        self.counts: np.ndarray = np.zeros((texts, people))
         if subjects is not None:
             self.counts = np.bincount(items * people + subjects, minlength=texts * people).reshape(texts, people) * 1.0
         self._parts = [self._moments(self.folds == fold) for fold in range(self.folds.max() + 1)]
@@ -267,7 +267,7 @@ class Rows:
         found = np.empty(len(self.sizes))
         for fold, (test, training) in enumerate(self._training()):
             fit = fit_intercepts(training.of(places), None if ratios is None else ratios[fold])
-            errors = self.values[np.ix_(test, places)] @ np.append(-fit.beta, 1.0)
+            errors = self.values[np.ix_(test, np.array(places))] @ np.append(-fit.beta, 1.0)
             subjects = None if self.subjects is None else self.subjects[test]
             units, numbers = np.unique(self.units[test], return_inverse=True)
             found[units] = text_densities(fit, errors, self.items[test], numbers, subjects)
@@ -302,7 +302,6 @@ def text_densities(
         units: [n], numbers from 0 on, in reading order within a text.
         subjects: [n], the subject of each row, or None.
     """
-    known = subjects is not None and fit.ratios[1] > 0
     if subjects is not None:
         errors = errors - fit.subject_means[subjects]
     sums = np.stack([np.bincount(units), np.bincount(units, errors), np.bincount(units, errors**2)])
@@ -316,15 +315,10 @@ def text_densities(
         rows, total, squares = sums[:, chosen].cumsum(1)
         share = fit.ratios[0] / (1 + fit.ratios[0] * rows)
         log_det, quadratic = np.log1p(fit.ratios[0] * rows), squares - share * total**2
-        if known:
-            inside = np.isin(units, chosen)
-            more, quadratic = _with_subjects(
-                fit,
-                errors[inside],
-                np.searchsorted(chosen, units[inside]),
-                subjects[inside],
-                quadratic,  # type: ignore[index]
-            )
+        if subjects is not None and fit.ratios[1] > 0:
+            inside = items == text_of[chosen[0]]
+            parts = np.searchsorted(chosen, units[inside])
+            more, quadratic = _with_subjects(fit, errors[inside], parts, subjects[inside], quadratic)
             log_det = log_det + more
         joint = -0.5 * (rows * math.log(2 * math.pi * fit.residual) + log_det + quadratic / fit.residual)
         density[chosen] = np.diff(joint, prepend=0.0)

@@ -74,8 +74,8 @@ def effects(rows: Rows, columns: Sequence[int], new: Sequence[int], spreads: Seq
     Returns:
         effect, total: per standard deviation of the word's predictor, each with `_low`, `_high` (95 % percentile
         interval), `_se`, and `_bound` (the smallest margin around zero in which the 90 % interval lies: larger
-        effects are excluded by two one-sided tests at 5 %); design: how much larger the variance over units is than
-        the model's own; gain_bound: the largest gain, nats per word, of the right coefficients in the place of the
+        effects are excluded by two one-sided tests at 5 %); design: how much larger the variance of `effect` over
+        units is than the model's own; gain_bound: the largest gain, nats per word, of the right coefficients in the place of the
         fitted ones that is not excluded at 5 %.
     """
     fit = rows.fit(columns)
@@ -98,10 +98,10 @@ def effects(rows: Rows, columns: Sequence[int], new: Sequence[int], spreads: Seq
         }
     robust = np.cov(drawn[:, places].T).reshape(len(new), len(new))
     own = np.linalg.inv(whole[:, :-1])[np.ix_(places, places)]
-    design = float(np.trace(np.linalg.solve(own, robust)) / len(new))
-    wald = float(beta[places] @ np.linalg.solve(robust, beta[places]))
-    largest = design * _largest_noncentrality(wald, len(new)) / 2 / len(rows.items)
-    return found | {"design": design, "gain_bound": largest}
+    value = beta[places]
+    in_sample, wald = (float(value @ np.linalg.solve(covariance, value)) for covariance in (own, robust))
+    largest = in_sample / wald * _largest_noncentrality(wald, len(new)) / 2 / len(rows.items)
+    return found | {"design": float(robust[0, 0] / own[0, 0]), "gain_bound": largest}
 
 
 def _products(rows: Rows, weighted: np.ndarray, columns: Sequence[int]) -> np.ndarray:
@@ -149,7 +149,7 @@ def detectable(error: float, design: float, words: int, family: int, cost: float
 
     Args:
         error: Standard error of the coefficient.
-        design: How much larger the variance over units is than the model's own.
+        design: How much larger its variance over units is than the model's own.
         words: Number of words.
         family: Tests among which Holm corrects; the level is that of its first step.
         cost: Nats that are lost by learning the coefficients.

@@ -11,8 +11,8 @@ per text, and then one per subject (`cladastats.people.density`):
 
 Models are fitted on all texts but those of one fold and judged by the joint log density of each text of that fold, as
 surprisal studies do with single words (Goodkind and Bicknell 2018; Wilcox et al. 2023). A gain is the difference of two
-models' log densities of a text; it is told per row, that is nats per word. Gains are bootstrapped over texts and tested
-by flipping their signs; where there are fewer than twenty texts, over sentences, each given those before it in its text.
+models' log densities of a text, divided by its rows: nats per word. Gains are bootstrapped over texts and tested by
+flipping their signs; where there are fewer than twenty texts, over sentences, each given those before it in its text.
 Sentences of one text share the fit that judges them; `benchmarks/simulate_gains.py` shows what that does to p-values.
 Every model has its own variances, the most likely ones in the training data, so that no model is fitted with those of a
 larger or smaller one. Everything is fixed by the constants here and in `evidence.py`, seeds included.
@@ -136,7 +136,7 @@ def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
         "units_are": "sentences" if sample.few_texts else "texts",
         "sd": sample.rows.scale,
         "reliability": None if trials else reliability(sample.words, measure),
-        "rows": [_step(sample, step) for step in STEPS if step in sample.steps],
+        "rows": [gain_of_step(sample, step) for step in STEPS if step in sample.steps],
         "r2": float(np.corrcoef(fitted, sample.rows.values[:, -1])[0, 1] ** 2),
         "effort": _about_effort(sample) if "effort" in sample.steps else None,
         "layers": _layers(sample) if "effort" in sample.steps else [],
@@ -259,7 +259,7 @@ def _controls(words: pd.DataFrame) -> list[str]:
     return [name for name in (*CONTROLS, *_of_prefix(words, "class_")) if name in words and words[name].nunique() > 1]
 
 
-def _step(sample: Sample, step: str) -> dict[str, Any]:
+def gain_of_step(sample: Sample, step: str) -> dict[str, Any]:
     """The gain of a step over the one before, and the coefficients of what it adds."""
     order = list(sample.steps)
     base, columns = sample.steps[order[order.index(step) - 1]], sample.steps[step]
