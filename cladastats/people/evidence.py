@@ -75,8 +75,8 @@ def effects(rows: Rows, columns: Sequence[int], new: Sequence[int], spreads: Seq
         effect, total: per standard deviation of the word's predictor, each with `_low`, `_high` (95 % percentile
         interval), `_se`, and `_bound` (the smallest margin around zero in which the 90 % interval lies: larger
         effects are excluded by two one-sided tests at 5 %); design: how much larger the variance of `effect` over
-        units is than the model's own; gain_bound: the largest gain, nats per word, of the right coefficients in the place of the
-        fitted ones that is not excluded at 5 %.
+        units is than the model's own; gain_bound: the largest gain, nats per word, of the right coefficients in the
+        place of the fitted ones that is not excluded at 5 %.
     """
     fit = rows.fit(columns)
     products = _products(rows, rows.weighted(fit, columns), columns)
@@ -100,7 +100,7 @@ def effects(rows: Rows, columns: Sequence[int], new: Sequence[int], spreads: Seq
     own = np.linalg.inv(whole[:, :-1])[np.ix_(places, places)]
     value = beta[places]
     in_sample, wald = (float(value @ np.linalg.solve(covariance, value)) for covariance in (own, robust))
-    largest = in_sample / wald * _largest_noncentrality(wald, len(new)) / 2 / len(rows.items)
+    largest = in_sample / wald * largest_noncentrality(wald, len(new)) / 2 / len(rows.items)
     return found | {"design": float(robust[0, 0] / own[0, 0]), "gain_bound": largest}
 
 
@@ -128,7 +128,7 @@ def _resampled(products: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _largest_noncentrality(wald: float, freedom: int) -> float:
+def largest_noncentrality(wald: float, freedom: int) -> float:
     """The largest noncentrality of a chi-square variable that is not excluded at 5 % by a value of it."""
 
     def lower_tail(noncentrality: float) -> float:
@@ -181,7 +181,8 @@ def pooled(estimates: Sequence[float], errors: Sequence[float]) -> dict[str, flo
     Returns:
         estimate, low, high (95 % interval), bound (of the 90 % interval), tau (standard deviation between), studies.
     """
-    found = combine_effects(np.array(estimates), np.array(errors) ** 2, method_re="iterated", use_t=True)
+    with np.errstate(divide="ignore"):  # of estimates that are the same, in a number that is not used here
+        found = combine_effects(np.array(estimates), np.array(errors) ** 2, method_re="iterated", use_t=True)
     error = max(found.sd_eff_w_re, found.sd_eff_w_re_hksj)
     wide, narrow = (error * stats.t.ppf(level, len(estimates) - 1) for level in (0.975, 0.95))
     value = float(found.mean_effect_re)

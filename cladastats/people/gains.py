@@ -295,15 +295,17 @@ def layer_columns(words: pd.DataFrame) -> dict[int, str]:
 
 
 def _about_effort(sample: Sample) -> dict[str, Any]:
-    """What could explain effort away, and what its other forms give."""
+    """What could explain effort away, and what its other forms give; in the smaller baseline are no tokens and norm."""
     words, base, columns = sample.words, sample.steps["entropy"], sample.steps["effort"]
     effort = columns[len(base) :]
     controls, bins = _controls(words), _of_prefix(words, "bin_")
+    smaller = [name for name in base if re.sub(r"_[12]$", "", name) not in WHERE_THERE]
     places = [place + 1 for place in sample.places(columns)]
     correlations = sample.rows.whole.inner[np.ix_(places, places)] / len(words)
     return {
         "without_lags": sample.added(base, effort[:1]),
         "lags": sample.added([*base, effort[0]], effort[1:]),
+        "smaller_baseline": sample.added(smaller, effort),
         "with_controls": sample.added([*base, *controls], effort),
         "controls": controls,
         "matched_surprisal": sample.added([*base, *bins], effort),
