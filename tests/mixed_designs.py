@@ -134,7 +134,10 @@ DESIGNS = {
         "rt ~ condition * surprisal + (1 + condition | subject) + (1 + condition | item)",
     ),
     "unbalanced": (unbalanced, "rt ~ surprisal + (1 + surprisal | subject) + (1 | item)"),
-    "uncorrelated": (unbalanced, "log(rt + 500) ~ scale(surprisal) + I(surprisal^2) + (surprisal || subject) + (1 | item)"),
+    "uncorrelated": (
+        unbalanced,
+        "log(rt + 500) ~ scale(surprisal) + I(surprisal^2) + (surprisal || subject) + (1 | item)",
+    ),
     "near_singular": (near_singular, "rt ~ x + (1 + x | subject) + (1 | item)"),
     "singular": (singular, "rt ~ x + (1 + x | subject) + (1 + x | item)"),
     "nested": (nested, "score ~ condition * age + (1 | school/classroom/pupil)"),

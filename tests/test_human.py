@@ -1,23 +1,18 @@
 """Reading times: corpora in order or refused, the mixed model against statsmodels, effects that were put in."""
 
-import itertools
 import json
 import shutil
-import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.regression.mixed_linear_model import MixedLM
 from trial_tables import news_sentences, times_of
 
 from clada.errors import InputError
 from cladastats import human as module
 from cladastats.cli import main
-from cladastats.people.corpora import SOURCES, Measure, open_corpus
-from cladastats.people.gains import analyse, designs, fit_random_intercept, folds_of, gain, held_out, layer_columns
+from cladastats.people.corpora import open_corpus
 from cladastats.people.results import effect_table, read_results, verdicts
 
 HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
@@ -233,178 +228,6 @@ def test_unknown_and_absent_corpora(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-# -- the model ----------------------------------------------------------------------------------------------------
-
-
-def grouped(rng, n=400, groups=12, between=2.0):
-    items = np.sort(rng.integers(0, groups, n))
-    items = np.unique(items, return_inverse=True)[1]
-    x = rng.normal(size=(n, 3)) + rng.normal(size=(groups, 3))[items]
-    y = 5 + x @ [1.0, -2.0, 0.0] + rng.normal(0, between, groups)[items] + rng.normal(0, 3, n)
-    return y, x, items
-
-
-@pytest.mark.parametrize("between", [2.0, 0.7])
-def test_the_mixed_model_is_that_of_statsmodels(between):
-    y, x, items = grouped(np.random.default_rng(4), between=between)
-    ours = fit_random_intercept(y, x, items)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = MixedLM(y, np.column_stack([np.ones(len(y)), x]), items).fit(reml=False)
-    # Both stop searching the variances at about 1e-5 of them.
-    np.testing.assert_allclose(ours.beta, theirs.fe_params, rtol=1e-4)
-    np.testing.assert_allclose(ours.residual, theirs.scale, rtol=1e-3)
-    np.testing.assert_allclose(ours.between, theirs.cov_re[0, 0], rtol=1e-2)
-    # statsmodels' errors are of the fixed effects and variances together; these are of the fixed effects alone.
-    design = np.column_stack([np.ones(len(y)), x])
-    whole = ours.residual * np.eye(len(y)) + ours.between * (items[:, None] == items)
-    np.testing.assert_allclose(ours.covariance, np.linalg.inv(design.T @ np.linalg.solve(whole, design)), rtol=1e-6)
-
-
-def test_without_differences_between_groups_it_is_least_squares():
-    rng = np.random.default_rng(5)
-    y, x, items = grouped(rng, between=0.0)
-    y -= np.array([y[items == g].mean() for g in range(items.max() + 1)])[items]  # less than chance
-    x -= np.array([x[items == g].mean(0) for g in range(items.max() + 1)])[items]
-    fit = fit_random_intercept(y, x, items)
-    assert fit.between == 0.0
-    np.testing.assert_allclose(fit.beta[1:], np.linalg.lstsq(x, y, rcond=None)[0], rtol=1e-8)
-
-
-def test_folds_are_of_whole_groups_and_held_out_rows_do_not_count():
-    y, x, items = grouped(np.random.default_rng(6), groups=25)
-    folds = folds_of(items)
-    assert len(set(folds)) == module.FOLDS
-    assert all(len(set(folds[items == g])) == 1 for g in set(items))
-    before = held_out(y, x, items)
-    changed_y = y.copy()
-    changed_y[folds == 3] += 100
-    after = held_out(changed_y, x, items)
-    spread = fit_random_intercept(y[folds != 3], x[folds != 3], np.unique(items[folds != 3], return_inverse=True)[1])
-    expected = spread.log_density(changed_y[folds == 3], x[folds == 3])
-    np.testing.assert_allclose(after[folds == 3], expected)
-    assert (after[folds == 3] < before[folds == 3]).all()
-
-
-def test_a_column_that_is_constant_in_training_predicts_nothing():
-    """A word class of one text only: the fold that holds that text out cannot learn it, and must not be led astray."""
-    y, x, items = grouped(np.random.default_rng(9), groups=4)
-    rare = np.column_stack([x, (items == 2).astype(float)])
-    folds = folds_of(items)
-    out = folds == folds[items == 2][0]
-    with_it, without = held_out(y, rare, items), held_out(y, x, items)
-    np.testing.assert_allclose(with_it[out], without[out], rtol=1e-6)
-
-
-def test_a_gain_is_found_where_there_is_one_and_its_test_keeps_its_size():
-    rng = np.random.default_rng(7)
-    units = np.repeat(np.arange(40), 20)
-    found = gain(rng.normal(0.08, 0.3, 800), units)
-    assert found["ci_low"] > 0
-    assert found["p"] < 0.01
-    assert found["ci_low"] < found["delta_ll"] < found["ci_high"]
-    # 200 sets without a gain, units of their own differing: 5 % +- 3 standard errors of a binomial
-    below = [gain(rng.normal(0, 0.3, 800) + rng.normal(0, 0.1, 40)[units], units)["p"] < 0.05 for _ in range(200)]
-    assert 0.05 - 3 * 0.0154 <= np.mean(below) <= 0.05 + 3 * 0.0154
-
-
-def test_a_gain_of_a_few_units_is_tested_by_every_flip_of_their_signs():
-    rng = np.random.default_rng(11)
-    units = np.repeat(np.arange(10), [3, 5, 2, 8, 4, 6, 1, 7, 9, 5])
-    differences = rng.normal(0.05, 0.3, len(units))
-    found = gain(differences, units)
-    sums, sizes = np.bincount(units, differences), np.bincount(units)
-    every = np.array(list(itertools.product((1, -1), repeat=10))) @ sums
-    assert found["p"] == (every >= every[0] - 1e-12).mean()
-    # The percentiles of 10,000 resamples beside those of 10,000 others. The Monte-Carlo standard error of one is about
-    # sqrt(0.025 * 0.975 / 10,000) over the density there, 0.7 % of the interval's length; six of the difference of two.
-    drawn = np.random.default_rng(12).integers(0, 10, (10_000, 10))
-    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
-    assert [found["ci_low"], found["ci_high"]] == pytest.approx([low, high], abs=0.06 * (high - low))
-    assert found["delta_ll"] == differences.mean()
-
-
-def made_rows(rng, effort_effect, n_texts=25, n=1500):
-    """Rows as `prepared` gives them, with times that follow length, surprisal and, maybe, effort."""
-    text = np.sort(rng.integers(0, n_texts, n))
-    frame = pd.DataFrame({"item": text, "block": np.arange(n) // 12, "position": np.arange(n) % 60 + 1.0})
-    for name in (
-        "length",
-        "frequency_zipf",
-        "surprisal_bits",
-        "entropy_bits",
-        "effort",
-        "effort_00",
-        "effort_01",
-        "effort_load",
-    ):
-        for lag in ("", "_1", "_2"):
-            frame[name + lag] = rng.normal(size=n)
-    frame["surprisal_bits"] = frame["length"] * 0.5 + frame["surprisal_bits"]
-    frame["effort"] = 0.5 * frame["surprisal_bits"] + frame["effort"]
-    for name in ("tokens", "hidden_norm", "punctuation", "sentence_final"):
-        frame[name] = rng.integers(0, 2, n).astype(float)
-    frame["magnitude"] = np.exp(rng.normal(size=n))
-    frame["word_class"] = rng.choice(["noun", "verb", "function"], n)
-    frame["time"] = (
-        250 + 10 * frame["length"] + 8 * frame["surprisal_bits"] + effort_effect * frame["effort"]
-        + rng.normal(0, 10, n_texts)[text] + rng.normal(0, 30, n)
-    )  # fmt: skip
-    return frame
-
-
-def test_effort_that_was_put_in_is_found_and_effort_that_was_not_is_not(monkeypatch):
-    monkeypatch.setattr("cladastats.people.gains.SHUFFLES", 39)
-    rng = np.random.default_rng(8)
-    found = analyse(made_rows(rng, 9.0), Measure("time"))
-    rows = {row["predictor"]: row for row in found["rows"]}
-    assert rows["surprisal"]["p"] < 0.001
-    assert rows["effort"]["p"] < 0.001
-    assert rows["effort"]["effect_low"] < 9.0 * rows["effort"]["sd"] < rows["effort"]["effect_high"]
-    assert rows["effort"]["ci_low"] > 0
-    assert found["effort"]["placebo"]["p"] == 1 / 40
-    assert found["effort"]["placebo"]["delta_ll"] < 0 < rows["effort"]["delta_ll"]
-    for name in ("with_controls", "matched_surprisal"):
-        assert found["effort"][name]["p"] < 0.01
-    assert found["effort"]["vif"] > 1.1
-    assert [layer["layer"] for layer in found["layers"]] == [0, 1]
-    assert found["units_are"] == "texts"
-
-    nothing = analyse(made_rows(rng, 0.0, n_texts=8), Measure("time"))
-    absent = {row["predictor"]: row for row in nothing["rows"]}["effort"]
-    assert absent["delta_ll"] < rows["effort"]["delta_ll"] / 10
-    assert absent["effect_low"] < 0 < absent["effect_high"]
-    assert nothing["effort"]["placebo"]["p"] > 0.02
-    assert nothing["units_are"] == "sentences"
-    with pytest.raises(InputError, match="the same for every word: effort, "):
-        analyse(made_rows(rng, 0.0, n_texts=8).assign(effort=1.0, effort_1=1.0, effort_2=1.0), Measure("time"))
-
-
-def test_the_layers_of_a_deep_model_are_all_found_in_order():
-    numbers = [100, 7, 101, 99, 10]
-    names = [f"effort_{layer:02d}" for layer in numbers]
-    words = pd.DataFrame(columns=["effort", "effort_1", "effort_2", "effort_load", "effort_00_1", *names])
-    assert layer_columns(words) == dict(zip(numbers, names, strict=True))
-
-
-def test_the_models_are_nested():
-    found = list(designs(SOURCES["ucl_erp"].measures[1]).values())
-    assert all(set(small) < set(large) for small, large in pairwise(found))
-    assert {"N400_base_uV", "N400_uV", "length_2", "frequency_zipf_1", "position"} < set(found[0])
-
-
-@pytest.mark.parametrize(
-    ("effect", "p", "said"),
-    [(-0.2, 0.01, "is supported"), (0.2, 0.01, "is contradicted"), (-0.2, 0.06, "is not supported")],
-)
-def test_verdicts_look_at_the_sign(effect, p, said):
-    numbers = dict.fromkeys(("delta_ll", "ci_low", "ci_high", "effect_low", "effect_high"), 0.1)
-    row = {"corpus": "ucl_erp", "measure": "N400_uV", "predictor": "effort", "p_holm": p, "effect": effect}
-    first, second = verdicts(pd.DataFrame([row | numbers]))
-    assert ("N400_uV (less with more effort)" in first) == (p < 0.05 and effect < 0)
-    assert f"the N400 {said}" in second
-
-
 # -- the command --------------------------------------------------------------------------------------------------
 
 
@@ -420,9 +243,9 @@ def test_the_command_goes_on_from_what_is_there(folder, sentences, capsys, monke
     assert not any(word in json.dumps(result) for word in sentences[0] if len(word) > 6)  # numbers, and no text
     assert result["measures"][0]["words"] > 300
     table = effect_table(out)
-    assert list(table["predictor"]) == ["surprisal", "entropy", "effort"] * 2
+    assert list(table["predictor"]) == ["surprisal"] * 2 + ["entropy"] * 2 + ["effort"] * 2
     assert (table["p_holm"] >= table["p"]).all()
-    assert len(verdicts(table)) == 1
+    assert len(verdicts(table)) == 4  # surprisal, effort, and effort of each measure
 
     def never(*_args, **_options):
         raise AssertionError

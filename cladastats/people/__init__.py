@@ -9,6 +9,8 @@
     formula.py      formulas of mixed models as lme4 reads them
     mixed.py        linear mixed models with crossed random effects
     gains.py        what a predictor adds to the density of texts that were held out
+    density.py      the joint density of held-out texts, their random effects integrated out
+    evidence.py     intervals, tests, smallest effects and bounds, and estimates over corpora
     results.py      the results as files, a table and sentences
 
 Knows words and what they cost a model. Must not know studies of prefixes.

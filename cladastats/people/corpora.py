@@ -21,13 +21,13 @@ import pandas as pd
 from clada.errors import InputError
 from cladastats.language import PUNCTUATION, language
 from cladastats.people.checks import check_columns, check_enough, misplaced, trimmed
-from cladastats.people.description import FAMILY, SOURCES, Measure, Source, described, holds
+from cladastats.people.description import SOURCES, Measure, Source, described, holds
 from cladastats.people.trials import averaged, find_trials, read_trials
 from cladastats.sequences.sources import read_records
 from cladastats.texts.delimited import as_numbers, read_delimited
 from cladastats.texts.text import Text
 
-__all__ = ["FAMILY", "LEAST_TEXTS", "LEAST_WORDS", "SOURCES", "Measure", "ReadingCorpus", "Source", "open_corpus"]
+__all__ = ["LEAST_TEXTS", "LEAST_WORDS", "SOURCES", "Measure", "ReadingCorpus", "Source", "open_corpus"]
 
 LEAST_WORDS = 100  # five for each coefficient of the largest model
 

@@ -414,8 +414,7 @@ def matching(
     if lost.any():
         first = rows[lost].iloc[0]
         notes.append(
-            f"{path}: {int(lost.sum()):,} rows are of no word of the texts, the first word {first['place']:g} of "
-            f"{first['text_id']}; they do not count"
+            f"{path}: {int(lost.sum()):,} rows are of no word of the texts, the first {_at(first)}; they do not count"
         )
     if other.any():
         first = rows[other].iloc[0]
