@@ -24,7 +24,8 @@ from clada.errors import InputError
 from clada.models.open import model_revision
 from clada.system.jsonfile import with_checksum, write_json
 from cladastats.language import language
-from cladastats.people.corpora import SOURCES, ReadingCorpus, open_corpus
+from cladastats.people.corpora import ReadingCorpus, open_corpus
+from cladastats.people.description import SOURCES
 from cladastats.people.gains import BINS, FOLDS, RESAMPLES, SEED, SHUFFLES, STEPS, analyse, prepared
 from cladastats.people.mixed import MixedFit, mixed_model
 from cladastats.people.own import Asked, OwnTable, default_formula, model_frame, read_own

@@ -12,8 +12,9 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from clada.errors import InputError, StudyError
 from clada.system.jsonfile import with_checksum, write_json
 from cladastats.people import evidence, gains
-from cladastats.people.corpora import SOURCES, Measure, ReadingCorpus
+from cladastats.people.corpora import Measure, ReadingCorpus
 from cladastats.people.density import Rows
+from cladastats.people.description import SOURCES
 from cladastats.people.evidence import detectable, effects, gain, holm, largest_noncentrality, pooled
 from cladastats.people.gains import analyse, designs, layer_columns, prepared
 from cladastats.people.results import FAMILY, effect_table, pooled_table, show, verdicts

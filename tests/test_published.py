@@ -1,16 +1,30 @@
 """Files of trials as authors publish them, made after their descriptions: read, kept apart by reader, checked."""
 
+import re
 import sys
 from itertools import pairwise
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from trial_tables import news_sentences, trials_of
 
 from clada.errors import InputError
-from cladastats.people.corpora import SOURCES, open_corpus
-from cladastats.people.description import FAMILY, FOLDER, described, read_description
+from cladastats.people.corpora import open_corpus
+from cladastats.people.description import (
+    FAMILY,
+    FOLDER,
+    SOURCES,
+    Measure,
+    People,
+    Source,
+    Trials,
+    WordFile,
+    described,
+    read_description,
+)
 
 COUNT = 30
 
@@ -403,3 +417,38 @@ def test_unknown_corpora_and_samples_are_refused():
         described("meco_xx")
     with pytest.raises(InputError, match=r"cannot read no.toml: No such file"):
         described("no.toml")
+
+
+# -- the page that says how to write one ----------------------------------------------------------------------------
+
+
+def page():
+    return (Path(__file__).parent.parent / "corpora" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_page_is_read(tmp_path, rows, sentences):
+    (text,) = re.findall(r"```toml\n(.*?)```", page(), re.DOTALL)
+    (tmp_path / "mystudy.toml").write_text(text, encoding="utf-8")
+    (header,) = re.findall(r"^ {4}(participant,.*)$", page(), re.MULTILINE)
+    assert header == "participant,list,item,condition,position,word,rt,correct"
+    frame = pd.DataFrame(
+        {
+            "participant": "P" + rows["subj"].astype(str), "list": 1, "item": rows["sentence"],
+            "condition": np.where(rows["sentence"] % 2, "match", "other"), "position": rows["word_index"],
+            "word": rows["word"], "rt": rows["time"].where(~rows["skipped"], 5000.0),
+            "correct": (rows["subj"] != 3).astype(int),
+        }
+    )  # fmt: skip
+    frame.to_csv(tmp_path / "mystudy_1.csv", index=False)
+    corpus = open_corpus(str(tmp_path / "mystudy.toml"), tmp_path)
+    assert [measure.column for measure in corpus.source.confirmatory] == ["rt"]
+    assert set(corpus.table["subject"]) == {"P1", "P2", "P4"}
+    assert set(corpus.table["item"]) == {str(n) for n in range(1, COUNT + 1)}
+    assert corpus.table["rt"].isna().sum() == rows["skipped"].sum()
+    assert {text.text_id: text.words for text in corpus.texts}["2_other"] == tuple(sentences[1])
+
+
+def test_the_page_names_every_field():
+    named = set(re.findall(r"`(\w+)`", page()))
+    for kind in (Source, Measure, Trials, WordFile, People):
+        assert {field.name for field in msgspec.structs.fields(kind)} <= named | {"measures", "trials"}, kind

@@ -21,13 +21,11 @@ import pandas as pd
 from clada.errors import InputError
 from cladastats.language import PUNCTUATION, language
 from cladastats.people.checks import check_columns, check_enough, misplaced, trimmed
-from cladastats.people.description import SOURCES, Measure, Source, described, holds
+from cladastats.people.description import Measure, Source, described, holds
 from cladastats.people.trials import averaged, find_trials, read_trials
 from cladastats.sequences.sources import read_records
 from cladastats.texts.delimited import as_numbers, read_delimited
 from cladastats.texts.text import Text
-
-__all__ = ["LEAST_TEXTS", "LEAST_WORDS", "SOURCES", "Measure", "ReadingCorpus", "Source", "open_corpus"]
 
 LEAST_WORDS = 100  # five for each coefficient of the largest model
 
@@ -56,7 +54,7 @@ class ReadingCorpus:
     table: pd.DataFrame
     measures: tuple[Measure, ...]
     dropped: int
-    source: Source
+    source: Source = Source("", ())  # noqa: RUF009 - frozen
 
 
 def open_corpus(name: str, data: str | Path, *, average: bool = False) -> ReadingCorpus:
