@@ -28,7 +28,7 @@ from cladastats.people.corpora import ReadingCorpus, open_corpus
 from cladastats.people.description import SOURCES
 from cladastats.people.gains import BINS, FOLDS, RESAMPLES, SEED, SHUFFLES, STEPS, analyse, prepared
 from cladastats.people.mixed import MixedFit, mixed_model
-from cladastats.people.own import Asked, OwnTable, default_formula, model_frame, read_own
+from cladastats.people.own import Asked, default_formula, model_frame, read_own
 from cladastats.people.results import HUMAN_SCHEMA, effect_table, read_result, show, verdicts
 from cladastats.study import is_current, read_table, write_table
 from cladastats.texts.effort import effort_rule
@@ -45,15 +45,20 @@ def main(args: argparse.Namespace) -> None:
     if args.table is not None:
         own_trials(args)
         return
+    if any((args.words, args.measure, args.subject, args.item, args.on, args.formula, args.range, args.no_shift_check)):
+        raise InputError("--words, --measure and what goes with them are of a table of trials; name it with --table")
     if args.data is None:
         raise InputError("name the folder of the corpora with --data, or your own trials with --table")
     names = list(dict.fromkeys(args.corpus or SOURCES))
     # All are checked before the first is computed.
     corpora = [open_corpus(name, args.data, average=args.average) for name in names]
+    called = [corpus.name for corpus in corpora]
+    if len(set(called)) < len(called):
+        raise InputError(f"two corpora are called {max(called, key=called.count)}; give each description its own name")
     out = Path(args.out) / Path(args.model).name
     for corpus in corpora:
         human(corpus, args.model, out)
-    table = effect_table(out, [corpus.name for corpus in corpora])
+    table = effect_table(out, called)
     print(show(table, args.format))
     if args.format == "text":
         print("\n" + "\n".join(verdicts(table)))
@@ -78,20 +83,20 @@ def human(corpus: ReadingCorpus, model: str, out: Path) -> dict[str, Any]:
     return _kept(out / f"{corpus.name}.json", _digest(words, corpus), lambda: _gains(corpus, words) | about)
 
 
-def _gains(corpus: ReadingCorpus, words: pd.DataFrame) -> dict[str, Any]:
-    """The held-out gains on every measure of a corpus."""
+def _gains(corpus: ReadingCorpus, words: pd.DataFrame, *, refuse: bool = True) -> dict[str, Any]:
+    """The held-out gains on every measure of a corpus; without `refuse`, why a measure has none is kept instead."""
     rows = prepared(corpus, words)
-    measures = []
+    measures, without = [], {}
     for measure in tqdm(corpus.measures, desc=corpus.name, file=sys.stderr, leave=False):
-        measures.append(
-            {
-                "measure": measure.column,
-                "confirmatory": measure.confirmatory,
-                "sign": measure.sign,
-                **analyse(rows, measure),
-            }
-        )
+        facts = {"measure": measure.column, "confirmatory": measure.confirmatory, "sign": measure.sign}
+        try:
+            measures.append(facts | analyse(rows, measure))
+        except InputError as problem:
+            if refuse:
+                raise
+            without[measure.column] = str(problem)
     return {
+        "no_gains": without,
         "corpus": corpus.name,
         "texts": len(corpus.texts),
         "dropped": corpus.dropped,
@@ -160,14 +165,16 @@ def own_trials(args: argparse.Namespace) -> None:
         "mixed": mixed,
     }
     path = out / f"{own.corpus.name}.json"
-    result = _kept(path, _digest(own.words, own.corpus, own.frame.columns, about), lambda: _own_gains(own) | about)
+    inputs = _digest(own.words, own.corpus, list(own.frame.columns), about)
+    # A design with one measured word in each text has no two words before it, and so no gains; its model stands.
+    result = _kept(path, inputs, lambda: _gains(own.corpus, own.words, refuse=False) | about)
     _print_own(args.format, fits, result, out, own.corpus.name)
 
 
 def _asked(args: argparse.Namespace) -> Asked:
     """What was asked for, or a refusal of what does not go together."""
-    if args.data is not None or args.corpus is not None:
-        raise InputError("--table is a table of your own; leave out --data and --corpus")
+    if args.data is not None or args.corpus is not None or args.average:
+        raise InputError("--table is a table of your own; leave out --data, --corpus and --average")
     if not args.measure:
         raise InputError("name the column of the dependent variable with --measure")
     if args.formula is not None and len(args.measure) > 1:
@@ -195,14 +202,6 @@ def _asked(args: argparse.Namespace) -> Asked:
     )
 
 
-def _own_gains(own: OwnTable) -> dict[str, Any]:
-    """The held-out gains, or why there are none: a design with one measured word a text has no two words before it."""
-    try:
-        return _gains(own.corpus, own.words)
-    except InputError as problem:
-        return {"corpus": own.corpus.name, "measures": [], "no_gains": str(problem)}
-
-
 def _print_own(
     fmt: str, fits: dict[str, tuple[MixedFit, dict[str, Any]]], result: dict[str, Any], out: Path, name: str
 ) -> None:
@@ -216,10 +215,12 @@ def _print_own(
         return
     for fit, _ in fits.values():
         print(fit.show(fmt) + "\n")
-    if not result["measures"]:
-        _say([f"no gains on texts that were held out: {result['no_gains']}"])
-        return
-    print(show(effect_table(out, [name]), fmt))
+    _say([f"no gains on texts that were held out: {reason}" for reason in result["no_gains"].values()])
+    if result["measures"]:
+        table = effect_table(out, [name])
+        print(show(table, fmt))
+        if fmt == "text":
+            print("\n" + "\n".join(verdicts(table)))
 
 
 def _say(notes: Sequence[str]) -> None:

@@ -201,6 +201,18 @@ def test_without_words_in_the_table_nothing_is_checked_and_that_is_said(files, t
     assert note == f"{files / 'trials.csv'} has no column word, so that nothing checks which word a row is of"
 
 
+def test_several_rows_of_a_word_need_their_subjects(files, trials):
+    rewrite(files, trials.rename(columns={"subject": "who"}))
+    said = refused(files)
+    assert "has several rows of one word (" in said
+    assert said.endswith("and no column of subjects; name it with --subject")
+    assert len(read_own(asked(files, subject="who")).frame) == len(trials)
+    rewrite(files, pd.concat([trials, trials.head(7).assign(rt=1.5)]))
+    assert read_own(asked(files)).notes == (
+        f"{files / 'trials.csv'}: 7 rows are of a subject and word that have another row too",
+    )
+
+
 def test_a_shift_by_a_word_is_a_warning_that_can_be_answered(files, trials):
     shifted = trials.assign(rt=trials.groupby(["subject", "item"])["rt"].shift(-1))
     rewrite(files, shifted)
@@ -240,6 +252,38 @@ def test_implausible_values_are_left_out_by_a_rule_that_is_said(files, trials):
     assert own.frame["rt"].dropna().between(200, 450).all()
     own = read_own(asked(files, unit="microvolt"))
     assert own.frame["rt"].max() == 4_000_000
+
+
+def test_words_with_quotes_are_words(tmp_path, words, trials):
+    """Written by pandas (quoted where needed) and as tables of corpora are (nothing is quoted)."""
+    at = {3: '"Two', 4: 'patches"'}
+    for options in ({}, {"sep": "\t", "quoting": 3}):
+        changed = words.assign(word=words["word_index"].map(at).fillna(words["word"]))
+        changed.rename(columns={"text_id": "item"}).to_csv(tmp_path / "words.csv", index=False)
+        same = trials.assign(word=trials["word_index"].map(at).fillna(trials["word"]))
+        rewrite(tmp_path, same, **options)
+        own = read_own(asked(tmp_path))
+        assert own.corpus.texts[0].words[2:4] == ('"Two', 'patches"')
+        assert own.frame["word"].to_list() == same["word"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty or begins with an empty line; its first line must name the columns"),
+        (b"item,rt\n", "has no row below its header; give the trials"),
+        (b"item,rt\n1,2,3\n", "line 2 has 3 cells and the header 2; give every row as many cells as the header has"),
+        (b"item,rt\n1\n", "line 2 has 1 cells and the header 2; give every row as many cells as the header has"),
+        (b"item,rt,rt\n1,2,3\n", "has the column rt twice; give every column its own name"),
+        (b"item;rt\n1;2,5\n2;2.5\n", "has decimal points and commas; write one of them"),
+        (b"PK\x03\x04xl/workbook", "is a workbook or an archive, and no table of text; save it as CSV"),
+        (b"item\0,rt\n", "is no text (it holds null bytes); save the table as CSV, in UTF-8"),
+    ],
+    ids=["empty", "header", "long", "short", "twice", "decimals", "xlsx", "null"],
+)
+def test_a_file_that_is_no_table_is_refused(files, content, message):
+    (files / "trials.csv").write_bytes(content)
+    assert message in refused(files)
 
 
 @pytest.mark.parametrize(
@@ -331,45 +375,73 @@ def command(folder, *more):
     return main([*arguments, "--out", str(folder / "out"), *more])
 
 
-def test_the_command_fits_and_keeps_a_table_of_ones_own(files, trials, capsys, monkeypatch):
-    monkeypatch.setattr("cladastats.people.gains.SHUFFLES", 9)
-    rewrite(files, trials.assign(log_rt=np.log(trials["rt"]) * 100))
-    arguments = ["--measure", "rt,log_rt", "--no-shift-check", "known"]
-    assert command(files, *arguments, "--json") == 0
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, words, trials):
+    """A folder in which the command was done on two measures; effort is left out of the words, which takes long."""
+    folder = tmp_path_factory.mktemp("own")
+    plain = words[[name for name in words if not name.startswith("effort")]]
+    plain.rename(columns={"text_id": "item"}).to_csv(folder / "words.csv", index=False)
+    trials.assign(log_rt=np.log(trials["rt"]) * 100).to_csv(folder / "trials.csv", index=False)
+    assert shown(folder, "--json") == 0
+    return folder
+
+
+def shown(folder, *more):
+    return command(folder, "--measure", "rt,log_rt", "--no-shift-check", "known", *more)
+
+
+def test_the_command_keeps_what_it_found(kept, capsys):
+    assert shown(kept, "--json") == 0
     told = capsys.readouterr()
     assert "confirmatory family: 2 measures (rt, log_rt), those of --measure" in told.err
     result = json.loads(told.out)
-    kept = json.loads((files / "out" / "trials" / "trials.json").read_text())
-    assert kept == result
+    assert result == json.loads((kept / "out" / "trials" / "trials.json").read_text())
     assert result["no_shift_check"] == "known"
     assert [fit["measure"] for fit in result["mixed"]] == ["rt", "log_rt"]
     term = {row["term"]: row for row in result["mixed"][0]["terms"]}["surprisal_bits"]
     scale = result["mixed"][0]["scaled"]["surprisal_bits"]["sd"]
     assert term["coef"] / scale == pytest.approx(6, abs=4 * term["se"] / scale)
+    gains = result["measures"][0]
+    assert gains["subjects"] == READERS
+    surprisal = gains["rows"][0]
+    assert surprisal["predictor"] == "surprisal"
+    assert surprisal["ci_low"] > 0  # it was put in
     assert not any(word in told.out for word in news_sentences(1)[0] if len(word) > 7)  # numbers, and no text
 
 
-@pytest.mark.parametrize(
-    ("fmt", "sign"), [("text", "surprisal_bits"), ("markdown", "|"), ("latex", r"\toprule"), ("html", "<table")]
-)
-def test_the_model_is_shown_in_every_format(files, capsys, fmt, sign):
-    formula = "rt ~ surprisal_bits + (1 | subject)"
-    assert command(files, "--measure", "rt", "--formula", formula, "--format", fmt) == 0
-    assert sign in capsys.readouterr().out
+def test_nothing_is_computed_twice(kept, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("cladastats.human.analyse", never)
+    signs = {
+        "text": "Effort beyond", "markdown": "|:---", "latex": r"\toprule", "html": "<table", "csv": "term,coef,se,df",
+    }  # fmt: skip
+    for fmt, sign in signs.items():
+        assert shown(kept, "--format", fmt) == 0
+        out = capsys.readouterr().out
+        assert sign in out or (fmt == "text" and "surprisal" in out), fmt
+    assert out.splitlines()[0] == "term,coef,se,df,t,p,ci_low,ci_high,measure"
+    assert [line.rsplit(",", 1)[1] for line in out.splitlines()[1:]] == ["rt"] * 12 + ["log_rt"] * 12
 
 
-def test_a_csv_of_terms_is_one_table(files, capsys):
-    assert command(files, "--measure", "rt", "--formula", "rt ~ length + (1 | item)", "--format", "csv") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "term,coef,se,df,t,p,ci_low,ci_high,measure"
-    assert [line.split(",")[0] for line in lines[1:]] == ["(Intercept)", "length"]
+def test_a_design_without_two_words_before_has_a_model_and_no_gains(files, trials, capsys):
+    """One measured word in each text, the second: the model stands, and it is said why there are no gains."""
+    rewrite(files, trials[trials["word_index"] == 2])
+    formula = "rt ~ surprisal_bits + (1 | subject) + (1 | item)"
+    assert command(files, "--measure", "rt", "--formula", formula, "--json") == 0
+    told = capsys.readouterr()
+    result = json.loads(told.out)
+    assert result["mixed"][0]["n"] == COUNT * READERS
+    assert result["measures"] == []
+    assert result["no_gains"]["rt"].startswith("rt has 0 words with two words before them")
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ([], "name the column of the dependent variable with --measure"),
-        (["--measure", "rt", "--corpus", "provo"], "leave out --data and --corpus"),
+        (["--measure", "rt", "--corpus", "provo"], "leave out --data, --corpus and --average"),
         (["--measure", "rt,b", "--formula", "rt ~ a"], "give one --measure with it"),
         (["--measure", "rt", "--formula", "log(rt) ~ a"], "is not of rt; begin it with 'rt ~'"),
         (["--measure", "rt", "--range", "300,100"], "--range takes two numbers, the lower one first, as in 100,3000"),

@@ -20,7 +20,7 @@ from cladastats.people.checks import check_columns, check_enough, misplaced, tri
 from cladastats.people.corpora import ReadingCorpus, sentence_columns
 from cladastats.people.description import Measure, Source
 from cladastats.people.trials import joined_names, matching
-from cladastats.texts.delimited import as_numbers, is_numeric, read_delimited
+from cladastats.texts.delimited import MISSING, as_numbers, is_numeric, read_delimited
 from cladastats.texts.text import Text
 
 KEYS = ("text_id", "text", "item", "condition", "word_index")  # columns that say which word a row is of
@@ -107,6 +107,8 @@ def read_own(asked: Asked) -> OwnTable:
     table = read_delimited(asked.table)
     notes = list(table.notes)
     trials, decimal = table.frame, table.decimal
+    if trials.empty:
+        raise InputError(f"{asked.table} has no row below its header; give the trials")
     subject, item = _named(asked, trials)
     if asked.words is None:
         pairs = asked.on or tuple((name, name) for name in KEYS if name in trials)
@@ -124,6 +126,7 @@ def read_own(asked: Asked) -> OwnTable:
     rows = rows[rows["place"].notna()]
     if rows.empty:
         raise InputError(f"no row of {asked.table} is of a word of {asked.words}; compare their {_listed(pairs)}")
+    notes += _repeated(rows, subject, asked)
     known = {subject, item, *(name for name, _ in pairs), "word", *asked.measures}
     kept = [name for name in trials if name in known or not MEASURED.fullmatch(name)]
     frame = _numeric(trials.loc[rows.index, kept], known - set(asked.measures), decimal)
@@ -333,11 +336,22 @@ def _keyed(
 
 
 def _filled(trials: pd.DataFrame, column: str, path: Path) -> pd.Series:
-    blank = trials[column].str.strip() == ""
+    blank = trials[column].str.strip().isin(MISSING)
     if blank.any():
         row = int(blank.to_numpy().argmax()) + 1
         raise InputError(f"{path}: row {row} has no {column} ({int(blank.sum())} such rows); mend the file")
     return joined_names(trials, [column])
+
+
+def _repeated(rows: pd.DataFrame, subject: str | None, asked: Asked) -> list[str]:
+    """Several rows of one word need a column that tells their subjects apart; of a subject and word, they are said."""
+    again = int(rows.duplicated(["subject", "text_id", "place"]).sum())
+    if again and subject is None:
+        raise InputError(
+            f"{asked.table} has several rows of one word ({again:,} too many), and no column of subjects; name it with "
+            "--subject"
+        )
+    return [f"{asked.table}: {again:,} rows are of a subject and word that have another row too"] if again else []
 
 
 def _numeric(trials: pd.DataFrame, names: set[str | None], decimal: str) -> pd.DataFrame:

@@ -21,7 +21,10 @@ from clada.system.files import read_bytes
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 
-MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "."})  # R, pandas, and the reports of EyeLink
+# As R, pandas, spreadsheets, databases and the reports of EyeLink write it.
+MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None", "."})
+
+OTHER_KINDS = {b"PK\x03\x04": "a workbook or an archive", b"PAR1": "a Parquet file", b"\x1f\x8b": "compressed"}
 
 HEAD = 65_536  # characters of a file that its form is read from
 
@@ -73,7 +76,7 @@ def read_delimited(
         quoted = _is_quoted(head if len(text) <= HEAD else head[: head.rfind("\n")], separator)
     header = next(csv.reader(lines[:1], delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE))
     first = next(csv.reader(lines[1:2], delimiter=separator), [])
-    if len(first) == len(header) + 1:  # R's write.table gives the column of row names no name
+    if '"' in lines[0] and len(first) == len(header) + 1:  # R's write.table gives the column of row names no name
         header = ["row_name", *header]
     header = [name.strip() or f"unnamed_{i}" for i, name in enumerate(header, 1)]
     twice = sorted({name for name in header if header.count(name) > 1})
@@ -87,7 +90,7 @@ def read_delimited(
 
 
 def as_numbers(column: pd.Series, name: str, path: str | Path, decimal: str = ".") -> pd.Series:
-    """A column as numbers; an empty cell, `NA`, `N/A`, `NaN` and `.` are missing values.
+    """A column as numbers; what stands in `MISSING` is a missing value.
 
     Args:
         column: of text or of numbers.
@@ -128,8 +131,13 @@ def is_numeric(column: pd.Series, decimal: str = ".") -> bool:
 
 def _decoded(content: bytes, path: str | Path) -> tuple[str, list[str]]:
     """The text of a file: UTF-8, UTF-16 with its mark (Excel's "Unicode text"), else as Windows writes it."""
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if content.startswith(mark)), None)
+    if kind is not None:
+        raise InputError(f"{path} is {kind}, and no table of text; save it as CSV")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16", errors="replace"), [f"{path}: read as UTF-16"]
+    if b"\0" in content[:HEAD]:
+        raise InputError(f"{path} is no text (it holds null bytes); save the table as CSV, in UTF-8")
     try:
         return content.decode("utf-8-sig"), []
     except UnicodeDecodeError:
