@@ -136,9 +136,11 @@ def averaged(table: pd.DataFrame, measures: Sequence[Measure], words: dict[str, 
 
 def comparable(words: pd.Series) -> pd.Series:
     """Words as they are compared: without punctuation around them and capitals, composed characters."""
-    bare = words.astype(str).map(lambda word: unicodedata.normalize("NFC", word.strip()))
+    codes, different = pd.factorize(words.astype(str))
+    bare = pd.Series([unicodedata.normalize("NFC", word.strip()) for word in different], dtype=object)
     stripped = bare.str.strip(PUNCTUATION)
-    return stripped.where(stripped != "", bare).str.lower()
+    compared = stripped.where(stripped != "", bare).str.lower()
+    return pd.Series(compared.to_numpy()[codes], index=words.index)
 
 
 def _columns(source: Source) -> dict[str, str]:

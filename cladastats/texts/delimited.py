@@ -6,18 +6,19 @@ words `NA` and `null` keep what they are; `as_numbers` turns a column into numbe
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
 
 from clada.errors import InputError
-from clada.system.files import read_bytes
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 
@@ -25,6 +26,8 @@ SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None", "."})
 
 OTHER_KINDS = {b"PK\x03\x04": "a workbook or an archive", b"PAR1": "a Parquet file", b"\x1f\x8b": "compressed"}
+
+CHUNK = 1 << 20  # bytes
 
 HEAD = 65_536  # characters of a file that its form is read from
 
@@ -63,9 +66,10 @@ def read_delimited(
     Raises:
         InputError: it cannot be read, has no header, a column twice, or a row with another number of cells.
     """
-    text, notes = _decoded(read_bytes(path), path)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    head = text[:HEAD]
+    encoding, notes = _encoding(path)
+    with _opened(path, encoding) as file:
+        head = file.read(HEAD)
+        whole = not file.read(1)
     lines = head.split("\n")
     if not lines or not lines[0].strip():
         raise InputError(f"{path} is empty or begins with an empty line; its first line must name the columns")
@@ -73,7 +77,7 @@ def read_delimited(
     if separator == ";":
         notes.append(f"{path}: cells are separated by semicolons")
     if quoted is None:
-        quoted = _is_quoted(head if len(text) <= HEAD else head[: head.rfind("\n")], separator)
+        quoted = _is_quoted(head if whole else head[: head.rfind("\n")], separator)
     header = next(csv.reader(lines[:1], delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE))
     first = next(csv.reader(lines[1:2], delimiter=separator), [])
     if '"' in lines[0] and len(first) == len(header) + 1:  # R's write.table gives the column of row names no name
@@ -82,7 +86,9 @@ def read_delimited(
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise InputError(f"{path} has the column {twice[0]} twice; give every column its own name")
-    frame = _parsed(text, path, separator, header, columns, quoted=quoted)
+    with _opened(path, encoding) as file:
+        _check_rows(file, path, separator, len(header), quoted=quoted)
+    frame = _parsed(path, encoding, separator, header, columns, quoted=quoted)
     decimal = _decimal(frame, separator, path)
     if decimal == ",":
         notes.append(f"{path}: numbers have a decimal comma")
@@ -129,19 +135,33 @@ def is_numeric(column: pd.Series, decimal: str = ".") -> bool:
         return False
 
 
-def _decoded(content: bytes, path: str | Path) -> tuple[str, list[str]]:
-    """The text of a file: UTF-8, UTF-16 with its mark (Excel's "Unicode text"), else as Windows writes it."""
-    kind = next((kind for mark, kind in OTHER_KINDS.items() if content.startswith(mark)), None)
-    if kind is not None:
-        raise InputError(f"{path} is {kind}, and no table of text; save it as CSV")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace"), [f"{path}: read as UTF-16"]
-    if b"\0" in content[:HEAD]:
-        raise InputError(f"{path} is no text (it holds null bytes); save the table as CSV, in UTF-8")
+def _encoding(path: str | Path) -> tuple[str, list[str]]:
+    """How a file is encoded: UTF-8, UTF-16 with its mark (Excel's "Unicode text"), else as Windows writes it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return content.decode("utf-8-sig"), []
+        with Path(path).open("rb") as file:
+            chunk = file.read(CHUNK)
+            kind = next((kind for mark, kind in OTHER_KINDS.items() if chunk.startswith(mark)), None)
+            if kind is not None:
+                raise InputError(f"{path} is {kind}, and no table of text; save it as CSV")
+            if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return "utf-16", [f"{path}: read as UTF-16"]
+            if b"\0" in chunk:
+                raise InputError(f"{path} is no text (it holds null bytes); save the table as CSV, in UTF-8")
+            while chunk:
+                decoder.decode(chunk)
+                chunk = file.read(CHUNK)
+            decoder.decode(b"", final=True)
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
     except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace"), [f"{path}: not UTF-8, read as Windows-1252"]
+        return "cp1252", [f"{path}: not UTF-8, read as Windows-1252"]
+    return "utf-8-sig", []
+
+
+def _opened(path: str | Path, encoding: str) -> TextIO:
+    """A file as lines, however they end in it; a large one is never in memory as a whole."""
+    return Path(path).open(encoding=encoding, errors="replace")
 
 
 def _is_quoted(head: str, separator: str) -> bool:
@@ -162,13 +182,14 @@ def _is_quoted(head: str, separator: str) -> bool:
 
 
 def _parsed(
-    text: str, path: str | Path, separator: str, header: list[str], columns: Sequence[str] | None, *, quoted: bool
+    path: str | Path, encoding: str, separator: str, header: list[str], columns: Sequence[str] | None, *, quoted: bool
 ) -> pd.DataFrame:
     wanted = header if columns is None else [name for name in header if name in columns]
-    _check_rows(text, path, separator, len(header), quoted=quoted)
     try:
         frame = pd.read_csv(
-            io.StringIO(text),
+            path,
+            encoding=encoding,
+            encoding_errors="replace",
             sep=separator,
             quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             header=None,
@@ -188,22 +209,19 @@ def _parsed(
     return frame[wanted]
 
 
-def _check_rows(text: str, path: str | Path, separator: str, cells: int, *, quoted: bool) -> None:
+def _check_rows(file: TextIO, path: str | Path, separator: str, cells: int, *, quoted: bool) -> None:
     """Refuse rows with more or fewer cells than the header, which pandas would cut or fill in silence."""
-    lines = text.split("\n")
-    for number, line in enumerate(lines[1:], 2):
-        if not line or line.count(separator) == cells - 1:
-            continue
+    for number, line in enumerate(file, 1):
         found = line.count(separator) + 1
+        if found == cells or number == 1 or line == "\n":
+            continue
         if quoted and '"' in line:
-            if len(next(csv.reader([line], delimiter=separator))) == cells:
-                continue
-            if all(len(row) == cells for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row):
-                return  # a cell with a line break in it
-        raise InputError(
-            f"{path}: line {number} has {found} cells and the header {cells}; give every row as many cells as the "
-            "header has"
-        )
+            found = len(next(csv.reader([line], delimiter=separator)))
+        if found != cells:
+            raise InputError(
+                f"{path}: line {number} has {found} cells and the header {cells}; give every row as many cells as the "
+                "header has"
+            )
 
 
 def _decimal(frame: pd.DataFrame, separator: str, path: str | Path) -> str:
