@@ -56,8 +56,9 @@ from cladastats.extract import extract
 from cladastats.language import language
 from cladastats.panel.columns import summary_sentences
 from cladastats.people.corpora import open_corpus
-from cladastats.people.published import ucl_et
+from cladastats.people.description import SOURCES
 from cladastats.people.results import effect_table, show, verdicts
+from cladastats.people.trials import read_trials
 from cladastats.regress import regress
 from cladastats.sequences.sources import load_documents
 from cladastats.similarity import similarity
@@ -378,7 +379,7 @@ def targets(study: Study, place: Path) -> dict[str, Target | Options]:
             damaged,
         ),
         "items": Target(human / "brothers2021.tsv", lambda: open_corpus("brothers2021", human), damaged),
-        "published": Target(human / "eyetracking.RT.txt", lambda: ucl_et(human), damaged),
+        "published": Target(human / "eyetracking.RT.txt", lambda: read_trials(SOURCES["ucl_et"], human), damaged),
         "human": Target(place / "found" / "provo.json", use_results, altered),
         "options": Options(folder, place),
     }

@@ -182,14 +182,45 @@ def _words(parser: argparse.ArgumentParser) -> None:
 
 def _human(parser: argparse.ArgumentParser) -> None:
     _model(parser)
+    parser.add_argument("--data", metavar="DIR", help="the corpora's tables and texts, see corpora/human.md")
     parser.add_argument(
-        "--data", required=True, metavar="DIR", help="the corpora's tables and texts, see corpora/human.md"
+        "--corpus",
+        type=_names,
+        metavar="NAME,...",
+        help="of the package, or descriptions of yours (.toml); default: six",
     )
-    parser.add_argument("--corpus", type=_names, metavar="NAME,...", help="default: all six")
+    parser.add_argument("--average", action="store_true", help="trials of corpora, averaged over participants")
+    parser.add_argument("--table", metavar="FILE", help="your own trials instead, a row each, as CSV or TSV")
+    parser.add_argument("--words", metavar="FILE", help="what 'cladastats words' wrote of the texts that were read")
+    parser.add_argument("--measure", type=_names, metavar="COLUMN,...", help="of the table: what is to be explained")
+    parser.add_argument("--subject", metavar="COLUMN", help="of the table; default: subject, where there is one")
+    parser.add_argument(
+        "--item", metavar="COLUMN", help="of the table; default: item, where there is one, else the text"
+    )
+    parser.add_argument(
+        "--on",
+        type=_names,
+        metavar="COLUMN,...",
+        help="which word a row is of, by columns of both tables, or COLUMN=WORDSCOLUMN; default: those of text_id, "
+        "text, item, condition and word_index that both have",
+    )
+    parser.add_argument(
+        "--formula", metavar="F", help="of the mixed model, as for lme4; default: see the documentation"
+    )
+    parser.add_argument("--unit", default="ms", metavar="U", help="of the measures: ms (default), microvolt, ...")
+    parser.add_argument(
+        "--range", type=numbers, metavar="LOW,HIGH", help="of values that count; default for ms: 0,10000"
+    )
+    parser.add_argument(
+        "--no-shift-check", metavar="REASON", help="the measures may follow neighbouring words, and why"
+    )
     parser.add_argument("--out", default="studies/human", metavar="DIR", help="default studies/human")
     output = parser.add_mutually_exclusive_group()
     output.add_argument(
-        "--format", choices=("text", "markdown", "csv", "json"), default="text", help="of the table; default text"
+        "--format",
+        choices=("text", "markdown", "latex", "html", "csv", "json"),
+        default="text",
+        help="of the table; default text",
     )
     output.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
 

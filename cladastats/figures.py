@@ -243,6 +243,8 @@ def gain_layers_figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
             layers = next(
                 m["layers"] for r in corpora if r["corpus"] == corpus for m in r["measures"] if m["measure"] == measure
             )
+            if not layers:  # words without effort
+                continue
             depth = np.arange(len(layers)) / max(1, len(layers) - 1)
             value, low, high = (
                 1000 * np.array([layer[name] for layer in layers]) for name in ("delta_ll", "ci_low", "ci_high")

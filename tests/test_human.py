@@ -1,24 +1,19 @@
 """Reading times: corpora in order or refused, the mixed model against statsmodels, effects that were put in."""
 
-import itertools
 import json
 import shutil
-import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.regression.mixed_linear_model import MixedLM
+from trial_tables import news_sentences, times_of
 
 from clada.errors import InputError
 from cladastats import human as module
 from cladastats.cli import main
-from cladastats.people.corpora import SOURCES, Measure, open_corpus
-from cladastats.people.gains import analyse, designs, fit_random_intercept, folds_of, gain, held_out, layer_columns
+from cladastats.people.corpora import open_corpus
 from cladastats.people.results import effect_table, read_results, verdicts
-from cladastats.sequences.sources import load_documents
 
 HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
 
@@ -28,27 +23,7 @@ HUMAN = Path(__file__).parents[2] / "shared" / "data" / "human"
 
 @pytest.fixture(scope="module")
 def sentences():
-    """Sentences of the news, as lists of words."""
-    found = []
-    for text in load_documents("news").texts:
-        for line in text.replace("\n", " ").split(". "):
-            words = f"{line.strip()}.".split()
-            if 8 <= len(words) <= 14 and line.isascii():
-                found.append(words)
-        if len(found) >= 60:
-            return found[:60]
-    raise AssertionError
-
-
-def times_of(sentences, rng):
-    """A table as of eye-tracking: time grows with the length of a word, a little with that of the one before."""
-    rows = []
-    for number, words in enumerate(sentences, 1):
-        for index, word in enumerate(words, 1):
-            spill = len(words[index - 2]) if index > 1 else 0
-            gaze = 200 + 12 * len(word) + 4 * spill + rng.normal(0, 15)
-            rows.append((f"ucl_{number:03d}", index, word, round(gaze, 3), round(gaze + abs(rng.normal(0, 40)), 3)))
-    return pd.DataFrame(rows, columns=["text_id", "word_index", "word", "gaze_ms", "go_past_ms"])
+    return news_sentences(60)
 
 
 @pytest.fixture
@@ -99,10 +74,13 @@ def test_tables_of_one_corpus_are_read_together(folder, sentences):
             "holds what is no number",
         ),
         (lambda t: t.assign(word_index=t["word_index"].astype(object).where(t.index != 5, "x")), "column word_index"),
-        (lambda t: t.assign(gaze_ms=np.nan), "has 0 different values at 0 words"),
-        (lambda t: t.assign(gaze_ms=1.0), "has 1 different values"),
+        (lambda t: t.assign(gaze_ms=np.nan), "has 0 values that count of "),
+        (lambda t: t.assign(gaze_ms=1.0), "is the same in all "),
         (lambda t: t.assign(gaze_ms=t["gaze_ms"].where(t.index != 5, np.inf)), "holds an infinite number"),
-        (lambda t: t[t["text_id"] < "ucl_005"], "words are needed"),
+        (lambda t: t[t["text_id"] < "ucl_005"], "and 100 are needed; left out: the last two words of each sentence"),
+        (lambda t: t.assign(gaze_ms=t["gaze_ms"] / 1000), "its unit is ms; these may be seconds or logarithms"),
+        (lambda t: t.assign(gaze_ms=-t["gaze_ms"]), "are outside 0 to 10000 ms; name their unit, or another range"),
+        (lambda t: t.assign(word=t["word"].where(t.index != 5, "")), "row 6 has no word; give every word its row"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(-1)), "follows the next word's length"),
         (lambda t: t.assign(gaze_ms=t.groupby("text_id")["gaze_ms"].shift(1)), "frequency of the word before"),
     ],
@@ -116,6 +94,9 @@ def test_tables_of_one_corpus_are_read_together(folder, sentences):
         "constant",
         "infinite",
         "few",
+        "seconds",
+        "negative",
+        "blank",
         "one early",
         "one late",
     ],
@@ -149,6 +130,56 @@ def test_words_must_rebuild_their_text(tmp_path, sentences):
             open_corpus("meco_en", tmp_path)
 
 
+def brain_responses(folder, sentences):
+    table = times_of(sentences, np.random.default_rng(3)).rename(
+        columns={"gaze_ms": "N400_uV", "go_past_ms": "P600_uV"}
+    )
+    table = table.assign(
+        N400_base_uV=np.random.default_rng(9).normal(0, 9, len(table)), N400_sd=30.0, erp_n=20, excluded_by_authors=0
+    )
+    lines = [json.dumps({"text_id": f"ucl_{n:03d}", "text": " ".join(w)}) for n, w in enumerate(sentences, 1)]
+    (folder / "ucl_erp_text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return table
+
+
+def test_covariates_that_are_the_same_are_refused_and_nearly_the_same_ones_said(tmp_path, sentences, capsys):
+    table = brain_responses(tmp_path, sentences)
+    write(tmp_path, table.assign(N400_base_uV=2 * table["N400_uV"] + 1), "ucl_erp.tsv")
+    with pytest.raises(InputError, match=r"the columns N400_uV and N400_base_uV of .* are the same up to their unit"):
+        open_corpus("ucl_erp", tmp_path)
+    noise = np.random.default_rng(4).normal(0, 1, len(table))
+    write(tmp_path, table.assign(N400_base_uV=table["N400_uV"] + noise), "ucl_erp.tsv")
+    open_corpus("ucl_erp", tmp_path)
+    assert "N400_uV and N400_base_uV are nearly the same (r = 1.000" in capsys.readouterr().err
+    write(tmp_path, table.assign(N400_base_uV=3.0), "ucl_erp.tsv")
+    with pytest.raises(InputError, match=r"the column N400_base_uV of .* is the same in every row that counts"):
+        open_corpus("ucl_erp", tmp_path)
+    write(tmp_path, table.assign(N400_base_uV=table["N400_uV"] - table["P600_uV"]), "ucl_erp.tsv")
+    with pytest.raises(InputError, match=r"the column N400_uV of .* follows from P600_uV, N400_base_uV"):
+        open_corpus("ucl_erp", tmp_path)
+
+
+def test_tables_as_spreadsheets_write_them(folder, sentences, capsys):
+    """Ids with zeros, decimal commas, semicolons, quotes, a byte-order mark, and every sign for a missing value."""
+    path = folder / "ucl_et.part.tsv"
+    table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, dtype=str)
+    table["text_id"] = table["text_id"].str[-3:]
+    table.loc[4:8, "gaze_ms"] = ["NA", "NaN", ".", "", "N/A"]
+    table.loc[3, "word"] = "NA"
+    expected = open_corpus("ucl_et", folder).table["gaze_ms"].where(lambda gaze: ~gaze.index.isin(range(4, 9)))
+    capsys.readouterr()
+    commas = table.assign(**{c: table[c].astype(str).str.replace(".", ",") for c in ("gaze_ms", "go_past_ms")})
+    commas.loc[6, "gaze_ms"] = "."
+    commas.to_csv(path, sep=";", index=False, encoding="utf-8-sig", quoting=1)
+    corpus = open_corpus("ucl_et", folder)
+    assert corpus.texts[0].text_id == "001"
+    assert corpus.texts[0].words[3] == "NA"
+    np.testing.assert_array_equal(corpus.table["gaze_ms"], expected)
+    said = capsys.readouterr().err
+    assert "cells are separated by semicolons" in said
+    assert "numbers have a decimal comma" in said
+
+
 def test_columns_of_the_users_own_do_not_get_in_the_way(folder):
     changed(folder, lambda t: t.assign(length=1, effort="x", sentence=3))
     table = open_corpus("ucl_et", folder).table
@@ -157,12 +188,7 @@ def test_columns_of_the_users_own_do_not_get_in_the_way(folder):
 
 
 def test_a_brain_response_needs_its_columns(tmp_path, sentences):
-    table = times_of(sentences, np.random.default_rng(3)).rename(
-        columns={"gaze_ms": "N400_uV", "go_past_ms": "P600_uV"}
-    )
-    table = table.assign(N400_base_uV=0.1 * table["P600_uV"], N400_sd=30.0, erp_n=20, excluded_by_authors=0)
-    lines = [json.dumps({"text_id": f"ucl_{n:03d}", "text": " ".join(w)}) for n, w in enumerate(sentences, 1)]
-    (tmp_path / "ucl_erp_text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    table = brain_responses(tmp_path, sentences)
     write(tmp_path, table, "ucl_erp.tsv")
     assert len(open_corpus("ucl_erp", tmp_path).measures) == 2
     for column in ("excluded_by_authors", "N400_sd", "N400_base_uV"):
@@ -196,279 +222,10 @@ def test_items_need_their_sentences(tmp_path, sentences):
 def test_unknown_and_absent_corpora(tmp_path, capsys):
     for name, message in (
         ("dundee", "unknown corpus 'dundee'"),
-        ("provo", "has no provo.tsv, provo.*.tsv or Provo_Corpus"),
+        ("provo", "has no provo.tsv, provo.*.tsv or Provo_Corpus-Eyetracking_Data.csv; corpora/human.md says where"),
     ):
         assert main(["human", "--corpus", name, "--data", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
-
-
-# -- published formats: files made after the authors' descriptions --------------------------------------------------
-
-
-def test_published_files_are_averaged_over_participants(tmp_path, sentences):
-    """Each reader on a file of its format: three participants, with skips, rejected trials and numbers that jump."""
-    rng = np.random.default_rng(2)
-    table = times_of(sentences[:30], rng)
-    people = [table.assign(subj=n, time=(table["gaze_ms"] + rng.normal(0, 5, len(table))).round(1)) for n in (1, 2, 3)]
-    rows = pd.concat(people, ignore_index=True)
-    rows["sentence"] = rows["text_id"].str[-3:].astype(int)
-    skipped = (rows["subj"] == 1) & (rows["word_index"] == 4)
-    expected = rows[~skipped].groupby(["text_id", "word_index"])["time"].mean()
-    with_zero = rows["time"].where(~skipped, 0.0).groupby([rows["text_id"], rows["word_index"]]).mean()
-
-    def check(name, column, want, prefix):
-        found = open_corpus(name, tmp_path).table.set_index(["text_id", "word_index"])[column].dropna()
-        want = want.rename(lambda text: prefix + text[-3:].lstrip("0").zfill(2), level=0)
-        assert len(found) > 100
-        np.testing.assert_allclose(found, want.loc[found.index])
-
-    pd.DataFrame(
-        {
-            "subj_nr": rows["subj"], "sent_nr": rows["sentence"], "word_pos": rows["word_index"],
-            "word": rows["word"] + " ",
-            "RTfirstpass": rows["time"].where(~skipped, 0), "RTgopast": rows["time"].where(~skipped, 0) * 2,
-        }
-    ).to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)  # fmt: skip
-    check("ucl_et", "gaze_ms", expected, "ucl_")
-
-    pd.DataFrame(
-        {
-            "sent_nr": rows["sentence"], "word_pos": rows["word_index"], "word": rows["word"], "N400": rows["time"],
-            "baseline": 1.0 + rows["subj"], "reject_data": skipped.astype(int),
-            "reject_word": (rows["word_index"] == 1).astype(int),
-        }
-    ).to_csv(tmp_path / "data_EEG.csv", sep="\t", index=False, quoting=3)  # fmt: skip
-    check("ucl_erp", "N400_uV", expected, "ucl_")
-    corpus = open_corpus("ucl_erp", tmp_path)
-    assert [measure.column for measure in corpus.measures] == ["N400_uV"]  # a P600 is not published there
-    assert corpus.dropped == 30
-
-    pd.DataFrame(
-        {
-            "Participant_ID": rows["subj"], "Text_ID": rows["sentence"],
-            "IA_ID": rows["word_index"] + (rows["word_index"] > 5),
-            "IA_LABEL": rows["word"] + " ", "IA_SKIP": skipped.astype(int), "IA_FIRST_RUN_DWELL_TIME": rows["time"],
-            "IA_FIRST_FIXATION_DURATION": rows["time"], "IA_REGRESSION_PATH_DURATION": rows["time"],
-            "IA_DWELL_TIME": rows["time"],
-        }
-    ).to_csv(tmp_path / "Provo_Corpus-Eyetracking_Data.csv", index=False, encoding="cp1252")  # fmt: skip
-    check("provo", "gaze_ms", expected, "provo_")
-
-    pd.DataFrame(
-        {
-            "lang": np.where(rows["subj"] < 4, "en", "ee"), "trialid": rows["sentence"], "ianum": rows["word_index"],
-            "ia": rows["word"], "skip": skipped.astype(int), "firstrun.skip": skipped.astype(int),
-            "firstrun.dur": rows["time"], "firstfix.dur": rows["time"], "dur": rows["time"],
-        }
-    ).to_csv(tmp_path / "joint_data_trimmed.csv", index=False)  # fmt: skip
-    check("meco_en", "gaze_mean0_ms", with_zero, "meco_en_")
-
-    words = table.assign(zone=table["word_index"], item=table["text_id"].str[-3:].astype(int))
-    words[["word", "zone", "item"]].to_csv(tmp_path / "all_stories.tok", sep="\t", index=False, quoting=3)
-    pd.DataFrame(
-        {"WorkerId": rows["subj"], "correct": 5, "item": rows["sentence"], "zone": rows["word_index"],
-         "RT": rows["time"].where(~skipped, 5000.0), "word": rows["word"]}
-    ).to_csv(tmp_path / "processed_RTs.tsv", sep="\t", index=False, quoting=3)  # fmt: skip
-    check("naturalstories", "spr_rt_mean_ms", expected, "naturalstories_")
-
-    for name in ("eyetracking.RT.txt", "data_EEG.csv", "Provo_Corpus-Eyetracking_Data.csv", "joint_data_trimmed.csv"):
-        content = (tmp_path / name).read_text().splitlines()
-        (tmp_path / name).write_text(
-            "\n".join([content[0].replace("word", "wrd").replace("IA_LABEL", "L").replace("ia,", "i,"), *content[1:]])
-        )
-    for corpus_name in ("ucl_et", "ucl_erp", "provo", "meco_en"):  # a column is named otherwise
-        with pytest.raises(InputError, match="has no column"):
-            open_corpus(corpus_name, tmp_path)
-    times = pd.read_csv(tmp_path / "processed_RTs.tsv", sep="\t", quoting=3)
-    times["RT"] = times["RT"].astype(object).where(times.index != 3, "slow")
-    times.to_csv(tmp_path / "processed_RTs.tsv", sep="\t", index=False, quoting=3)
-    with pytest.raises(InputError, match=r"the column RT of .* holds what is no number"):
-        open_corpus("naturalstories", tmp_path)
-
-
-def test_published_rows_without_a_word_do_not_count(tmp_path, sentences):
-    table = times_of(sentences[:30], np.random.default_rng(5)).assign(subj_nr=1)
-    table["sent_nr"] = table["text_id"].str[-3:].astype(int)
-    table = table.rename(columns={"word_index": "word_pos", "gaze_ms": "RTfirstpass", "go_past_ms": "RTgopast"})
-    table.loc[3, "word"] = None
-    table.to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
-    words = open_corpus("ucl_et", tmp_path).texts[0].words
-    assert words == (*sentences[0][:3], *sentences[0][4:])
-    table.assign(word=None).to_csv(tmp_path / "eyetracking.RT.txt", sep="\t", index=False, quoting=3)
-    with pytest.raises(InputError, match="has no row with a text, a number and a word"):
-        open_corpus("ucl_et", tmp_path)
-
-
-# -- the model ----------------------------------------------------------------------------------------------------
-
-
-def grouped(rng, n=400, groups=12, between=2.0):
-    items = np.sort(rng.integers(0, groups, n))
-    items = np.unique(items, return_inverse=True)[1]
-    x = rng.normal(size=(n, 3)) + rng.normal(size=(groups, 3))[items]
-    y = 5 + x @ [1.0, -2.0, 0.0] + rng.normal(0, between, groups)[items] + rng.normal(0, 3, n)
-    return y, x, items
-
-
-@pytest.mark.parametrize("between", [2.0, 0.7])
-def test_the_mixed_model_is_that_of_statsmodels(between):
-    y, x, items = grouped(np.random.default_rng(4), between=between)
-    ours = fit_random_intercept(y, x, items)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = MixedLM(y, np.column_stack([np.ones(len(y)), x]), items).fit(reml=False)
-    # Both stop searching the variances at about 1e-5 of them.
-    np.testing.assert_allclose(ours.beta, theirs.fe_params, rtol=1e-4)
-    np.testing.assert_allclose(ours.residual, theirs.scale, rtol=1e-3)
-    np.testing.assert_allclose(ours.between, theirs.cov_re[0, 0], rtol=1e-2)
-    # statsmodels' errors are of the fixed effects and variances together; these are of the fixed effects alone.
-    design = np.column_stack([np.ones(len(y)), x])
-    whole = ours.residual * np.eye(len(y)) + ours.between * (items[:, None] == items)
-    np.testing.assert_allclose(ours.covariance, np.linalg.inv(design.T @ np.linalg.solve(whole, design)), rtol=1e-6)
-
-
-def test_without_differences_between_groups_it_is_least_squares():
-    rng = np.random.default_rng(5)
-    y, x, items = grouped(rng, between=0.0)
-    y -= np.array([y[items == g].mean() for g in range(items.max() + 1)])[items]  # less than chance
-    x -= np.array([x[items == g].mean(0) for g in range(items.max() + 1)])[items]
-    fit = fit_random_intercept(y, x, items)
-    assert fit.between == 0.0
-    np.testing.assert_allclose(fit.beta[1:], np.linalg.lstsq(x, y, rcond=None)[0], rtol=1e-8)
-
-
-def test_folds_are_of_whole_groups_and_held_out_rows_do_not_count():
-    y, x, items = grouped(np.random.default_rng(6), groups=25)
-    folds = folds_of(items)
-    assert len(set(folds)) == module.FOLDS
-    assert all(len(set(folds[items == g])) == 1 for g in set(items))
-    before = held_out(y, x, items)
-    changed_y = y.copy()
-    changed_y[folds == 3] += 100
-    after = held_out(changed_y, x, items)
-    spread = fit_random_intercept(y[folds != 3], x[folds != 3], np.unique(items[folds != 3], return_inverse=True)[1])
-    expected = spread.log_density(changed_y[folds == 3], x[folds == 3])
-    np.testing.assert_allclose(after[folds == 3], expected)
-    assert (after[folds == 3] < before[folds == 3]).all()
-
-
-def test_a_column_that_is_constant_in_training_predicts_nothing():
-    """A word class of one text only: the fold that holds that text out cannot learn it, and must not be led astray."""
-    y, x, items = grouped(np.random.default_rng(9), groups=4)
-    rare = np.column_stack([x, (items == 2).astype(float)])
-    folds = folds_of(items)
-    out = folds == folds[items == 2][0]
-    with_it, without = held_out(y, rare, items), held_out(y, x, items)
-    np.testing.assert_allclose(with_it[out], without[out], rtol=1e-6)
-
-
-def test_a_gain_is_found_where_there_is_one_and_its_test_keeps_its_size():
-    rng = np.random.default_rng(7)
-    units = np.repeat(np.arange(40), 20)
-    found = gain(rng.normal(0.08, 0.3, 800), units)
-    assert found["ci_low"] > 0
-    assert found["p"] < 0.01
-    assert found["ci_low"] < found["delta_ll"] < found["ci_high"]
-    # 200 sets without a gain, units of their own differing: 5 % +- 3 standard errors of a binomial
-    below = [gain(rng.normal(0, 0.3, 800) + rng.normal(0, 0.1, 40)[units], units)["p"] < 0.05 for _ in range(200)]
-    assert 0.05 - 3 * 0.0154 <= np.mean(below) <= 0.05 + 3 * 0.0154
-
-
-def test_a_gain_of_a_few_units_is_tested_by_every_flip_of_their_signs():
-    rng = np.random.default_rng(11)
-    units = np.repeat(np.arange(10), [3, 5, 2, 8, 4, 6, 1, 7, 9, 5])
-    differences = rng.normal(0.05, 0.3, len(units))
-    found = gain(differences, units)
-    sums, sizes = np.bincount(units, differences), np.bincount(units)
-    every = np.array(list(itertools.product((1, -1), repeat=10))) @ sums
-    assert found["p"] == (every >= every[0] - 1e-12).mean()
-    # The percentiles of 10,000 resamples beside those of 10,000 others. The Monte-Carlo standard error of one is about
-    # sqrt(0.025 * 0.975 / 10,000) over the density there, 0.7 % of the interval's length; six of the difference of two.
-    drawn = np.random.default_rng(12).integers(0, 10, (10_000, 10))
-    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
-    assert [found["ci_low"], found["ci_high"]] == pytest.approx([low, high], abs=0.06 * (high - low))
-    assert found["delta_ll"] == differences.mean()
-
-
-def made_rows(rng, effort_effect, n_texts=25, n=1500):
-    """Rows as `prepared` gives them, with times that follow length, surprisal and, maybe, effort."""
-    text = np.sort(rng.integers(0, n_texts, n))
-    frame = pd.DataFrame({"item": text, "block": np.arange(n) // 12, "position": np.arange(n) % 60 + 1.0})
-    for name in (
-        "length",
-        "frequency_zipf",
-        "surprisal_bits",
-        "entropy_bits",
-        "effort",
-        "effort_00",
-        "effort_01",
-        "effort_load",
-    ):
-        for lag in ("", "_1", "_2"):
-            frame[name + lag] = rng.normal(size=n)
-    frame["surprisal_bits"] = frame["length"] * 0.5 + frame["surprisal_bits"]
-    frame["effort"] = 0.5 * frame["surprisal_bits"] + frame["effort"]
-    for name in ("tokens", "hidden_norm", "punctuation", "sentence_final"):
-        frame[name] = rng.integers(0, 2, n).astype(float)
-    frame["magnitude"] = np.exp(rng.normal(size=n))
-    frame["word_class"] = rng.choice(["noun", "verb", "function"], n)
-    frame["time"] = (
-        250 + 10 * frame["length"] + 8 * frame["surprisal_bits"] + effort_effect * frame["effort"]
-        + rng.normal(0, 10, n_texts)[text] + rng.normal(0, 30, n)
-    )  # fmt: skip
-    return frame
-
-
-def test_effort_that_was_put_in_is_found_and_effort_that_was_not_is_not(monkeypatch):
-    monkeypatch.setattr("cladastats.people.gains.SHUFFLES", 39)
-    rng = np.random.default_rng(8)
-    found = analyse(made_rows(rng, 9.0), Measure("time"))
-    rows = {row["predictor"]: row for row in found["rows"]}
-    assert rows["surprisal"]["p"] < 0.001
-    assert rows["effort"]["p"] < 0.001
-    assert rows["effort"]["effect_low"] < 9.0 * rows["effort"]["sd"] < rows["effort"]["effect_high"]
-    assert rows["effort"]["ci_low"] > 0
-    assert found["effort"]["placebo"]["p"] == 1 / 40
-    assert found["effort"]["placebo"]["delta_ll"] < 0 < rows["effort"]["delta_ll"]
-    for name in ("with_controls", "matched_surprisal"):
-        assert found["effort"][name]["p"] < 0.01
-    assert found["effort"]["vif"] > 1.1
-    assert [layer["layer"] for layer in found["layers"]] == [0, 1]
-    assert found["units_are"] == "texts"
-
-    nothing = analyse(made_rows(rng, 0.0, n_texts=8), Measure("time"))
-    absent = {row["predictor"]: row for row in nothing["rows"]}["effort"]
-    assert absent["delta_ll"] < rows["effort"]["delta_ll"] / 10
-    assert absent["effect_low"] < 0 < absent["effect_high"]
-    assert nothing["effort"]["placebo"]["p"] > 0.02
-    assert nothing["units_are"] == "sentences"
-    with pytest.raises(InputError, match="the same for every word: effort, "):
-        analyse(made_rows(rng, 0.0, n_texts=8).assign(effort=1.0, effort_1=1.0, effort_2=1.0), Measure("time"))
-
-
-def test_the_layers_of_a_deep_model_are_all_found_in_order():
-    numbers = [100, 7, 101, 99, 10]
-    names = [f"effort_{layer:02d}" for layer in numbers]
-    words = pd.DataFrame(columns=["effort", "effort_1", "effort_2", "effort_load", "effort_00_1", *names])
-    assert layer_columns(words) == dict(zip(numbers, names, strict=True))
-
-
-def test_the_models_are_nested():
-    found = list(designs(SOURCES["ucl_erp"].measures[1]).values())
-    assert all(set(small) < set(large) for small, large in pairwise(found))
-    assert {"N400_base_uV", "N400_uV", "length_2", "frequency_zipf_1", "position"} < set(found[0])
-
-
-@pytest.mark.parametrize(
-    ("effect", "p", "said"),
-    [(-0.2, 0.01, "is supported"), (0.2, 0.01, "is contradicted"), (-0.2, 0.06, "is not supported")],
-)
-def test_verdicts_look_at_the_sign(effect, p, said):
-    numbers = dict.fromkeys(("delta_ll", "ci_low", "ci_high", "effect_low", "effect_high"), 0.1)
-    row = {"corpus": "ucl_erp", "measure": "N400_uV", "predictor": "effort", "p_holm": p, "effect": effect}
-    first, second = verdicts(pd.DataFrame([row | numbers]))
-    assert ("N400_uV (less with more effort)" in first) == (p < 0.05 and effect < 0)
-    assert f"the N400 {said}" in second
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -486,9 +243,9 @@ def test_the_command_goes_on_from_what_is_there(folder, sentences, capsys, monke
     assert not any(word in json.dumps(result) for word in sentences[0] if len(word) > 6)  # numbers, and no text
     assert result["measures"][0]["words"] > 300
     table = effect_table(out)
-    assert list(table["predictor"]) == ["surprisal", "entropy", "effort"] * 2
+    assert list(table["predictor"]) == ["surprisal"] * 2 + ["entropy"] * 2 + ["effort"] * 2
     assert (table["p_holm"] >= table["p"]).all()
-    assert len(verdicts(table)) == 1
+    assert len(verdicts(table)) == 4  # surprisal, effort, and effort of each measure
 
     def never(*_args, **_options):
         raise AssertionError

@@ -50,7 +50,9 @@ def elsewhere(installed, tmp_path):
 def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    assert held == modules | PLANS | {"clada/py.typed", "cladastats/py.typed"}
+    described = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cladastats").rglob("*.toml")}
+    assert "cladastats/people/descriptions/provo.toml" in described
+    assert held == modules | described | PLANS | {"clada/py.typed", "cladastats/py.typed"}
 
 
 def test_every_module_is_imported_from_the_wheel(installed, elsewhere):

@@ -1,74 +1,75 @@
 """Does effort predict reading times and brain responses beyond surprisal and entropy?
 
-Nested models of a measure, each word a row, a random intercept per text (Gaussian, maximum likelihood):
+Nested models of a measure, each word a row, or each word of each subject where trials are kept, with a random intercept
+per text, and then one per subject (`cladastats.people.density`):
 
-    baseline   length, frequency and position of the word, length and frequency of the two words before, and what the
-               measure needs (`cladastats.people.corpora`)
+    baseline   position of the word, and what the measure needs (`cladastats.people.corpora`); length, frequency, number
+               of tokens and norm of the hidden state, of the word and of the two before
     surprisal  + surprisal of the word and of the two before
     entropy    + entropy before the word and before the two before
-    effort     + effort of the word: the confirmatory step
-    spillover  + effort of the two words before: exploratory
+    effort     + effort of the word and of the two before: the confirmatory step
 
-Models are fitted on all texts but those of one fold and judged by the log density of the words of that fold, as
-surprisal studies do (Goodkind and Bicknell 2018; Wilcox et al. 2023). The gain per word over the step before is
-bootstrapped over texts, or over sentences where there are fewer than twenty texts, and tested by flipping its sign in
-the same units. Sentences of one text share the fit that judges them, so that where they are the units (the tables say
-so) intervals are rather too short than too long, and p-values too small. Everything is fixed by the module's constants,
-seeds included.
+Models are fitted on all texts but those of one fold and judged by the joint log density of each text of that fold, as
+surprisal studies do with single words (Goodkind and Bicknell 2018; Wilcox et al. 2023). A gain is the difference of two
+models' log densities of a text, divided by its rows: nats per word. Gains are bootstrapped over texts and tested by
+flipping their signs; where there are fewer than twenty texts, over sentences, each given those before it in its text.
+Sentences of one text share the fit that judges them; `benchmarks/simulate_gains.py` shows what that does to p-values.
+Every model has its own variances, the most likely ones in the training data, so that no model is fitted with those of a
+larger or smaller one. Everything is fixed by the constants here and in `evidence.py`, seeds included.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
 
 from clada.errors import InputError
 from cladastats.language import PUNCTUATION, language
 from cladastats.people.corpora import LEAST_TEXTS, LEAST_WORDS, Measure, ReadingCorpus
+from cladastats.people.density import FOLDS, Rows
+from cladastats.people.evidence import RESAMPLES, SEED, effects, gain
 
-STEPS = ("surprisal", "entropy", "effort", "spillover")
+__all__ = ["BINS", "FOLDS", "RESAMPLES", "SEED", "SHUFFLES", "STEPS", "analyse", "prepared"]
+
+STEPS = ("surprisal", "entropy", "effort")
 
 PREDICTORS = {"surprisal": "surprisal_bits", "entropy": "entropy_bits", "effort": "effort"}
 
-FOLDS = 10
+BASELINE = ("length", "frequency_zipf", "tokens", "hidden_norm")
+
+WHERE_THERE = ("tokens", "hidden_norm")  # in the baseline where a model has them and words differ in them
+
+LAGS = ("", "_1", "_2")
 
 FEWEST_TEXTS = 20  # units of the bootstrap and of the permutation; below, sentences
 
-RESAMPLES = 10_000
-
-BATCH = 1000  # resamples in memory at once
-
 SHUFFLES = 199
-
-SEED = 0
 
 BINS = 10  # of surprisal, to compare words of equal surprisal
 
-LAGGED = ("length", "frequency_zipf", *PREDICTORS.values())
+WORDS_OF_A_COEFFICIENT = 5  # at least; with fewer the largest model learns nothing that holds elsewhere
 
-CONTROLS = ("tokens", "hidden_norm", "punctuation", "sentence_final")
+CONTROLS = ("punctuation", "sentence_final")
 
 
 def prepared(corpus: ReadingCorpus, words: pd.DataFrame) -> pd.DataFrame:
-    """One row per measured word: its predictors, those of the two words before (`_1`, `_2`), its class.
+    """One row per measured word, or trial: its predictors, those of the two words before (`_1`, `_2`), its class.
 
     Rows whose two words before are not in the text are left out.
     """
     words = words.copy()
     words["punctuation"] = [float(word != word.strip(PUNCTUATION)) for word in words["word"]]
-    words["word_class"] = word_classes(words)
+    words["word_class"] = word_classes(words, corpus.source.language)
     by_text = words.groupby("text_id", sort=False)
-    for name in LAGGED:
-        for lag in (1, 2):
+    for name in (*BASELINE, *PREDICTORS.values()):
+        for lag in (1, 2) if name in words else ():
             words[f"{name}_{lag}"] = by_text[name].shift(lag)
-    rows = corpus.table.drop(columns=["word"]).merge(words, on=["text_id", "word_index"], validate="one_to_one")
+    rows = corpus.table.drop(columns=["word"]).merge(words, on=["text_id", "word_index"], validate="many_to_one")
     rows["sentence_final"] = rows["sentence_final"].astype(float)
     return rows[rows["length_2"].notna()].reset_index(drop=True)
 
@@ -76,9 +77,14 @@ def prepared(corpus: ReadingCorpus, words: pd.DataFrame) -> pd.DataFrame:
 CLASSES = {"NN": "noun", "NP": "noun", "VV": "verb", "AJ": "adjective", "AV": "adverb", "CR": "number"}
 
 
-def word_classes(words: pd.DataFrame) -> list[str]:
-    """Noun, verb, adjective, adverb, number or function word, by the tags of each text."""
-    tags_of = language().tagger()
+def word_classes(words: pd.DataFrame, code: str = "en") -> list[str]:
+    """Noun, verb, adjective, adverb, number or function word, by the tags of each text.
+
+    The classes are those of the tags of English. Words of another language are all of one class.
+    """
+    if code != "en":
+        return ["word"] * len(words)
+    tags_of = language(code).tagger()
     found: list[str] = []
     for _, text in words.groupby("text_id", sort=False):
         bare = [word.strip(PUNCTUATION) or word for word in text["word"]]
@@ -86,227 +92,202 @@ def word_classes(words: pd.DataFrame) -> list[str]:
     return found
 
 
-def designs(measure: Measure) -> dict[str, list[str]]:
-    """The columns of every nested model, each holding those of the one before."""
-    lags = ("", "_1", "_2")
-    columns = ["position", *measure.covariates, *(f"{name}{lag}" for name in LAGGED[:2] for lag in lags)]
+def designs(measure: Measure, words: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns of every nested model that the words have, each holding those of the one before."""
+
+    def there(name: str) -> bool:
+        return name in words and words[name].nunique() > 1
+
+    lagged = [name for name in BASELINE if name not in WHERE_THERE or there(name)]
+    columns = ["position", *measure.covariates, *(f"{name}{lag}" for name in lagged for lag in LAGS)]
     steps = {"baseline": columns}
     for step in STEPS:
-        if step == "effort":
-            new = ["effort"]
-        elif step == "spillover":
-            new = ["effort_1", "effort_2"]
-        else:
-            new = [f"{PREDICTORS[step]}{lag}" for lag in lags]
-        columns = [*columns, *new]
+        name = PREDICTORS[step]
+        if step == "effort" and (name not in words or words[name].isna().all()):
+            continue
+        columns = [*columns, *(f"{name}{lag}" for lag in LAGS)]
         steps[step] = columns
     return steps
-
-
-@dataclass(frozen=True)
-class RandomInterceptFit:
-    """A linear model with a random intercept per group, by maximum likelihood.
-
-    Attributes:
-        beta: [k + 1], the constant first.
-        part: [n, k + 1], the design as it was solved.
-        residual: variance within groups.
-        between: variance of the intercepts.
-    """
-
-    beta: np.ndarray
-    part: np.ndarray
-    residual: float
-    between: float
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """Of beta, [k + 1, k + 1]."""
-        return np.asarray(self.residual * np.linalg.inv(self.part.T @ self.part))
-
-    def log_density(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Log density (nats) of each word of groups that the fit has not seen, [n]."""
-        spread = math.sqrt(self.residual + self.between)
-        return np.asarray(stats.norm.logpdf(y, self.beta[0] + x @ self.beta[1:], spread))
-
-
-def fit_random_intercept(
-    y: np.ndarray, x: np.ndarray, groups: np.ndarray, ratio: float | None = None
-) -> RandomInterceptFit:
-    """RandomInterceptFit y = const + x beta + intercept of its group + error.
-
-    Given the ratio of the two variances, generalised least squares is least squares on values from which a share of
-    their group's mean is taken; what is searched is that ratio alone.
-
-    Args:
-        y: [n].
-        x: [n, k], of full rank with a constant.
-        groups: [n], numbers from 0 on.
-        ratio: variance between over variance within groups; None: the most likely one.
-    """
-    design = np.column_stack([np.ones(len(y)), x])
-    sizes = np.bincount(groups).astype(float)
-    both = np.column_stack([design, y])
-    means = np.stack([np.bincount(groups, column, len(sizes)) for column in both.T], 1) / np.maximum(sizes, 1)[:, None]
-
-    def solve(r: float) -> tuple[float, np.ndarray, np.ndarray, float]:
-        taken = (1 - 1 / np.sqrt(1 + r * sizes))[groups, None] * means[groups]
-        part = both - taken
-        beta, *_ = np.linalg.lstsq(part[:, :-1], part[:, -1], rcond=None)
-        variance = float(((part[:, -1] - part[:, :-1] @ beta) ** 2).mean())
-        return len(y) * math.log(variance) + float(np.log1p(r * sizes).sum()), beta, part[:, :-1], variance
-
-    if ratio is None:
-        best = optimize.minimize_scalar(lambda log_r: solve(math.exp(log_r))[0], bounds=(-12, 6), method="bounded")
-        ratio = math.exp(best.x) if best.fun < solve(0.0)[0] else 0.0
-    _, beta, part, variance = solve(ratio)
-    return RandomInterceptFit(beta, part, variance, ratio * variance)
-
-
-def folds_of(groups: np.ndarray) -> np.ndarray:
-    """The fold of every row: whole groups, at most `FOLDS` folds of about the same size."""
-    sizes = np.bincount(groups)
-    filled = np.zeros(min(FOLDS, len(sizes)))
-    place = np.zeros(len(sizes), int)
-    for group in np.argsort(-sizes, kind="stable"):
-        place[group] = int(filled.argmin())
-        filled[place[group]] += sizes[group]
-    return place[groups]
-
-
-def held_out(y: np.ndarray, x: np.ndarray, groups: np.ndarray, ratios: Sequence[float] | None = None) -> np.ndarray:
-    """Log density of every row under the fit of all folds but its own, [n].
-
-    Args:
-        y: [n].
-        x: [n, k].
-        groups: [n], numbers from 0 on.
-        ratios: of variances in each fold; None: the most likely ones.
-    """
-    density = np.empty(len(y))
-    for fold, (test, train, varied) in enumerate(_splits(x, groups)):
-        fit = fit_random_intercept(y[~test], x[~test][:, varied], train, None if ratios is None else ratios[fold])
-        density[test] = fit.log_density(y[test], x[test][:, varied])
-    return density
-
-
-def _splits(x: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each fold: the rows held out, the groups of the others, and the columns that differ among these."""
-    folds = folds_of(groups)
-    for fold in range(folds.max() + 1):
-        test = folds == fold
-        yield test, np.unique(groups[~test], return_inverse=True)[1], np.ptp(x[~test], axis=0) > 0
 
 
 def analyse(rows: pd.DataFrame, measure: Measure) -> dict[str, Any]:
     """The gains of every step on one measure, and what could explain that of effort away.
 
     Args:
-        rows: Of `prepared`.
+        rows: Of `prepared`; with the column `subject`, trials.
         measure: The dependent variable.
 
     Returns:
-        `rows`: a dictionary per step with delta_ll (nats per word), ci_low, ci_high, p, effect per standard deviation
-        with its interval; `effort`: with controls, at matched surprisal, placebo, other forms, collinearity;
-        `layers`: delta_ll of each layer's effort in the place of all; `reliability`, `r2`.
+        `rows`: a dictionary per step with what `evidence.gain` and `evidence.effects` find, `sd` of the predictor and
+        `cost`, the nats that learning its coefficients loses; `effort`: with controls, at matched surprisal, placebo,
+        other forms, collinearity; `layers`: the gain of each layer's effort in the place of all. Without effort, these
+        are None and empty. `words`, `items`, `subjects`, `units`, `units_are`, `sd` (of the measure), `reliability`,
+        `r2`.
 
     Raises:
-        InputError: Too few words or texts, or a column that does not vary.
+        InputError: Too few words or texts, a column that does not vary, or one that others hold already.
     """
     sample = Sample.of(rows, measure)
-    steps = sample.steps
-    fit = fit_random_intercept(sample.y, standardised(sample.words, steps["effort"]), sample.items)
-    fitted = fit.beta[0] + standardised(sample.words, steps["effort"]) @ fit.beta[1:]
+    columns = sample.places(list(sample.steps.values())[-1])
+    fit = sample.rows.fit(columns)
+    fitted = sample.rows.values[:, [0, *(column + 1 for column in columns)]] @ fit.beta
+    trials = sample.rows.subjects is not None
     return {
         "unit": measure.unit,
         "words": len(sample.words),
-        "items": int(sample.items.max() + 1),
-        "units": int(sample.units.max() + 1),
+        "items": int(sample.rows.items.max() + 1),
+        "subjects": sample.rows.counts.shape[1],
+        "units": len(sample.rows.sizes),
         "units_are": "sentences" if sample.few_texts else "texts",
-        "reliability": reliability(sample.words, measure),
-        "rows": _steps(sample),
-        "r2": float(np.corrcoef(fitted, sample.y)[0, 1] ** 2),
-        "effort": _about_effort(sample),
-        "layers": _layers(sample),
+        "sd": sample.rows.scale,
+        "reliability": None if trials else reliability(sample.words, measure),
+        "rows": [gain_of_step(sample, step) for step in STEPS if step in sample.steps],
+        "r2": float(np.corrcoef(fitted, sample.rows.values[:, -1])[0, 1] ** 2),
+        "effort": _about_effort(sample) if "effort" in sample.steps else None,
+        "layers": _layers(sample) if "effort" in sample.steps else [],
     }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The words that one measure is analysed on.
+    """The words, or trials, that one measure is analysed on.
 
     Attributes:
-        words: A row per word that has the measure and every predictor.
+        words: A row each that has the measure and every predictor, with the columns of every other model.
         steps: The columns of every nested model, of `designs`.
-        y: [n], the measure.
-        items: [n], numbers of the texts, from 0 on: random intercepts and folds are of these.
-        units: [n], numbers of what is resampled: texts, or sentences where there are few texts.
-        few_texts: Whether `units` are sentences.
+        names: The columns of `rows`, in order.
+        rows: The same as numbers: columns in standard deviations.
+        few_texts: Whether the units are sentences.
+        known: Densities that were computed, by columns.
     """
 
     words: pd.DataFrame
     steps: dict[str, list[str]]
-    y: np.ndarray
-    items: np.ndarray
-    units: np.ndarray
+    names: list[str]
+    rows: Rows
     few_texts: bool
+    known: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: pd.DataFrame, measure: Measure) -> Sample:
         """The complete rows of a measure.
 
         Raises:
-            InputError: Too few words or texts, or a column that does not vary.
+            InputError: Too few words or texts, a column that does not vary, or one that others hold already.
         """
-        steps = designs(measure)
-        words = rows[rows[[measure.column, *steps["spillover"]]].notna().all(axis=1)].reset_index(drop=True)
-        if len(words) < LEAST_WORDS or words["item"].nunique() < LEAST_TEXTS:
+        steps = designs(measure, rows)
+        largest = list(steps.values())[-1]
+        words = rows[rows[[measure.column, *largest]].notna().all(axis=1)].reset_index(drop=True)
+        least = max(LEAST_WORDS, WORDS_OF_A_COEFFICIENT * (len(largest) + 1))
+        if len(words) < least or words["item"].nunique() < LEAST_TEXTS:
             raise InputError(
-                f"{measure.column} has {len(words)} words with two words before them, in {words['item'].nunique()} "
-                f"texts; {LEAST_WORDS} words and {LEAST_TEXTS} texts are needed"
+                f"{measure.column} has {len(words)} words with two words before them and every predictor, in "
+                f"{words['item'].nunique()} texts; {least} words and {LEAST_TEXTS} texts are needed"
             )
-        constant = [name for name in (measure.column, *steps["spillover"]) if words[name].nunique() < 2]
+        constant = [name for name in (measure.column, *largest) if words[name].nunique() < 2]
         if constant:
             raise InputError(
                 f"{measure.column} cannot be explained by what is the same for every word: {', '.join(constant)}; mend "
                 "the corpus' table, or give the model a plan that leaves neurons out (effort)"
             )
+        words = _with_other_forms(words, "effort" in steps)
+        others = [*_controls(words), *_of_prefix(words, "bin_"), "log_magnitude", "effort_load"]
+        others += layer_columns(words).values()
+        names = [*largest, *(name for name in others if name in words and words[name].notna().all())]
         items = np.unique(words["item"], return_inverse=True)[1]
-        few = bool(items.max() + 1 < FEWEST_TEXTS)
-        units = np.unique(words["block"], return_inverse=True)[1] if few else items
-        return cls(words, steps, words[measure.column].to_numpy(float), items, units, few)
+        units, few = items, bool(items.max() + 1 < FEWEST_TEXTS and "block" in words)
+        if few:
+            blocks = np.unique(words["block"], return_inverse=True)[1]
+            units = np.unique(items * (blocks.max() + 1) + blocks, return_inverse=True)[1]
+        subjects = None
+        if "subject" in words and words["subject"].nunique() > 1:
+            subjects = np.unique(words["subject"].astype(str), return_inverse=True)[1]
+        y = words[measure.column].to_numpy(float)
+        sample = cls(words, steps, names, Rows(y, standardised(words, names), items, units, subjects), few)
+        sample._refuse_twins(measure)
+        return sample
 
-    def held_out(self, columns: Sequence[str], words: pd.DataFrame | None = None) -> np.ndarray:
-        """Log density of every word under fits of these columns that have not seen its text, [n].
+    def _refuse_twins(self, measure: Measure) -> None:
+        """Refuse columns that are combinations of others, with which no coefficient has a meaning."""
+        largest = list(self.steps.values())[-1]
+        moments = self.rows.whole.of([*range(len(largest) + 1), len(self.names) + 1])
+        kept = moments.independent()
+        twins = [name for place, name in enumerate(largest, 1) if place not in kept]
+        twins = [name for name in twins if re.sub(r"_[12]$", "", name) not in WHERE_THERE]
+        used = moments.of(kept).inner
+        left = used[-1, -1] - used[-1, :-1] @ np.linalg.solve(used[:-1, :-1], used[:-1, -1])
+        if left < 1e-9 * len(self.words):  # the measure is in standard deviations
+            twins.append(measure.column)
+        if twins:
+            raise InputError(
+                f"{measure.column} cannot be explained: {', '.join(twins)} holds only what other columns of the model "
+                f"hold ({', '.join(largest)}); mend the table, or leave one of them out"
+            )
 
-        Args:
-            columns: Of the words.
-            words: The words with further columns; None: as they are.
-        """
-        return held_out(self.y, standardised(self.words if words is None else words, columns), self.items)
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Where columns are in `rows`."""
+        return [self.names.index(name) for name in names]
+
+    def density(self, names: Sequence[str]) -> np.ndarray:
+        """Log density of every unit under fits of these columns that have not seen its text, [U]."""
+        key = tuple(names)
+        if key not in self.known:
+            self.known[key] = self.rows.density(self.places(names))
+        return self.known[key]
+
+    def added(self, base: Sequence[str], new: Sequence[str]) -> dict[str, float] | None:
+        """The gain of new columns over a base; None where the words lack them."""
+        if not new or not set(new) <= set(self.names):
+            return None
+        return gain(self.density([*base, *new]) - self.density(base), self.rows.sizes)
 
 
-def _steps(sample: Sample) -> list[dict[str, Any]]:
-    """The gain of every step over the one before, and the coefficient of what it adds for the word itself."""
-    before, rows = sample.held_out(sample.steps["baseline"]), []
-    for step in STEPS:
-        after = sample.held_out(sample.steps[step])
-        row = {"predictor": step, **gain(after - before, sample.units)}
-        if step in PREDICTORS:
-            row |= effect(sample.y, sample.words, sample.steps[step], PREDICTORS[step], sample.items)
-        rows.append(row)
-        before = after
-    return rows
+def _with_other_forms(words: pd.DataFrame, effort: bool) -> pd.DataFrame:
+    """The words with what else effort is held against: word classes, tenths of surprisal, the log of magnitude."""
+    if not effort:
+        return words
+    classes = pd.get_dummies(words["word_class"], prefix="class", dtype=float).iloc[:, 1:]
+    bins = pd.qcut(words["surprisal_bits"], BINS, labels=False, duplicates="drop")
+    bins = pd.get_dummies(bins, prefix="bin", dtype=float).iloc[:, 1:]
+    forms = [words, classes, bins]
+    if "magnitude" in words:
+        forms.append(np.log(words["magnitude"]).rename("log_magnitude").to_frame())
+    return pd.concat(forms, axis=1)
+
+
+def _of_prefix(words: pd.DataFrame, prefix: str) -> list[str]:
+    return [name for name in words if str(name).startswith(prefix)]
+
+
+def _controls(words: pd.DataFrame) -> list[str]:
+    """Columns beside the baseline that differ between words."""
+    return [name for name in (*CONTROLS, *_of_prefix(words, "class_")) if name in words and words[name].nunique() > 1]
+
+
+def gain_of_step(sample: Sample, step: str) -> dict[str, Any]:
+    """The gain of a step over the one before, and the coefficients of what it adds."""
+    order = list(sample.steps)
+    base, columns = sample.steps[order[order.index(step) - 1]], sample.steps[step]
+    new = columns[len(base) :]
+    folds = int(sample.rows.folds.max()) + 1
+    spreads = [float(sample.words[name].std(ddof=0)) for name in new]
+    return {
+        "predictor": step,
+        **gain(sample.density(columns) - sample.density(base), sample.rows.sizes),
+        **effects(sample.rows, sample.places(columns), sample.places(new), spreads),
+        "sd": spreads[0],
+        "cost": len(new) / 2 * folds / (folds - 1),
+    }
 
 
 def _layers(sample: Sample) -> list[dict[str, float]]:
-    """The gain of each layer's effort alone over surprisal and entropy."""
-    known = sample.steps["entropy"]
-    base = sample.held_out(known)
-    return [
-        gain(sample.held_out([*known, name]) - base, sample.units) | {"layer": layer}
-        for layer, name in sorted(layer_columns(sample.words).items())
-    ]
+    """The gain of each layer's effort alone, without lags, over surprisal and entropy."""
+    found = []
+    for layer, name in sorted(layer_columns(sample.words).items()):
+        gained = sample.added(sample.steps["entropy"], [name])
+        if gained is not None:
+            found.append(gained | {"layer": layer})
+    return found
 
 
 def layer_columns(words: pd.DataFrame) -> dict[int, str]:
@@ -319,31 +300,26 @@ def layer_columns(words: pd.DataFrame) -> dict[int, str]:
 
 
 def _about_effort(sample: Sample) -> dict[str, Any]:
-    """What could explain effort away, and what its other forms give."""
-    words, steps = sample.words, sample.steps
-    known = steps["entropy"]
-
-    def added(columns: list[str], new: str, frame: pd.DataFrame = words) -> dict[str, float]:
-        return gain(sample.held_out([*columns, new], frame) - sample.held_out(columns, frame), sample.units)
-
-    classes = pd.get_dummies(words["word_class"], prefix="class", dtype=float).iloc[:, 1:]
-    bins = pd.qcut(words["surprisal_bits"], BINS, labels=False, duplicates="drop")
-    bins = pd.get_dummies(bins, prefix="bin", dtype=float).iloc[:, 1:]
-    wide = pd.concat([words.assign(log_magnitude=np.log(words["magnitude"])), classes, bins], axis=1)
-    varied = [name for name in (*CONTROLS, *classes) if wide[name].nunique() > 1]
-    x = standardised(words, steps["effort"])
-    others = np.column_stack([np.ones(len(x)), x[:, :-1]])
-    unexplained = x[:, -1] - others @ np.linalg.lstsq(others, x[:, -1], rcond=None)[0]
+    """What could explain effort away, and what its other forms give; in the smaller baseline are no tokens and norm."""
+    words, base, columns = sample.words, sample.steps["entropy"], sample.steps["effort"]
+    effort = columns[len(base) :]
+    controls, bins = _controls(words), _of_prefix(words, "bin_")
+    smaller = [name for name in base if re.sub(r"_[12]$", "", name) not in WHERE_THERE]
+    places = [place + 1 for place in sample.places(columns)]
+    correlations = sample.rows.whole.inner[np.ix_(places, places)] / len(words)
     return {
-        "with_controls": added([*known, *varied], "effort", wide),
-        "controls": varied,
-        "matched_surprisal": added([*known, *bins], "effort", wide),
-        "magnitude": added(known, "log_magnitude", wide),
-        "with_load_rule": added(steps["effort"], "effort_load"),
-        "placebo": placebo(words, sample.y, sample.items, steps),
+        "without_lags": sample.added(base, effort[:1]),
+        "lags": sample.added([*base, effort[0]], effort[1:]),
+        "smaller_baseline": sample.added(smaller, effort),
+        "with_controls": sample.added([*base, *controls], effort),
+        "controls": controls,
+        "matched_surprisal": sample.added([*base, *bins], effort),
+        "magnitude": sample.added(base, ["log_magnitude"]),
+        "with_load_rule": sample.added(columns, ["effort_load"]),
+        "placebo": placebo(sample),
         "correlation_surprisal": float(words["effort"].corr(words["surprisal_bits"])),
         "correlation_entropy": float(words["effort"].corr(words["entropy_bits"])),
-        "vif": float((x[:, -1] ** 2).sum() / (unexplained**2).sum()),
+        "vif": float(np.linalg.pinv(correlations, hermitian=True)[len(base), len(base)]),
         "mean": float(words["effort"].mean()),
         "sd": float(words["effort"].std()),
     }
@@ -356,63 +332,40 @@ def standardised(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     return np.asarray((values - values.mean(0)) / np.where(spread > 0, spread, 1.0))
 
 
-def gain(differences: np.ndarray, units: np.ndarray) -> dict[str, float]:
-    """Mean gain per word with its bootstrap interval over units, and the p-value of a sign-flip test for a gain.
-
-    Args:
-        differences: [n], of log densities, nats.
-        units: [n], numbers from 0 on: what is resampled, and flipped, as a whole.
-
-    Returns:
-        delta_ll, ci_low, ci_high (nats per word; 95 % percentile interval) and p (one-sided).
-    """
-    sums, sizes = np.bincount(units, differences), np.bincount(units).astype(float)
-    rng = np.random.default_rng(SEED)
-    interval = stats.bootstrap(
-        (sums, sizes), lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis), paired=True, vectorized=True,
-        method="percentile", n_resamples=RESAMPLES, batch=BATCH, rng=rng,
-    ).confidence_interval  # fmt: skip
-    flipped = stats.permutation_test(
-        (sums,), lambda sums, axis: sums.sum(axis), permutation_type="samples", vectorized=True,
-        alternative="greater", n_resamples=RESAMPLES, batch=BATCH, rng=rng,
-    )  # fmt: skip
-    return {
-        "delta_ll": float(differences.mean()),
-        "ci_low": float(interval.low),
-        "ci_high": float(interval.high),
-        "p": float(flipped.pvalue),
-    }
-
-
-def effect(y: np.ndarray, used: pd.DataFrame, columns: Sequence[str], name: str, items: np.ndarray) -> dict[str, float]:
-    """Coefficient of a predictor of the word itself, per standard deviation, with its 95 % interval."""
-    fit = fit_random_intercept(y, standardised(used, columns), items)
-    place = 1 + list(columns).index(name)
-    error = math.sqrt(fit.covariance[place, place]) * stats.norm.ppf(0.975)
-    value = float(fit.beta[place])
-    return {"effect": value, "effect_low": value - error, "effect_high": value + error, "sd": float(used[name].std())}
-
-
-def placebo(used: pd.DataFrame, y: np.ndarray, items: np.ndarray, steps: dict[str, list[str]]) -> dict[str, float]:
-    """Effort exchanged among words of the same class: what gain comes without the right words?
+def placebo(sample: Sample) -> dict[str, float]:
+    """Effort, with its lags, exchanged among words of the same class: what gain comes without the right words?
 
     The ratios of variances stay those of the fits with the real effort.
     """
-    x = standardised(used, steps["effort"])
-    fits = [fit_random_intercept(y[~test], x[~test][:, varied], train) for test, train, varied in _splits(x, items)]
-    ratios = [fit.between / fit.residual for fit in fits]
-    base = held_out(y, x[:, :-1], items, ratios).mean()
-    real = held_out(y, x, items, ratios).mean() - base
+    rows, words = sample.rows, sample.words
+    base, columns = sample.steps["entropy"], sample.steps["effort"]
+    y = rows.center + rows.scale * rows.values[:, -1]
+    x = rows.values[:, [place + 1 for place in sample.places(columns)]]
+    ratios = rows.ratios(sample.places(columns))
+    known = rows.density(sample.places(base), ratios).sum()
+    real = rows.density(sample.places(columns), ratios).sum() - known
     rng = np.random.default_rng(SEED)
-    members = [np.flatnonzero(used["word_class"] == name) for name in sorted(set(used["word_class"]))]
+    word = np.arange(len(words))
+    if rows.subjects is not None:  # all trials of a word get the effort of the same other word
+        word = words.groupby(["text_id", "word_index"], sort=False).ngroup().to_numpy()
+    first = np.unique(word, return_index=True)[1]
+    classes = words["word_class"].to_numpy()[first]
+    members = [np.flatnonzero(classes == name) for name in sorted(set(classes))]
     gains = []
     for _ in range(SHUFFLES):
+        source = np.arange(len(first))
+        for chosen in members:
+            source[chosen] = rng.permutation(chosen)
         shuffled = x.copy()
-        for rows in members:
-            shuffled[rows, -1] = x[rng.permutation(rows), -1]
-        gains.append(held_out(y, shuffled, items, ratios).mean() - base)
-    beyond = int((np.array(gains) >= real).sum())
-    return {"delta_ll": float(np.mean(gains)), "highest": float(np.max(gains)), "p": (1 + beyond) / (1 + SHUFFLES)}
+        shuffled[:, len(base) :] = x[first[source[word]], len(base) :]
+        exchanged = Rows(y, shuffled, rows.items, rows.units, rows.subjects)
+        gains.append(exchanged.density(range(len(columns)), ratios).sum() - known)
+    found = np.array(gains)
+    return {
+        "delta_ll": float(found.mean() / len(words)),
+        "highest": float(found.max() / len(words)),
+        "p": (1 + int((found >= real).sum())) / (1 + SHUFFLES),
+    }
 
 
 def reliability(used: pd.DataFrame, measure: Measure) -> float | None:

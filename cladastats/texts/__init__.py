@@ -3,6 +3,7 @@
     text.py       a text: its words, and what stands between them
     tablefile.py  tables that users bring, every cell as it is written
     stimuli.py    running text, and tables with a row per word or sentence, as texts
+    delimited.py  tables of text: separators, decimal signs and encodings detected
     alignment.py  which token belongs to which word
     effort.py     the thresholds that a word's effort is counted by
     meter.py      surprisal, entropy and effort of every word of a text
