@@ -3,7 +3,10 @@
     text.py       a text: its words, and what stands between them
     alignment.py  which token belongs to which word
     effort.py     the thresholds that a word's effort is counted by
+    lens.py       a model of any class: hidden states, and logits of them
+    reading.py    surprisal, entropy and effort of every token, in batches
     meter.py      surprisal, entropy and effort of every word of a text
+    layers.py     the same of every layer, and its figure
 
 Knows models and tokenizers. Must not know the people who read the texts.
 """
