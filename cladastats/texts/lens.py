@@ -30,21 +30,22 @@ class Lens:
 
     Attributes:
         layers: its layers, first to last; empty where no list of modules has as many as the configuration says.
-        split: whether logits are made of hidden states piece by piece.
+        base: the module that gives the hidden states that logits are made of.
+        split: whether logits are made of them piece by piece; `check` finds out.
         states: of the last run of `run`, by layer, 0 the embeddings: [B, T, H] each, of those that were asked for.
     """
 
     def __init__(self, model: Any) -> None:
         self.model, self.base = model, model.base_model
-        self.split = self.base is not model
+        self.split = False
         number = model.config.get_text_config(decoder=True).num_hidden_layers
         lists = [m for m in self.base.modules() if isinstance(m, torch.nn.ModuleList)]
         self.layers = list(next((m for m in lists if len(m) == number), ()))
         self.states: dict[int, torch.Tensor] = {}
         self._tail: list[Any] = []
-        self._options: dict[str, Any] = {}
-        if "use_cache" in inspect.signature(self.base.forward).parameters:
-            self._options["use_cache"] = False  # nothing is read again, and not every model has a cache of keys
+        # Nothing is read again, so no model has to keep keys, and not every one could.
+        takes = "use_cache" in inspect.signature(self.base.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": False} if takes else {}
 
     def run(self, ids: torch.Tensor, wanted: tuple[int, ...] = ()) -> torch.Tensor:
         """Let the model read sequences, without a mask: what a causal model is given later changes nothing before.
@@ -113,20 +114,12 @@ class Lens:
             ModelError: it is, and the final norm of this model cannot be found.
         """
         whole = torch.log_softmax(self.model(input_ids=ids, **self._options).logits[0].float(), -1)
-        if self.split:
-            output = self.base(input_ids=ids, **self._options)
-            self._output = type(output)
-            try:
-                with self.head() as head:
-                    self.split = _equal(whole, head(_first(output)[0]))
-            except Exception:  # a class whose code needs more than the hidden states: its logits are used as they are
-                self.split = False
+        self.split = self._is_split(whole, ids)
         if lens:
-            self._find_tail(ids)
-            last = len(self.layers)
-            self.run(ids, (last,) if last else ())
-            found = False
-            if self.split and last:
+            found, last = False, len(self.layers)
+            if self.split:
+                self._find_tail(ids)
+                self.run(ids, (last,))
                 with self.head() as head:
                     found = _equal(whole, head(self.through_norm(self.states[last])[0]))
             if not found:
@@ -136,10 +129,25 @@ class Lens:
                 )
         self.states = {}
 
+    def _is_split(self, whole: torch.Tensor, ids: torch.Tensor) -> bool:
+        """Choose the base: of the modules around the layers the outermost that the class makes its logits of."""
+        if not self.layers:
+            return False
+        around = [m for m in self.model.modules() if any(part is self.layers[-1] for part in m.modules())]
+        for self.base in around[1:-2]:  # between the model itself and the list of layers
+            try:
+                self._output = type(self.base(input_ids=ids, **self._options))
+                self.split = True
+                hidden = self.run(ids)[0]
+                with self.head() as head:
+                    if _equal(whole, head(hidden)):
+                        return True
+            except Exception:  # a class whose code needs more than the hidden states: its logits are used as they are
+                continue
+        return False
+
     def _find_tail(self, ids: torch.Tensor) -> None:
         """What the base model runs after its last layer, in order: the final norm and, in a few, a projection."""
-        if not self.layers:
-            return
         around = [m for m in self.base.modules() if any(part is self.layers[-1] for part in m.modules())]
         beside = [part for m in around for part in m.children() if not any(part is other for other in around)]
         inside = {id(part) for layer in self.layers for part in layer.modules()}
