@@ -100,11 +100,12 @@ def human(corpus: ReadingCorpus, model: str, out: Path) -> dict[str, Any]:
 
 def measured_words(texts: Sequence[Text], model: str, path: Path) -> pd.DataFrame:
     """The table of words of a corpus' texts, kept in a file."""
-    thresholds, rule = effort_rule(model)
-    facts = (WORDS_SCHEMA, model_revision(model), rule.rule(), thresholds.tolist())
+    effort = effort_rule(model)
+    by = None if effort is None else (effort.rule.rule(), effort.thresholds.tolist())
+    facts = (WORDS_SCHEMA, model_revision(model), by)
     inputs = hashlib.sha256(repr((facts, [(t.text_id, t.words) for t in texts])).encode()).hexdigest()
     if is_current(path, inputs):
         with suppress(Exception):  # of a damaged file there are errors of any kind; it is made again
             return read_table(path)
-    write_table(path, measure_texts(model, texts, thresholds, rule), inputs)
+    write_table(path, measure_texts(model, texts, effort=effort), inputs)
     return read_table(path)

@@ -194,7 +194,7 @@ def test_punctuation_apart_is_read_as_writers_write_it(words, text):
     assert found.texts[0].characters == text
     assert found.texts[0].words == tuple(words.split())
     number = sum(map(bool, sides(words.split())))
-    assert found.notes[0].startswith(f"{number} rows are punctuation alone; the model reads closing marks right after")
+    assert found.notes[0].startswith(f"rows of punctuation alone ({number}): the model reads closing marks right after")
     assert " ".join(attached(words.split())) == text
 
 

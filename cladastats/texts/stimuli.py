@@ -356,7 +356,7 @@ def _rows_of_words(
     notes = [*table.notes]
     if punctuation:
         notes.append(
-            f"{punctuation:,} rows are punctuation alone; the model reads closing marks right after the word before, "
+            f"rows of punctuation alone ({punctuation:,}): the model reads closing marks right after the word before, "
             f"opening ones right before the word after"
         )
     return Stimuli(texts, table.frame, column, tuple(notes))
