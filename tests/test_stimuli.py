@@ -241,6 +241,10 @@ def test_cells_are_as_they_are_written(tmp_path, name, delimiter, quoted, notes,
     assert [tuple(table.frame.columns), *table.frame.itertuples(index=False, name=None)] == expected
     assert table.places == ("line 2", "line 3", "line 4", "line 5", "line 6")
     decimal = "numbers with a decimal comma (rt) are kept as they are written"
+    if not quoted:
+        taken = f"{path}: quotation marks around a cell are no part of it, 1 times; write three where they are: "
+        taken += '"""Yes"""'
+        notes = [taken, *notes]
     assert list(table.notes) == [*[note.format(path) for note in notes], decimal]
 
 

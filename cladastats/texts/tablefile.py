@@ -106,19 +106,18 @@ def _read_delimited(path: Path) -> TableFile:
     delimiter = max(counts, key=lambda name: counts[name])
     # Without a delimiter in its header a table has one column, and commas belong to its words.
     several = counts[delimiter] > 1
-    rows = _records(text, delimiter if several else "\t", path)
+    rows = _records(text, delimiter if several else "\t", path, notes)
     names, body = rows[0][1], rows[1:]
     for line, cells in body:
         if len(cells) != len(names):
             raise InputError(f"{path}, line {line:,}: {_wrong_width(body, cells, names)}")
+    columns = list(zip(*(cells for _, cells in body), strict=True)) or [()] * len(names)
     # What spreadsheets leave behind: columns with neither a name nor a cell.
-    kept = [i for i, name in enumerate(names) if name.strip() or any(cells[i].strip() for _, cells in body)]
-    names, body = [names[i] for i in kept], [(line, [cells[i] for i in kept]) for line, cells in body]
+    kept = [i for i, name in enumerate(names) if name.strip() or any(map(str.strip, columns[i]))]
     if several and delimiter != {".csv": ",", ".tsv": "\t"}.get(path.suffix):
         notes.append(f"{path} has {DELIMITERS[delimiter]} between its columns")
-    frame = pd.DataFrame([cells for _, cells in body], columns=names, dtype=object)
-    commas = [name for i, name in enumerate(names) if _decimal_commas([cells[i] for _, cells in body])]
-    if commas:
+    frame = pd.concat([pd.Series(columns[i], name=names[i], dtype=object) for i in kept], axis=1)
+    if commas := [names[i] for i in kept if _decimal_commas(columns[i])]:
         notes.append(f"numbers with a decimal comma ({', '.join(commas)}) are kept as they are written")
     return TableFile(frame, tuple(f"line {line:,}" for line, _ in body), tuple(notes))
 
@@ -127,7 +126,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _records(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
+def _records(text: str, delimiter: str, path: Path, notes: list[str]) -> list[tuple[int, list[str]]]:
     """The rows of a text that are not empty, each with the number of the line it begins at.
 
     Quotation marks are those of CSV. A table with tabs in which they cannot be is read with them as they stand, since
@@ -155,11 +154,30 @@ def _records(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]
                     f'{_unquoted(text, delimiter):,}; write the word " as """" in a table with {DELIMITERS[delimiter]}'
                 ) from None
             return plain
-        if plain is not None and _widths(plain) == 1 and (_widths(rows) != 1 or len(rows) != len(plain)):
+        if plain is None or _widths(plain) != 1:
+            return rows
+        if _widths(rows) != 1 or len(rows) != len(plain):
             return plain
+        if taken := _marks_taken(rows, plain):
+            notes.append(
+                f"{path}: quotation marks around a cell are no part of it, {taken:,} times; "
+                'write three where they are: """Yes"""'
+            )
         return rows
     finally:
         csv.field_size_limit(limit)
+
+
+def _marks_taken(rows: list[tuple[int, list[str]]], plain: list[tuple[int, list[str]]]) -> int:
+    """How many cells lost marks that no table needs, where not every cell of their column has them."""
+    taken = 0
+    for column in zip(
+        *(zip(cells, raw, strict=True) for (_, cells), (_, raw) in zip(rows, plain, strict=True)), strict=True
+    ):
+        lost = [cell for cell, raw in column if raw == f'"{cell}"']
+        if not all(raw.startswith('"') or not cell or cell.isdecimal() for cell, raw in column):
+            taken += sum(not set(cell) & set('\t\n"') for cell in lost)
+    return taken
 
 
 def _widths(rows: list[tuple[int, list[str]]]) -> int:
@@ -185,8 +203,10 @@ def _wrong_width(body: list[tuple[int, list[str]]], cells: list[str], names: lis
     return f"{said}; quote cells with a delimiter in them"
 
 
-def _decimal_commas(cells: list[str]) -> bool:
+def _decimal_commas(cells: Sequence[str]) -> bool:
     """Whether a column is of numbers, some of them with a decimal comma."""
+    if not any("," in cell for cell in cells):
+        return False
     found = [cell.strip() for cell in cells if cell.strip() not in ("", "NA", "NaN", ".")]
     commas = [cell for cell in found if DECIMAL_COMMA.fullmatch(cell)]
     return bool(commas) and all(DECIMAL_COMMA.fullmatch(cell) or cell.lstrip("+-").isdecimal() for cell in found)
