@@ -280,6 +280,7 @@ def test_a_table_of_words_alone_has_commas_in_them(tmp_path):
     path.write_text("sentence\nYes, he left.\nNo.\n")
     found = stimuli_of(path, word_column="sentence")
     assert [text.words for text in found.texts] == [("Yes,", "he", "left."), ("No.",)]
+    assert found.notes == ("every row is a text of its own, since --by names no columns that make one",)
     assert list(found.frame["sentence"]) == ["Yes, he left."] * 3 + ["No."]
     assert found.word_column is None
 
@@ -391,8 +392,10 @@ def rows(*words, **columns):
          "t, line 2: text '1' is the same 3 words 3 times; if these are several readers', add their column to --by"),
         (rows("a", "b", item=[1, 1], c=["x", "y"]), {"by": ("item",), "context_column": "c"},
          "t, line 3: the context of text '1' is another one than at line 2; give all rows of a text the same"),
-        (rows("a", "b", item=[1, 1]), {}, "t has one word in every row; name the columns that make a text with --by "
+        (rows("a", "b", item=[1, 1]), {}, "t has one word in 2 of 2 rows; name the columns that make a text with --by "
          "(columns: word, item)"),
+        (rows("The man", "saw", "it", item=[1, 1, 1]), {},
+         "t has one word in 2 of 3 rows; name the columns that make a text with --by (columns: word, item)"),
         (rows("a", "b", item=[1, 1]), {"by": ("item",), "segment": True},
          "t has a row per word with --by; leave out --segment, or give a text in each row"),
         (TableFile(pd.DataFrame({"word": ["half \ud800"]}, dtype=object), ("line 2",)), {},
@@ -430,7 +433,7 @@ def test_chinese_tables_are_read_without_spaces():
     assert [text.words for text in sentences.texts] == [("我", "喜欢", "猫。"), ("你", "呢？")]
     assert list(sentences.frame["n"]) == [1, 1, 1, 2, 2]
     assert refusal(framed, pd.DataFrame({"word": ["我喜欢猫。", "你呢？"]}), "zh") == (
-        "the frame has one word in every row; name the columns that make a text with --by (or use --segment, if rows "
+        "the frame has one word in 2 of 2 rows; name the columns that make a text with --by (or use --segment, if rows "
         "are sentences) (columns: word)"
     )
 

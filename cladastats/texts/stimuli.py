@@ -279,7 +279,8 @@ def table_texts(
     """The texts of a table.
 
     With `by`, the rows of a text are its words, in their order; a cell of several words is a region and one unit.
-    Without, every row is a text, and white space, or segmentation, tells its words apart.
+    Without, every row is a text, and white space, or segmentation, tells its words apart; rows of which most have one
+    word are refused, as `by` is missing then.
 
     Args:
         table: with the places of its rows.
@@ -365,14 +366,16 @@ def _rows_of_words(
 def _rows_of_texts(
     table: TableFile, name: object, language: Language, cells: list[str], contexts: list[str], segment: bool
 ) -> Stimuli:
-    if len(cells) > 1 and all(len(cell.split()) == 1 for cell in cells) and not segment:
+    single = sum(len(cell.split()) == 1 for cell in cells)
+    if len(cells) > 1 and 2 * single > len(cells) and not segment:
         sentences = " (or use --segment, if rows are sentences)" if language.code in SEGMENTERS else ""
         raise InputError(
-            f"{name} has one word in every row; name the columns that make a text with --by{sentences} (columns: "
-            f"{columns_named(list(table.frame.columns))})"
+            f"{name} has one word in {single:,} of {len(cells):,} rows; name the columns that make a text with "
+            f"--by{sentences} (columns: {columns_named(list(table.frame.columns))})"
         )
     ids = map(str, range(1, len(cells) + 1))
-    found = running_texts(dict(zip(ids, cells, strict=True)), language, segment, name, table.notes)
+    notes = [*table.notes, "every row is a text of its own, since --by names no columns that make one"]
+    found = running_texts(dict(zip(ids, cells, strict=True)), language, segment, name, notes)
     texts = []
     for text, context in zip(found.texts, contexts, strict=True):
         side = next(sides(text.words))
