@@ -128,13 +128,14 @@ def _kept(path: Path, inputs: str, make: Callable[[], dict[str, Any]]) -> dict[s
 def measured_words(texts: Sequence[Text], model: str, path: Path, code: str = "en") -> pd.DataFrame:
     """The table of words of a corpus' texts, kept in a file."""
     language(code)  # one that nothing is known of is refused by name before anything is measured
-    thresholds, rule = effort_rule(model)
-    facts = (WORDS_SCHEMA, model_revision(model), rule.rule(), thresholds.tolist())
+    effort = effort_rule(model)
+    by = None if effort is None else (effort.rule.rule(), effort.thresholds.tolist())
+    facts = (WORDS_SCHEMA, model_revision(model), code, by)
     inputs = hashlib.sha256(repr((facts, [(t.text_id, t.words) for t in texts])).encode()).hexdigest()
     if is_current(path, inputs):
         with suppress(Exception):  # of a damaged file there are errors of any kind; it is made again
             return read_table(path)
-    write_table(path, measure_texts(model, texts, thresholds, rule), inputs)
+    write_table(path, measure_texts(model, texts, effort=effort, language=code), inputs)
     return read_table(path)
 
 

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     measured = measure_stimuli(stimuli, spoken, settings)
     write_words(out, measured.words, describe(measured.words, measured.facts, source))
     said = f"{words:,} words of {len(stimuli.texts):,} texts in {out}"
-    if layers is not None and measured.layers is not None:
+    if layers is not None and measured.layers is not None and measured.map is not None:
         write_words(layers, measured.layers, describe(measured.layers, measured.facts, source))
         write_figure(layers, measured.map)
         said += f"; every layer in {layers}; the first text drawn in {layers.with_suffix('.pdf')}"

@@ -339,6 +339,10 @@ def norm_eps(config: Any) -> float:
     return float(getattr(config, eps)) if isinstance(eps, str) else eps
 
 
+# What configurations call the number of positions.
+POSITION_FIELDS = ("max_position_embeddings", "max_seq_len", "context_length", "seq_length")
+
+
 def positions_of(config: Any) -> int | None:
     """How many positions a model was made for; None where its configuration does not say.
 
@@ -349,7 +353,9 @@ def positions_of(config: Any) -> int | None:
     Args:
         config: a transformers configuration, of any family.
     """
-    limit = getattr(config, "max_position_embeddings", None)
+    config = config.get_text_config(decoder=True)
+    named = (getattr(config, name, None) for name in POSITION_FIELDS)
+    limit = next((number for number in named if number is not None and number > 0), None)
     if limit is None or config.model_type not in FAMILIES:
         return limit
     for rope in rope_parameters(config).values():
@@ -375,5 +381,6 @@ def check_length(config: Any, tokens: int, remedy: str) -> None:
     """
     limit = positions_of(config)
     if limit is not None and tokens > limit:
-        kind = "its position table has" if family_of(config).table else "it was trained for"
+        family = FAMILIES.get(config.model_type)  # positions are a matter of every model, not of these families alone
+        kind = "its position table has" if family is not None and family.table else "it was trained for"
         raise ModelError(f"{tokens:,} tokens do not fit {config.model_type}: {kind} {limit:,} positions; {remedy}")

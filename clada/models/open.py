@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from clada.errors import ModelError
@@ -43,7 +44,7 @@ def check_device(device: str) -> None:
 
 
 def load_model(
-    name: str, dtype: str = "float32", device: str = "cpu"
+    name: str, dtype: str = "float32", device: str = "cpu", revision: str | None = None
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """Open a model for inference, with its tokenizer.
 
@@ -53,32 +54,35 @@ def load_model(
             An embedded name wins over a folder of the same name (write `./name` for the folder).
         dtype: "float32" or "bfloat16".
         device: "cpu" or "cuda".
+        revision: branch, tag or commit of a hub id, such as the checkpoint "step1000"; None: its main branch.
 
     Returns:
         (model in eval mode whose parameters need no gradient, tokenizer).
 
     Raises:
-        ModelError: the name is unknown, or the model is damaged, quantised or of an architecture that cannot be read.
+        ModelError: the name is unknown, or the model is damaged, quantised or of an architecture that cannot be read,
+            or the revision is of what is no hub id.
         AssetError: an embedded model cannot be fetched.
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     check_device(device)
-    config = load_config(name)
+    config = load_config(name, revision)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         method = quantization.get("quant_method", "unknown method")
         raise ModelError(f"{name} has quantised linear layers ({method}): use the unquantised model, or a GGUF file")
-    model = _from_pretrained(AutoModelForCausalLM, name, config=config, dtype=DTYPES[dtype])
+    model = _from_pretrained(AutoModelForCausalLM, name, revision, config=config, dtype=DTYPES[dtype])
     model.name_or_path = name  # not the cache folder behind it: plans and coefficients are looked up by this name
-    return model.to(device).requires_grad_(False), load_tokenizer(name)
+    return model.to(device).requires_grad_(False), load_tokenizer(name, revision)
 
 
-def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights.
 
     Args:
         name: as for `load_model`.
+        revision: as there.
 
     Returns:
         The tokenizer.
@@ -87,14 +91,15 @@ def load_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
         ModelError: the name is unknown, or the tokenizer is missing or damaged.
         AssetError: an embedded model cannot be fetched.
     """
-    return _from_pretrained(AutoTokenizer, name)
+    return _from_pretrained(AutoTokenizer, name, revision)
 
 
-def load_config(name: str) -> transformers.PreTrainedConfig:
+def load_config(name: str, revision: str | None = None) -> transformers.PreTrainedConfig:
     """The configuration of a model, without its weights.
 
     Args:
         name: as for `load_model`.
+        revision: as there.
 
     Returns:
         The configuration.
@@ -103,13 +108,13 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
         ModelError: the name is unknown, or the configuration is missing or damaged.
         AssetError: an embedded model cannot be fetched.
     """
-    return _from_pretrained(AutoConfig, name)
+    return _from_pretrained(AutoConfig, name, revision)
 
 
 def bos_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
     """What a tokenizer puts before a text: [BOS] or nothing; it is token 0 of every sequence."""
-    ids = tokenizer("a")["input_ids"]
-    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+    first = tokenizer("a")["input_ids"][:1]  # none where the tokenizer knows no "a"
+    return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -120,11 +125,12 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def model_revision(name: str) -> str:
+def model_revision(name: str, revision: str | None = None) -> str:
     """What identifies the content behind a model name.
 
     Args:
         name: as for `load_model`.
+        revision: as there.
 
     Returns:
         "sha256:..." of the GGUF file, or over a folder's config, tokenizer and weight files (names and contents); for a
@@ -133,6 +139,7 @@ def model_revision(name: str) -> str:
     Raises:
         ModelError: the name is unknown.
     """
+    _check_revision(name, revision)
     if name in ASSETS:
         return f"sha256:{ASSETS[name].sha256}"
     path = Path(name)
@@ -144,22 +151,46 @@ def model_revision(name: str) -> str:
             if file.suffix in MODEL_FILES and file.is_file():
                 digest.update(f"{file.name} {file_sha256(file)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
-    load_config(name)  # puts config.json into the hub's local cache, in a folder named after the commit
-    return Path(huggingface_hub.hf_hub_download(name, "config.json", local_files_only=True)).parent.name
+    load_config(name, revision)  # puts config.json into the hub's local cache, in a folder named after the commit
+    kept = huggingface_hub.hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
+    return Path(kept).parent.name
 
 
-def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+def _check_revision(name: str, revision: str | None) -> None:
+    """Refuse a revision of what has none."""
+    if revision is not None and (name in ASSETS or Path(name).exists()):
+        raise ModelError(f"{name} is no hub id, so it has no revision {revision!r}; leave the revision out")
+
+
+def _from_pretrained(auto_class: Any, name: str, revision: str | None, **options: Any) -> Any:
     """`auto_class.from_pretrained` from the folder behind the name, or else from the hub's local cache, or the hub."""
     options["trust_remote_code"] = False
+    _check_revision(name, revision)
     folder = _local_folder(name)
     if folder is not None:
-        with quiet_transformers(), as_model_error(f"cannot open the model in {folder}"):
+        with quiet_transformers(), as_model_error(f"cannot open the model in {folder}"), _refused_code(name):
             return auto_class.from_pretrained(folder, local_files_only=True, **options)
-    with as_model_error(f"cannot open the hub model {name}"):
+    options["revision"] = revision or "main"
+    called = name if revision is None else f"{name} at revision {revision}"
+    with as_model_error(f"cannot open the hub model {called}"), _refused_code(name):
         with quiet_transformers(), contextlib.suppress(OSError):  # OSError: not in the hub's local cache
             return auto_class.from_pretrained(name, local_files_only=True, **options)
-        _require_on_hub(name)
+        _require_on_hub(name, revision)
         return auto_class.from_pretrained(name, **options)
+
+
+@contextlib.contextmanager
+def _refused_code(name: str) -> Iterator[None]:
+    """Within the block, a model that asks for its own code to be run is refused by name."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ModelError(
+            f"{name} brings Python code of its own (trust_remote_code), which is not run here; use a version of the "
+            "model that transformers opens without it (on the hub its name often ends in -hf)"
+        ) from None
 
 
 def _local_folder(name: str) -> Path | None:
@@ -183,18 +214,21 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _require_on_hub(name: str) -> None:
+def _require_on_hub(name: str, revision: str | None) -> None:
     """One quick question to the hub, before its client goes into time-outs and retries."""
     try:
-        huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    except RevisionNotFoundError:
+        raise ModelError(f"the hub's model {name} has no revision {revision!r}; give one of its branches") from None
     except (RepositoryNotFoundError, HFValidationError):
         reason = "the hub knows no such model"
     except Exception as error:  # the client lets any error of its transport through: refused, timed out, TLS, offline
         reason = f"the hub gives no answer ({first_line(error)})"
     else:
         return
+    at = "" if revision is None else f" at revision {revision!r}"
     raise ModelError(
-        f"unknown model {name!r}: it is not embedded ({_embedded_models()}), no folder or GGUF file, "
+        f"unknown model {name!r}{at}: it is not embedded ({_embedded_models()}), no folder or GGUF file, "
         f"not in the local hub cache, and {reason}"
     )
 

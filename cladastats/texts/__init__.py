@@ -6,7 +6,10 @@
     delimited.py  tables of text: separators, decimal signs and encodings detected
     alignment.py  which token belongs to which word
     effort.py     the thresholds that a word's effort is counted by
+    lens.py       a model of any class: hidden states, and logits of them
+    reading.py    surprisal, entropy and effort of every token, in batches
     meter.py      surprisal, entropy and effort of every word of a text
+    layers.py     the same of every layer, and its figure
     table.py      stimuli and a model, as a table with a row per word: `cladastats.word_table`
     output.py     the files of such a table, and what they say of it
 

@@ -1,65 +1,354 @@
-"""Which token belongs to which word, and which tokens begin one."""
+"""Which token belongs to which word, for every kind of tokenizer, and which tokens begin one.
+
+- A token belongs to the word in which its first letter is; the white space before a word may be part of its token.
+- Tokens of the context, and of white space that stands alone (a paragraph break), are read and belong to no word. A
+  token of a single space does belong to the word after it: there the tokenizer could not put it into the word's token.
+- A token may not reach over white space into another word. Where words are attached to each other it belongs to the
+  word where it begins; a word that is left without a token is refused, as it has no surprisal of its own.
+- What a writer typed is text: the name of a control token is spelled out.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from clada.errors import InputError
-from clada.models.open import bos_tokens
+from clada.models.quiet import as_model_error, quiet_transformers
 from cladastats.sequences.windows import separator_token
+from cladastats.texts.text import Text
 
-SPACES = ("Ġ", "▁", "Ċ", "ĉ", " ", "\n", "\t", "\r")  # first characters of tokens that begin a word
+BYTE_SPACES = ("Ġ", "Ċ", "ĉ", "č")  # how byte-level vocabularies write a space, line breaks and the tabulator
+
+SPACES = ("▁", " ", "\n", "\t", "\r")  # how others do
+
+MARKUP = re.compile(r"<[^<>\s]+>")  # added tokens that are no text though their vocabulary does not call them special
+
+HIDDEN = "\ufdd0"  # no character, so no text has it
+
+CONTEXT, NONE = -2, -1  # in place of a word's number
+
+LONGEST_GROUP = 16  # tokens that together are the bytes of one character, or of a few
 
 
-def word_boundaries(tokenizer: Any) -> list[int]:
-    """Tokens that begin a word, or end the text, so that the word before them is over."""
-    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(SPACES)}
-    ends = {tokenizer.eos_token_id} - {None}
-    if not bos_tokens(tokenizer):
-        ends.add(end_of_text(tokenizer))
-    return sorted(ids | ends)
+def start_token(tokenizer: Any) -> int:
+    """The token that a text is read after, so that its first word is predicted too.
 
-
-def end_of_text(tokenizer: Any) -> int:
-    """The token that stands between documents, where the tokenizer begins no text with one of its own.
+    What the tokenizer itself puts before a text; else the token that stands between documents; else the one that it
+    calls the beginning of a sequence.
 
     Raises:
         InputError: it has none.
     """
+    first = tokenizer("a")["input_ids"][:1]
+    if first and first[0] in tokenizer.all_special_ids and first != tokenizer("a", add_special_tokens=False).input_ids:
+        return int(first[0])
     try:
         return int(tokenizer.convert_tokens_to_ids(separator_token(tokenizer)))
     except InputError:
+        if tokenizer.bos_token_id is not None:
+            return int(tokenizer.bos_token_id)
         raise InputError("the tokenizer has no token that a text begins after; use another model") from None
 
 
-def tokens_of(words: Sequence[str], tokenizer: Any) -> tuple[list[int], np.ndarray]:
-    """Token ids of words joined by single spaces, without what the tokenizer puts around a text.
+def space_marks(tokenizer: Any) -> tuple[str, ...]:
+    """How tokens of this tokenizer are written that begin with white space."""
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        by_bytes = "ByteLevel" in f"{backend.decoder} {backend.pre_tokenizer}"
+    else:
+        by_bytes = hasattr(tokenizer, "byte_encoder")
+    return BYTE_SPACES if by_bytes else SPACES
 
-    Returns:
-        ids, and the number of the word that each belongs to.
 
-    Raises:
-        InputError: a word is empty or has white space in it, or a token reaches over two words.
+def word_boundaries(tokenizer: Any) -> list[int]:
+    """Tokens that begin with white space, or end the text, so that the word before them is over.
+
+    Empty where no token carries white space: then nothing tells the chance that a word is over.
     """
-    for i, word in enumerate(words, 1):
-        if not word or len(word.split()) != 1 or word != word.strip():
-            raise InputError(f"word {i} is {word!r}; a word is what white space separates, and not empty")
-    text = " ".join(words)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
-    owner = []
-    for begin, end in encoded["offset_mapping"]:
-        # The space before a word may be part of its token, and is no word's: a token belongs to its first letter.
-        begin += len(text[begin:end]) - len(text[begin:end].lstrip()) if text[begin:end].strip() else end - begin
-        owner.append(int(np.searchsorted(starts, min(begin, len(text) - 1), side="right")) - 1)
-        if text[begin:end].strip() and " " in text[begin:end].strip():
+    marks = space_marks(tokenizer)
+    ids = {i for token, i in tokenizer.get_vocab().items() if token.startswith(marks)}
+    if not ids:
+        return []
+    start = start_token(tokenizer)
+    ends = {tokenizer.eos_token_id, None if start == tokenizer.bos_token_id else start}
+    return sorted(ids | {i for i in ends if i is not None})
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A text of W words as n tokens.
+
+    Attributes:
+        ids: what the model reads, without the start token.
+        owner: [n] number of the word that each belongs to, negative for none.
+        opens: [W] white space is before the word, and its first token carries it.
+        closes: [W] white space, or the end of the text, is after the word, and its last token does not carry it.
+    """
+
+    ids: list[int]
+    owner: np.ndarray
+    opens: np.ndarray
+    closes: np.ndarray
+
+
+class Aligner:
+    """Gives the words of texts their tokens.
+
+    Args:
+        tokenizer: of transformers, fast or in Python alone.
+
+    Attributes:
+        notes: what should be said once of the texts so far: what the tokenizer changed, did not know, or joined.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.notes = tokenizer, dict[str, str]()
+        marks, vocabulary = space_marks(tokenizer), tokenizer.get_vocab()
+        self._opening = {i for token, i in vocabulary.items() if token.startswith(marks)}
+        self._closing = {i for token, i in vocabulary.items() if token.endswith(marks)}
+        added = tokenizer.added_tokens_decoder.items()
+        typed = {i for i, token in added if token.special or MARKUP.fullmatch(token.content)}
+        self._control = typed | set(tokenizer.all_special_ids)
+        self._spelling: tuple[Tokenizer, dict[int, int]] | None = None
+
+    def align(self, text: Text) -> Aligned:
+        """The tokens of a text, and the words that they belong to.
+
+        Raises:
+            InputError: what is said to be a word or a gap is none, or a word has no token of its own.
+        """
+        _check_words(text)
+        characters = text.characters
+        ids, spans = self._fast(characters) if self.tokenizer.is_fast else self._slow(characters)
+        places, gaps = _places(text), text.spacing
+        owner = np.full(len(ids), NONE)
+        following = np.minimum.accumulate(np.where(places >= 0, places, len(gaps))[::-1])[::-1]
+        for i, (begin, end) in enumerate(spans):
+            inside = characters[begin:end]
+            if not inside.strip() and begin < end and places[begin] >= 0:  # between the words of a region
+                owner[i] = places[begin]
+                continue
+            if not inside.strip():
+                # The next word is the one at or after its end; the spans of some tokenizers leave the space out.
+                word = int(following[begin]) if begin < len(characters) else len(gaps)
+                if word < len(gaps) and gaps[word] == " " and CONTEXT not in places[begin:end]:
+                    owner[i] = word
+                continue
+            covered = places[begin:end][[not c.isspace() for c in inside]]
+            if len(inside.split()) > 1 and covered[0] != covered[-1]:  # within a region it may
+                raise InputError(f"the token {inside!r} reaches over two words; this tokenizer cannot measure words")
+            owner[i] = covered[0]
+            if covered[0] != covered[-1]:
+                self._note("joined", f"the token {inside!r} is of two words; it counts for the first of them")
+        self._check_owners(text, owner)
+        owned = np.flatnonzero(owner >= 0)
+        first = owned[np.searchsorted(owner[owned], np.arange(len(gaps)))]
+        last = owned[np.searchsorted(owner[owned], np.arange(len(gaps)), side="right") - 1]
+        spaced = np.array([bool(gap) for gap in gaps])
+        spaced[0] = bool(text.context)  # a text begins with a word
+        after = np.append(np.array([bool(gap) for gap in gaps[1:]], bool), True)
+        return Aligned(
+            ids,
+            owner,
+            opens=spaced & np.array([ids[i] in self._opening for i in first], bool),
+            closes=after & bool(self._opening) & np.array([ids[i] not in self._closing for i in last], bool),
+        )
+
+    def _check_owners(self, text: Text, owner: np.ndarray) -> None:
+        counts = np.bincount(owner[owner >= 0], minlength=len(text.words))
+        if counts.min() > 0:
+            return
+        missing = int(counts.argmin())
+        word = text.words[missing]
+        if text.spacing[missing] == "" and (missing or text.context):
+            before = text.words[missing - 1] if missing else text.context[-12:]
             raise InputError(
-                f"the token {text[begin:end]!r} reaches over two words; this tokenizer cannot measure words"
+                f"text {text.text_id}: the word {word!r} shares its only token with what it is attached to, so it has "
+                f"no surprisal of its own; join the two ({before + word!r})"
             )
-    if np.bincount(owner, minlength=len(words)).min() == 0:
-        missing = words[int(np.bincount(owner, minlength=len(words)).argmin())]
-        raise InputError(f"the tokenizer gives no token for the word {missing!r}; remove it from the text")
-    return list(encoded["input_ids"]), np.array(owner)
+        raise InputError(
+            f"text {text.text_id}: the tokenizer gives no token for the word {word!r}; remove it from the text"
+        )
+
+    def _note(self, kind: str, line: str) -> None:
+        self.notes.setdefault(kind, line)
+
+    def _said_of(self, characters: str, read: str, ids: Sequence[int]) -> None:
+        """Note what a tokenizer did to a text before it cut it into tokens."""
+        if "unknown" not in self.notes and self.tokenizer.unk_token_id in ids:
+            self._note("unknown", "the tokenizer does not know some characters; their surprisal is of its unknown token")
+        typed, got = characters.split(), read.split()
+        if "changed" not in self.notes and "".join(typed) != "".join(got):
+            before, after = next((a, b) for a, b in zip([*typed, ""], [*got, ""], strict=False) if a != b)
+            self._note("changed", f"the tokenizer changes a text before the model reads it: {before!r} to {after!r}")
+
+    # -- Fast tokenizers: by the places that they give --------------------------------------------------------------
+
+    def _fast(self, characters: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self.tokenizer(
+            characters, add_special_tokens=False, return_offsets_mapping=True, truncation=False, padding=False,
+            verbose=False,
+        )  # fmt: skip
+        ids, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        if not self._control.isdisjoint(ids):
+            if self._spelling is None:
+                contents = {self.tokenizer.convert_ids_to_tokens(i) for i in self._control}
+                self._spelling = _spelling_backend(self.tokenizer.backend_tokenizer, contents)
+            backend, own = self._spelling
+            spelled = backend.encode(characters, add_special_tokens=False)
+            ids, spans = [own.get(i, i) for i in spelled.ids], spelled.offsets
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        read = characters if normalizer is None else normalizer.normalize_str(characters).replace("▁", " ")
+        self._said_of(characters, read, ids)
+        return ids, spans
+
+    # -- Tokenizers in Python: by what their tokens are decoded to --------------------------------------------------
+
+    def _slow(self, characters: str) -> tuple[list[int], list[tuple[int, int]]]:
+        tokenizer = self.tokenizer
+        with quiet_transformers(), as_model_error(f"{type(tokenizer).__name__} cannot read the text"):
+            tokens = tokenizer.tokenize(characters, split_special_tokens=True)
+            ids = tokenizer.convert_tokens_to_ids(tokens)
+        if (self._control - {tokenizer.unk_token_id}) & set(ids):
+            raise InputError("the text has the name of a control token, which this tokenizer reads as it; remove it")
+        known = _Squeezed(characters)
+        spans: list[tuple[int, int]] = []
+        group: list[int] = []
+        place, unknown = 0, False
+        for i in ids:
+            if i == tokenizer.unk_token_id and not group:
+                # Of one unknown token after another, the later one is of the next word.
+                place = known.word_end(place) if unknown else place
+                spans.append(known.span(place, place + 1))  # its end is where the next token is found
+                unknown = True
+                continue
+            group.append(i)
+            piece = _squeeze(tokenizer.decode(group, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            at = known.find(piece, place, unknown)
+            if at is None:
+                if len(group) == LONGEST_GROUP:
+                    break
+                continue
+            spans += [known.span(at, at + len(piece))] * len(group)
+            place, unknown, group = at + len(piece), unknown and not piece, []
+        place = known.word_end(place) if unknown else place
+        if group or place < len(known.letters):
+            near = characters[known.origin[place] :][:20] if place < len(known.letters) else characters[-20:]
+            raise InputError(
+                f"the tokens of {type(tokenizer).__name__} cannot be found in the text at {near!r}; "
+                "this tokenizer cannot measure words"
+            )
+        read = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self._said_of(characters, read if len(read.split()) == len(characters.split()) else characters, ids)
+        return ids, spans
+
+
+class _Squeezed:
+    """A text without white space and without capitals, as which decoded tokens are looked for.
+
+    Attributes:
+        letters: NFKC and lower case, character by character.
+        origin: of each letter, its place in the text.
+    """
+
+    def __init__(self, characters: str) -> None:
+        pairs = [(letter, i) for i, c in enumerate(characters) for letter in _squeeze(c)]
+        self.letters, self.origin = "".join(letter for letter, _ in pairs), [i for _, i in pairs]
+        words = [len(_squeeze(word)) for word in characters.split()]
+        self._ends = np.cumsum(words)
+
+    def word_end(self, place: int) -> int:
+        """Where the next word begins, as white space has it."""
+        return int(self._ends[min(np.searchsorted(self._ends, place, side="right"), len(self._ends) - 1)])
+
+    def find(self, piece: str, place: int, skips: bool) -> int | None:
+        """Where a piece is: here, or after unknown characters of the same word; None: nowhere."""
+        if self.letters.startswith(piece, place):
+            return place
+        if not skips:
+            return None
+        end = self.word_end(place)
+        at = self.letters.find(piece, place, end)
+        return at if at >= 0 else end if self.letters.startswith(piece, end) else None
+
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """Places in the text of letters, from the first up to behind the last."""
+        if begin >= len(self.origin):
+            return (self.origin[-1] + 1,) * 2 if self.origin else (0, 0)
+        return self.origin[begin], self.origin[max(begin, end - 1)] + 1
+
+
+def _squeeze(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _check_words(text: Text) -> None:
+    """Refuse what is no word, no gap, or no text."""
+    if not text.words:
+        raise InputError(f"text {text.text_id} has no words; remove it")
+    if len(text.spacing) != len(text.words):
+        raise InputError(f"text {text.text_id} has {len(text.words)} words and {len(text.spacing)} gaps; give one each")
+    for i, (word, gap) in enumerate(zip(text.words, text.spacing, strict=True), 1):
+        if not word or word != word.strip():
+            raise InputError(f"word {i} is {word!r}; a word has no white space around it, and is not empty")
+        if gap.strip():
+            raise InputError(f"before word {i} stands {gap!r}; there may be white space, or nothing")
+    try:
+        text.characters.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"text {text.text_id} holds half a character (a lone surrogate); mend the text") from None
+
+
+def _places(text: Text) -> np.ndarray:
+    """Of each character of a text, the number of its word, `CONTEXT`, or `NONE` between words."""
+    lengths = [len(text.context)]
+    numbers = [CONTEXT]
+    for i, (gap, word) in enumerate(zip(text.spacing, text.words, strict=True)):
+        lengths += [len(gap), len(word)]
+        numbers += [NONE, i]
+    return np.repeat(np.array(numbers), lengths)
+
+
+def _spelling_backend(backend: Tokenizer, contents: set[str]) -> tuple[Tokenizer, dict[int, int]]:
+    """A copy of a fast tokenizer that never gives certain tokens, and how ids of the copy have to be changed.
+
+    To skip a control token when it is looked for is not enough: a vocabulary that names it can find it as a word
+    (Unigram) or put it together (BPE), so there it gets a name that no text has.
+
+    Args:
+        backend: the tokenizer.
+        contents: the tokens.
+    """
+    state = json.loads(backend.to_str())
+    state["post_processor"] = state["truncation"] = state["padding"] = None
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] in contents
+    model = state["model"]
+
+    def renamed(token: str) -> str:
+        return HIDDEN + token if token in contents else token
+
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {renamed(token): i for token, i in vocabulary.items()}
+    elif vocabulary is not None:
+        model["vocab"] = [[renamed(token), score] for token, score in vocabulary]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = renamed(model["unk_token"])
+    if model.get("merges"):
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if "".join(pair) not in contents]
+    copy = Tokenizer.from_str(json.dumps(state))
+    copy.encode_special_tokens = True
+    # Added tokens that lie beyond the vocabulary are numbered anew in a copy.
+    kept = [token["content"] for token in state["added_tokens"] if token["content"] not in contents]
+    numbers = {copy.token_to_id(content): backend.token_to_id(content) for content in kept}
+    return copy, {new: old for new, old in numbers.items() if new != old}

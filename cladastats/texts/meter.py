@@ -1,294 +1,330 @@
-"""What every word of a text costs a model.
+"""What every word of a text costs a model, any causal language model that transformers opens.
 
-Columns of the table, a row per word (words are what white space separates):
+Columns of the table, a row per word:
 
-surprisal_bits          of the word, its boundary corrected: summed over its tokens, as the tokens of most models carry
-                        the space before a word, the chance that a word begins is moved to the word before it (Pimentel
-                        and Meister 2024, arXiv 2406.14561; Oh and Schuler 2024, arXiv 2406.10851)
+surprisal_bits          of the word. Where tokens carry the white space before a word, its boundaries are corrected:
+                        the chance that a word begins is moved to the word before it (Pimentel and Meister 2024, arXiv
+                        2406.14561; Oh and Schuler 2024, arXiv 2406.10851). Nothing is corrected where two words are
+                        attached to each other, where white space is a token of its own that belongs to no word (a
+                        paragraph break), and with a tokenizer whose tokens carry no white space
 surprisal_tokens_bits   the plain sum over its tokens
 entropy_bits            of the distribution that predicts its first token
+tokens                  how many
+hidden_norm             of the last layer's output, mean over its tokens; absent where the layers cannot be told
+position                in its text, from 1 on
+length                  letters and digits, or all characters where there are none
+frequency_zipf          log10 per billion words (wordfreq), without punctuation; 0 where unknown; absent where there is
+                        no list of the language
+
+Where the neurons of the model's family are known, and thresholds of them:
+
 effort                  share of the neurons with magnitude c_i = |h_i| ||w_down_i|| >= tau_l (Eqs. 9 and 10 of arXiv
                         2502.19078), mean over its tokens and the layers; the load rule is off, or surprisal would be
                         built in
-effort_00, ...          the same of each layer
 effort_load             as effort, thresholds times 1 + lambda [s > tau_s] + gamma [H > tau_H] (Eq. 11) of the token,
                         by the paper's lambda and gamma unless others are given
 magnitude               mean over layers of the summed c_i, mean over its tokens
-hidden_norm             of the last layer's output, mean over its tokens
-tokens                  how many
-length                  letters and digits, or all characters where there are none
-frequency_zipf          log10 per billion words (wordfreq), without punctuation; 0 where unknown
-position                in its text, from 1 on
+effort_00, ...          effort of each layer
+
+A text begins after the start token (`alignment.start_token`), so that its first word has a surprisal too.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
-from transformers import DynamicCache
 
-from clada.errors import InputError
+from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
-from clada.methods.rules import magnitude
-from clada.models.architectures import check_length, decoder_layers, down_norms, positions_of
-from clada.models.hooks import Hooks, observe_activations
-from clada.models.open import bos_tokens, load_model
-from clada.surprisal import surprisal_and_entropy_bits
-from cladastats.activations.attention import causal_blocks
+from clada.models.architectures import check_length, positions_of
+from clada.models.open import check_device as check_name
+from clada.models.open import load_model
 from cladastats.language import PUNCTUATION, language
-from cladastats.texts.alignment import end_of_text, tokens_of, word_boundaries
-from cladastats.texts.effort import effort_rule
+from cladastats.texts.alignment import Aligned, Aligner, start_token, word_boundaries
+from cladastats.texts.effort import EffortRule, calibrated_rule
+from cladastats.texts.reading import Reader, Tokens, check_device
 from cladastats.texts.text import Text
 
-WORDS_SCHEMA = "cladastats/words/1"  # what the columns are, for tables that are kept
+WORDS_SCHEMA = "cladastats/words/2"  # what the columns are, for tables that are kept
 
 WINDOW = 2048  # tokens; longer texts are read in windows that overlap by half
 
 LEAST_WINDOW = 16
 
-# Tokens whose logits are in memory at once: 134 MB in float32 at Gemma's 262,144 words, with copies in float64.
-SEGMENT = 128
 
-
-def word_table(
+def measure_texts(
     model: str,
     texts: Sequence[Text],
     *,
-    plan: str | None = None,
-    max_loss: float | None = None,
-    keep: float | None = None,
-    coefficients: str = "paper",
+    revision: str | None = None,
+    device: str = "cpu",
     window: int | None = None,
+    effort: EffortRule | None = None,
+    language: str | None = "en",
 ) -> pd.DataFrame:
     """Measure texts on a model, each by itself.
 
     Args:
-        model: any name of a model.
+        model: any name of a causal language model that `clada.load_model` opens.
         texts: the texts.
-        plan: whose calibration text the magnitudes' quantiles are of; None: the model's own plan.
-        max_loss: rise of perplexity within which neurons below the threshold may be left out; None: 2 %.
-        keep: share of the neurons to call needed instead, over the plan's calibration text.
-        coefficients: the load rule of `effort_load`: a `coefficients.json`, or `paper`.
-        window: tokens; None: 2,048, or what the model's positions reach.
+        revision: branch, tag or commit of a hub id.
+        device: "cpu", "cuda" or "mps".
+        window: tokens read at once; None: 2,048, or what the model's positions reach.
+        effort: thresholds, of `effort_rule`; None: no columns of effort.
+        language: code that word frequencies are looked up by; None: no such column.
 
     Returns:
-        `text_id`, `word_index` (from 1 on), `word`, and the columns above.
+        `text_id`, `word_index` (from 1 on), `word`, and the columns above, in the order of texts and words;
+        `attrs["words"]` has what `Meter.facts` says.
 
     Raises:
-        ModelError, InputError: no such model, or no plan of it.
+        ModelError, InputError: no such model, or a text, window or device that it cannot read.
     """
-    thresholds, rule = effort_rule(model, plan, max_loss, keep, resolve_coefficients(coefficients))
-    return measure_texts(model, texts, thresholds, rule, window)
+    return opened_meter(model, texts, revision, device, window=window, effort=effort, language=language).measure(texts)
 
 
-def measure_texts(
-    model: str, texts: Sequence[Text], thresholds: np.ndarray, rule: Coefficients, window: int | None = None
-) -> pd.DataFrame:
-    """Measure texts by thresholds and a load rule that are known, as `word_table` does.
+def opened_meter(
+    model: str, texts: Sequence[Text], revision: str | None = None, device: str = "cpu", **options: Any
+) -> Meter:
+    """A model opened and made ready to measure texts; on another device than the CPU only where both agree.
 
     Args:
-        model: any name of a model.
-        texts: the texts.
-        thresholds: [layers], of magnitudes.
-        rule: of `effort_load`, with its taus.
-        window: tokens; None: 2,048, or what the model's positions reach.
+        model: as in `measure_texts`.
+        texts: the first is measured on both devices.
+        revision: as there.
+        device: as there.
+        **options: of `Meter`.
 
     Raises:
-        ModelError, InputError: no such model, or a window that it cannot read.
+        ModelError: surprisal differs from the CPU's by more than 1e-3 bits.
     """
-    opened, tokenizer = load_model(model)
-    meter = Meter(opened, tokenizer, thresholds, rule, window)
-    tables = []
-    for text in tqdm(texts, unit="text", desc="words", file=sys.stderr, leave=False):
-        table = meter.measure(text.words)
-        table.insert(0, "text_id", text.text_id)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    if device != "mps":
+        check_name(device)
+    elif not _has_mps():
+        raise ModelError("this machine has no MPS device that torch can use: choose device cpu")
+    opened, tokenizer = load_model(model, revision=revision)
+    meter = Meter(opened, tokenizer, **options)
+    if device == "cpu":
+        return meter
+    some = [meter.aligner.align(text).ids[: meter.window - 1] for text in texts[:1]]
+    on_cpu = meter.reader().read(some)[0]
+    meter = Meter(opened.to(device), tokenizer, **options)
+    check_device(on_cpu, meter.reader().read(some)[0], device)
+    return meter
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What is measured at each of n tokens, L layers.
+def _has_mps() -> bool:
+    import torch
 
-    Attributes:
-        surprisal: [n] bits.
-        entropy: [n] bits, of the distribution that predicts it.
-        boundary_before: [n] log2 of the chance that a word begins there.
-        boundary_after: [n] the same after it.
-        effort: [n, L].
-        effort_load: [n].
-        magnitude: [n].
-        hidden_norm: [n].
-    """
-
-    surprisal: np.ndarray
-    entropy: np.ndarray
-    boundary_before: np.ndarray
-    boundary_after: np.ndarray
-    effort: np.ndarray
-    effort_load: np.ndarray
-    magnitude: np.ndarray
-    hidden_norm: np.ndarray
+    return torch.backends.mps.is_available()
 
 
 class Meter:
     """Measures words on an open model.
 
     Args:
-        model: a transformers model.
-        tokenizer: its tokenizer, a fast one.
-        thresholds: [layers], of magnitudes.
-        rule: of `effort_load`, with its taus.
-        window: tokens read at once; None: 2,048, or what the model's positions reach.
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        effort: thresholds of its neurons; None: no columns of effort.
+        window: tokens read at once, the start token included; None: 2,048, or what the model's positions reach.
+        language: code that word frequencies are looked up by; None: no such column.
         boundaries: ids of the tokens that begin a word; None: those that begin with white space, and the end of a text.
+
+    Attributes:
+        aligner: gives words their tokens.
+        window: the tokens.
+        start: the token that every text begins after.
 
     Raises:
         ModelError: the window is longer than the model's positions.
+        InputError: it is too short, or the tokenizer has no token that a text could begin after.
     """
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
-        thresholds: np.ndarray,
-        rule: Coefficients,
+        effort: EffortRule | None = None,
         window: int | None = None,
+        language: str | None = "en",
         boundaries: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.rule = model, tokenizer, rule
-        self.thresholds = torch.from_numpy(np.asarray(thresholds, np.float32)).to(model.device)
-        self.norms = down_norms(model).to(model.device)
-        positions = positions_of(model.config) or WINDOW
-        self.window = min(WINDOW, positions) if window is None else window
+        self.model, self.tokenizer, self.effort, self.language = model, tokenizer, effort, language
+        self.window = min(WINDOW, positions_of(model.config) or WINDOW) if window is None else window
         if self.window < LEAST_WINDOW:
             raise InputError(f"a window of {self.window} tokens is too short; use --window {LEAST_WINDOW} or more")
         check_length(model.config, self.window, "use a shorter --window")
-        # A text begins after the token that stands between documents, where the tokenizer has none of its own.
-        self.start = bos_tokens(tokenizer) or [end_of_text(tokenizer)]
-        chosen = word_boundaries(tokenizer) if boundaries is None else boundaries
-        self.boundaries = torch.tensor(sorted(chosen), device=model.device)
+        self.start, self.aligner, self._said = start_token(tokenizer), Aligner(tokenizer), set[str]()
+        self._boundaries = word_boundaries(tokenizer) if boundaries is None else list(boundaries)
 
-    def measure(self, words: Sequence[str]) -> pd.DataFrame:
-        """Measure one text.
+    def calibrate(self, texts: Sequence[Text], keep: float | None = None, coefficients: Coefficients | None = None) -> None:
+        """Take thresholds from texts, as `calibrated_rule` does.
 
         Args:
-            words: without white space in them.
-
-        Returns:
-            a row per word: `word_index`, `word` and the columns of this module.
+            texts: in the language that will be measured.
+            keep: share of the neurons to call needed; None: 0.6.
+            coefficients: the load rule; None: the paper's.
 
         Raises:
-            InputError: a token of this tokenizer reaches over two words.
+            ModelError: where this model's neurons are is not known.
         """
-        ids, owner = tokens_of(words, self.tokenizer)
-        tokens = self._tokens(ids)
-        n = len(words)
-        first = np.searchsorted(owner, np.arange(n))
-        last = np.searchsorted(owner, np.arange(n), side="right") - 1
-        count = np.bincount(owner, minlength=n)
+        ids = [[self.start, *self.aligner.align(text).ids[: self.window - 1]] for text in texts]
+        rule = resolve_coefficients("paper") if coefficients is None else coefficients
+        self.effort = calibrated_rule(self.model, ids, keep, rule)
 
-        def total(values: np.ndarray) -> np.ndarray:
-            return np.bincount(owner, values, n)
+    def reader(self, lens: bool = False) -> Reader:
+        """What reads the texts' tokens; with a lens, every layer."""
+        return Reader(self.model, self.start, self.window, self._boundaries, self.effort, lens)
 
-        plain = total(tokens.surprisal)
-        before = tokens.boundary_before[first]
-        before[0] = 0.0  # a text begins with a word
-        effort = np.stack([total(layer) / count for layer in tokens.effort.T], 1)
-        bare = [word.strip(PUNCTUATION) for word in words]
-        letters = [sum(map(str.isalnum, word)) for word in words]
-        return pd.DataFrame(
-            {
-                "word_index": np.arange(1, n + 1),
-                "word": list(words),
-                # log2 p(word) = log2 p(tokens) - log2 p(a word begins before it) + log2 p(one begins after it)
-                "surprisal_bits": plain + before - tokens.boundary_after[last],
-                "surprisal_tokens_bits": plain,
-                "entropy_bits": tokens.entropy[first],
-                "effort": effort.mean(1),
-                "effort_load": total(tokens.effort_load) / count,
-                "magnitude": total(tokens.magnitude) / count,
-                "hidden_norm": total(tokens.hidden_norm) / count,
-                "tokens": count,
-                "length": [n_letters or len(word) for n_letters, word in zip(letters, words, strict=True)],
-                "frequency_zipf": [language().zipf_frequency(word) for word in bare],
-                "position": np.arange(1, n + 1),
-                **{f"effort_{i:02d}": effort[:, i] for i in range(effort.shape[1])},
-            }
-        )
+    def measure(self, texts: Sequence[Text]) -> pd.DataFrame:
+        """Measure texts.
 
-    def _tokens(self, ids: Sequence[int]) -> Tokens:
-        """Measure tokens, each after at least half a window of what is before it, or all of that."""
-        room = self.window - len(self.start)
-        if len(ids) <= room:
-            return self._window(ids)
-        kept: list[Tokens] = []
-        done = 0
-        while done < len(ids):
-            begin = max(0, min(done - room // 2, len(ids) - room))
-            end = begin + room
-            window = self._window(ids[begin:end])
-            kept.append(Tokens(**{name: value[done - begin :] for name, value in vars(window).items()}))
-            done = end
-        return Tokens(**{name: np.concatenate([getattr(part, name) for part in kept]) for name in vars(kept[0])})
+        Args:
+            texts: each is read by itself.
 
-    @torch.inference_mode()
-    def _window(self, ids: Sequence[int]) -> Tokens:
-        device = self.model.device
-        everything = torch.tensor([*self.start, *ids], dtype=torch.long, device=device)
-        skipped, layers = len(self.start), len(self.thresholds)
-        efforts = torch.zeros(len(everything), layers)
-        factors = self.rule.factors()  # of the four states of load
-        loaded = torch.zeros(len(everything), len(factors))
-        magnitudes, norms = torch.zeros(len(everything), layers), torch.zeros(len(everything))
-        begin = 0
+        Returns:
+            as `measure_texts`.
 
-        def seen(layer: int, activations: torch.Tensor) -> None:
-            c = magnitude(activations.float(), self.norms[layer])
-            rows = slice(begin, begin + len(c))
-            efforts[rows, layer] = (c >= self.thresholds[layer]).float().mean(-1).cpu()
-            magnitudes[rows, layer] = c.sum(-1).cpu()
-            for state, factor in enumerate(factors):
-                loaded[rows, state] += (c >= factor * self.thresholds[layer]).float().mean(-1).cpu() / layers
+        Raises:
+            InputError: a word has no token of its own, or a token reaches over two words.
+        """
+        aligned, read = self.read(texts)
+        return self.table(texts, aligned, read)
 
-        def left(_module: Any, _inputs: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
-            states = states.reshape(-1, states.shape[-1])
-            norms[begin : begin + len(states)] = states.float().norm(dim=-1).cpu()
+    def read(self, texts: Sequence[Text], lens: bool = False) -> tuple[list[Aligned], list[Tokens]]:
+        """The tokens of texts, and what the model gives at each; what should be said of them goes to stderr.
 
-        cache = DynamicCache(config=self.model.config)
-        surprisal, entropy, boundary = [], [], []
-        with causal_blocks(self.model), observe_activations(self.model, seen), Hooks() as hooks:
-            hooks.after(decoder_layers(self.model)[-1], left)
-            for begin in range(0, len(everything), SEGMENT):
-                segment = everything[begin : begin + SEGMENT]
-                logits = self.model(segment[None], past_key_values=cache, use_cache=True).logits[0]
-                # The token that each position predicts; the last position's is not known and not used.
-                targets = torch.cat([everything[begin + 1 : begin + 1 + len(segment)], segment[-1:]])[: len(segment)]
-                s, h = surprisal_and_entropy_bits(logits, targets)
-                mass = logits.double().logsumexp(-1)
-                begins = logits[:, self.boundaries].double().logsumexp(-1)
-                surprisal.append(s.cpu())
-                entropy.append(h.cpu())
-                boundary.append(((begins - mass) / math.log(2)).cpu())
-        before = slice(skipped - 1, -1)  # the positions that predict the tokens
-        chance = torch.cat(boundary).numpy()
-        bits, uncertainty = torch.cat(surprisal).numpy()[before], torch.cat(entropy).numpy()[before]
-        states = [2 * by_surprisal + by_entropy for by_surprisal, by_entropy in map(self.rule.loads, bits, uncertainty)]
-        return Tokens(
-            surprisal=bits,
-            entropy=uncertainty,
-            effort_load=loaded[skipped:].double().numpy()[np.arange(len(ids)), states],
-            boundary_before=chance[before],
-            boundary_after=chance[skipped:],
-            effort=efforts[skipped:].double().numpy(),
-            magnitude=magnitudes[skipped:].double().mean(1).numpy(),
-            hidden_norm=norms[skipped:].double().numpy(),
-        )
+        Args:
+            texts: the texts.
+            lens: of every layer.
+        """
+        if not texts:
+            raise InputError("there are no texts to measure; give at least one")
+        aligned = [self.aligner.align(text) for text in texts]
+        for kind, line in self.aligner.notes.items():
+            if kind not in self._said:
+                print(f"cladastats: {line}", file=sys.stderr)
+        self._said |= self.aligner.notes.keys()
+        return aligned, self.reader(lens).read([a.ids for a in aligned])
+
+    def table(self, texts: Sequence[Text], aligned: Sequence[Aligned], read: Sequence[Tokens]) -> pd.DataFrame:
+        """The table of words, of what was read."""
+        words = Words(aligned)
+        found = {
+            "surprisal_bits": words.corrected([t.surprisal[-1] for t in read], read, -1),
+            "surprisal_tokens_bits": words.total([t.surprisal[-1] for t in read]),
+            "entropy_bits": words.first([t.entropy[-1] for t in read]),
+            "tokens": words.tokens,
+        }
+        if read[0].hidden_norm is not None:
+            found["hidden_norm"] = words.mean([t.hidden_norm[-1] for t in read if t.hidden_norm is not None])
+        if read[0].effort is not None:
+            efforts = [t.effort for t in read if t.effort is not None]
+            layers = np.stack([words.mean([e[i] for e in efforts]) for i in range(len(efforts[0]))])
+            found["effort"] = layers.mean(0)
+            found["effort_load"] = words.mean([t.effort_load for t in read if t.effort_load is not None])
+            found["magnitude"] = words.mean([t.magnitude for t in read if t.magnitude is not None])
+        table = word_rows(texts)
+        named = lexical_columns(table["word"].tolist(), self.language)
+        columns = {**found, "position": table["word_index"].to_numpy(), **named}
+        if read[0].effort is not None:
+            columns |= {f"effort_{i:02d}": layer for i, layer in enumerate(layers)}
+        table = pd.concat([table, pd.DataFrame(columns)], axis=1)
+        table.attrs["words"] = self.facts()
+        return table
+
+    def facts(self) -> dict[str, Any]:
+        """What the numbers are of, for metadata: start token, window, correction, device, dtype, thresholds."""
+        return {
+            "schema": WORDS_SCHEMA,
+            "model": self.model.name_or_path,
+            "model_class": type(self.model).__name__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "unit": "bits",
+            "start_token": self.tokenizer.convert_ids_to_tokens(self.start),
+            "window": self.window,
+            "correction": "white space before words" if self._boundaries else "none",
+            "effort": None if self.effort is None else self.effort.source,
+            "language": self.language,
+        }
+
+
+def word_rows(texts: Sequence[Text]) -> pd.DataFrame:
+    """`text_id`, `word_index` and `word` of every word."""
+    return pd.DataFrame(
+        {
+            "text_id": [text.text_id for text in texts for _ in text.words],
+            "word_index": np.concatenate([np.arange(1, len(text.words) + 1) for text in texts]),
+            "word": [word for text in texts for word in text.words],
+        }
+    )
+
+
+def lexical_columns(words: Sequence[str], code: str | None) -> dict[str, Any]:
+    """What is known of words without a model: `length`, and `frequency_zipf` where there is a list of the language.
+
+    Args:
+        words: as they stand in the text.
+        code: of the language; None: no frequencies.
+
+    Raises:
+        InputError: there is no language of that code.
+    """
+    letters = [sum(map(str.isalnum, word)) for word in words]
+    columns: dict[str, Any] = {"length": [n or len(word) for n, word in zip(letters, words, strict=True)]}
+    # Without a list of the language there is no frequency, which is not a frequency of zero.
+    if code is not None and (known := language(code)).has_frequencies:
+        columns["frequency_zipf"] = [known.zipf_frequency(word.strip(PUNCTUATION)) for word in words]
+    return columns
+
+
+class Words:
+    """Sums over the tokens of words, of W words of several texts.
+
+    Args:
+        aligned: the texts.
+
+    Attributes:
+        tokens: [W] how many each has.
+    """
+
+    def __init__(self, aligned: Sequence[Aligned]) -> None:
+        before = np.cumsum([0, *(len(a.opens) for a in aligned)])
+        owner = np.concatenate([np.where(a.owner < 0, -1, a.owner + n) for a, n in zip(aligned, before, strict=False)])
+        self._owned = np.flatnonzero(owner >= 0)
+        self._owner = owner[self._owned]
+        self.tokens = np.bincount(self._owner, minlength=int(before[-1]))
+        ends = np.cumsum(self.tokens)
+        self._first, self._last = self._owned[ends - self.tokens], self._owned[ends - 1]
+        self._opens, self._closes = (np.concatenate([getattr(a, name) for a in aligned]) for name in ("opens", "closes"))
+
+    def total(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """[W] sums of values of tokens, text by text."""
+        return np.bincount(self._owner, np.concatenate(values)[self._owned], len(self.tokens))
+
+    def mean(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """[W] means over the tokens."""
+        return self.total(values) / self.tokens
+
+    def first(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """[W] values of the first tokens."""
+        return np.concatenate(values)[self._first]
+
+    def corrected(self, surprisal: Sequence[np.ndarray], read: Sequence[Tokens], readout: int) -> np.ndarray:
+        """[W] surprisal, boundaries corrected.
+
+        log2 p(word) = log2 p(tokens) - log2 p(a word begins before it) + log2 p(one begins after it).
+
+        Args:
+            surprisal: of tokens, text by text.
+            read: has the chances.
+            readout: of them, which.
+        """
+        before = np.concatenate([tokens.boundary_before[readout] for tokens in read])[self._first]
+        after = np.concatenate([tokens.boundary_after[readout] for tokens in read])[self._last]
+        return self.total(surprisal) + np.where(self._opens, before, 0.0) - np.where(self._closes, after, 0.0)

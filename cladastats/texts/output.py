@@ -126,14 +126,14 @@ def _write_excel(path: Path, table: pd.DataFrame) -> None:
         raise InputError("a word holds a control character, which Excel cannot hold; write .csv or .parquet") from None
 
 
-def write_figure(path: Path, drawn: pd.DataFrame | None) -> None:
+def write_figure(path: Path, drawn: pd.DataFrame) -> None:
     """Draw layers by words beside their table, as PDF and PNG.
 
     Args:
         path: of the long table.
         drawn: the rows of one text, without the stimuli's columns.
     """
-    from cladastats.texts.layers import layer_figure  # type: ignore[import-not-found]
+    from cladastats.texts.layers import layer_figure
 
     figure = layer_figure(drawn)
     with ExitStack() as files:
@@ -152,13 +152,14 @@ def describe(table: pd.DataFrame, measured: Mapping[str, Any], source: Path | No
         measured: what is known of the measurement.
         source: the file of the stimuli.
     """
-    found: dict[str, Any] = {"schema": METADATA_SCHEMA, **measured}
+    found: dict[str, Any] = {**measured, "schema": METADATA_SCHEMA}
     if source is not None:
         found["source"] = {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
     found["rows"] = len(table)
     found["columns"] = {str(name): str(table[name].dtype) for name in table.columns}
     found["units"] = {name: unit for name, unit in UNITS.items() if name in table.columns}
-    found["correction"] = {"surprisal_bits": CORRECTION}
+    if found.get("correction") != "none":
+        found["correction"] = {"surprisal_bits": CORRECTION}
     found["packages"] = {"clada": _version("clada"), **{name: _version(name) for name in PACKAGES}}
     return found
 

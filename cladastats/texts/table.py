@@ -13,16 +13,15 @@ import pandas as pd
 from clada.errors import InputError
 from clada.methods.coefficients import resolve_coefficients
 from clada.models.open import model_revision
-from cladastats.language import PUNCTUATION, Language
+from cladastats.language import Language
 from cladastats.language import language as language_of
 from cladastats.texts.effort import effort_rule
-from cladastats.texts.meter import measure_texts
+from cladastats.texts.layers import MOST_WORDS, layer_tables
+from cladastats.texts.meter import opened_meter
 from cladastats.texts.output import describe
 from cladastats.texts.stimuli import Stimuli, running_texts, table_texts
 from cladastats.texts.tablefile import TableFile
 from cladastats.texts.text import Text
-
-WORDS_OF_A_FIGURE = 40  # more cannot be read
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def measure_stimuli(stimuli: Stimuli, language: Language, settings: Settings) ->
         words["frequency_zipf"] = np.nan
     facts = {
         "model": settings.model,
-        "revision": model_revision(settings.model),
+        "revision": model_revision(settings.model, settings.revision),
         "device": settings.device,
         **facts,
         "language": language.code,
@@ -210,7 +209,7 @@ def measure_stimuli(stimuli: Stimuli, language: Language, settings: Settings) ->
     table = _beside(stimuli, words, same, said=True)
     if long is None:
         return Measured(table, None, None, facts)
-    first = long[(long["text_id"] == same[0]) & (long["word_index"] <= WORDS_OF_A_FIGURE)]
+    first = long[(long["text_id"] == same[0]) & (long["word_index"] <= MOST_WORDS)]
     return Measured(table, _beside(stimuli, long, same, said=False), first, facts)
 
 
@@ -261,10 +260,17 @@ def _measure(
     texts: Sequence[Text], language: Language, settings: Settings
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
     """The one place where texts meet the model: rows in the order of texts and words; a long table of layers."""
-    thresholds, rule = effort_rule(
-        settings.model, settings.plan, settings.max_loss, settings.keep, resolve_coefficients(settings.coefficients)
-    )
-    words = measure_texts(settings.model, texts, thresholds, rule, settings.window)
-    if language.has_frequencies:
-        words["frequency_zipf"] = [language.zipf_frequency(word.strip(PUNCTUATION)) for word in words["word"]]
-    return words, None, {}
+    coefficients = resolve_coefficients(settings.coefficients)
+    rule = None
+    if settings.effort and not settings.calibrate:
+        rule = effort_rule(
+            settings.model, settings.plan, settings.max_loss, settings.keep, coefficients, settings.revision
+        )
+    meter = opened_meter(
+        settings.model, texts, settings.revision, settings.device, window=settings.window, effort=rule,
+        language=language.code if language.has_frequencies else None,
+    )  # fmt: skip
+    if settings.calibrate:
+        meter.calibrate(texts, settings.keep, coefficients)
+    words, long = layer_tables(meter, texts) if settings.layers else (meter.measure(texts), None)
+    return words, long, {**meter.facts(), "tokenizer": list(meter.aligner.notes.values())}
