@@ -41,7 +41,7 @@ DESIGNS = {
     "24 texts of 30 words, 16 subjects": (24, 30, 16, 15),
     "6 texts of 100 words, 12 subjects": (6, 100, 12, 12),
 }
-SAMPLES = {"none": 1000, "one test": 300, "of twelve": 300}
+SAMPLES = {"none": 400, "one test": 200, "of twelve": 200}
 FAMILIES = {"one test": 1, "of twelve": 12}
 BATCH = 50
 COLUMNS = ("length", "frequency_zipf", "tokens", "hidden_norm", "surprisal_bits", "entropy_bits", "effort")
