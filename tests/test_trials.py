@@ -323,7 +323,10 @@ def test_the_default_model_is_that_of_its_formula(files):
     )
     frame, scales, notes = model_frame(own, formula, files, scaled=True)
     lost = 2 * COUNT * READERS
-    assert notes == [f"{lost:,} of {len(own.frame):,} rows lack a value of the model, words that begin a text too"]
+    assert notes == [
+        f"{lost:,} of {len(own.frame):,} rows lack a value of the model; words that begin a text have none before them",
+        "predictors are in standard deviations; a --formula takes columns as they are",
+    ]
     scaled, plain = mixed_model(frame, formula), mixed_model(own.frame, formula)
     for name, scale in scales.items():  # the same model in other units
         assert scaled.coef[name] / scale["sd"] == pytest.approx(plain.coef[name], rel=1e-4, abs=1e-4)

@@ -31,10 +31,10 @@ import pandas as pd
 from clada.errors import InputError
 from cladastats.language import PUNCTUATION, language
 from cladastats.people.corpora import LEAST_TEXTS, LEAST_WORDS, Measure, ReadingCorpus
-from cladastats.people.density import FOLDS, Rows
-from cladastats.people.evidence import RESAMPLES, SEED, effects, gain
-
-__all__ = ["BINS", "FOLDS", "RESAMPLES", "SEED", "SHUFFLES", "STEPS", "analyse", "prepared"]
+from cladastats.people.density import FOLDS as FOLDS  # with the constants below, what results depend on
+from cladastats.people.density import Rows
+from cladastats.people.evidence import RESAMPLES as RESAMPLES
+from cladastats.people.evidence import SEED, effects, gain
 
 STEPS = ("surprisal", "entropy", "effort")
 

@@ -244,7 +244,8 @@ def model_frame(
     notes = []
     if not complete.all():
         notes.append(
-            f"{int((~complete).sum()):,} of {len(frame):,} rows lack a value of the model, words that begin a text too"
+            f"{int((~complete).sum()):,} of {len(frame):,} rows lack a value of the model; words that begin a text "
+            "have none before them"
         )
     frame = frame[complete].reset_index(drop=True)
     check_enough(frame[outcome], outcome, path, LEAST_ROWS, notes)
@@ -252,6 +253,7 @@ def model_frame(
     notes += check_columns(frame, numbers, path)  # the measure with them: it must not be one of its predictors
     scales: dict[str, Any] = {}
     if scaled:
+        notes.append("predictors are in standard deviations; a --formula takes columns as they are")
         for name in numbers[1:]:
             mean, deviation = float(frame[name].mean()), float(frame[name].std())
             scales[name] = {"mean": mean, "sd": deviation}
@@ -367,7 +369,8 @@ def _numeric(trials: pd.DataFrame, names: set[str | None], decimal: str) -> pd.D
 
 def _measure(name: str, asked: Asked) -> Measure:
     least, most = asked.plausible or (None, None)
-    return Measure(name, asked.unit, sign=0, confirmatory=True, least=least, most=most)
+    sign = 1 if asked.unit == "ms" else 0  # reading takes longer where words are more surprising
+    return Measure(name, asked.unit, sign=sign, confirmatory=True, least=least, most=most)
 
 
 def _as_corpus(

@@ -138,15 +138,15 @@ def show(table: pd.DataFrame, fmt: str) -> str:
     over = pooled_table(table)
     if len(over):
         parts.append((_pooled_cells(over), POOLED_CAPTION))
-    return "\n\n".join(_written(cells, caption, fmt) for cells, caption in parts)
+    return "\n\n".join(_written(cells, caption, fmt, f"human-{part}") for part, (cells, caption) in enumerate(parts))
 
 
-def _written(cells: pd.DataFrame, caption: Sequence[str], fmt: str) -> str:
+def _written(cells: pd.DataFrame, caption: Sequence[str], fmt: str, name: str) -> str:
     align = ["left"] * cells.shape[1]
     if fmt == "latex":
         return latex_table(cells, caption, align, index=False)
     if fmt == "html":
-        return html_table(cells, caption, "human", index=False)
+        return html_table(cells, caption, name, index=False)
     return " ".join(f"{line}." for line in caption) + "\n\n" + plain_table(cells, fmt, align, index=False)
 
 
