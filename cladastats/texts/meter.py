@@ -33,13 +33,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from clada.errors import InputError, ModelError
-from clada.methods.coefficients import Coefficients, resolve_coefficients
+from clada.methods.coefficients import PAPER, Coefficients, resolve_coefficients
 from clada.models.architectures import check_length, positions_of
 from clada.models.open import check_device as check_name
 from clada.models.open import load_model
@@ -189,19 +190,18 @@ class Meter:
         self.start, self.aligner, self._said = start_token(tokenizer), Aligner(tokenizer), set[str]()
         self._boundaries = word_boundaries(tokenizer) if boundaries is None else list(boundaries)
 
-    def calibrate(self, texts: Sequence[Text], keep: float | None = None, coefficients: Coefficients | None = None) -> None:
+    def calibrate(self, texts: Sequence[Text], keep: float | None = None, rule: Coefficients = PAPER) -> None:
         """Take thresholds from texts, as `calibrated_rule` does.
 
         Args:
             texts: in the language that will be measured.
             keep: share of the neurons to call needed; None: 0.6.
-            coefficients: the load rule; None: the paper's.
+            rule: of the load; where it has no taus, they are found on the texts too.
 
         Raises:
             ModelError: where this model's neurons are is not known.
         """
         ids = [[self.start, *self.aligner.align(text).ids[: self.window - 1]] for text in texts]
-        rule = resolve_coefficients("paper") if coefficients is None else coefficients
         self.effort = calibrated_rule(self.model, ids, keep, rule)
 
     def reader(self, lens: bool = False) -> Reader:
@@ -307,10 +307,8 @@ def lexical_columns(words: Sequence[str], code: str | None) -> dict[str, Any]:
     columns: dict[str, Any] = {"length": [n or len(word) for n, word in zip(letters, words, strict=True)]}
     if code is not None:
         known = language(code)
-        try:
+        with suppress(LookupError):  # wordfreq has no list of this language: no frequency is no frequency of zero
             columns["frequency_zipf"] = [known.zipf_frequency(word.strip(PUNCTUATION)) for word in words]
-        except LookupError:
-            pass  # wordfreq has no list of this language: no frequency is not a frequency of zero
     return columns
 
 
@@ -332,7 +330,8 @@ class Words:
         self.tokens = np.bincount(self._owner, minlength=int(before[-1]))
         ends = np.cumsum(self.tokens)
         self._first, self._last = self._owned[ends - self.tokens], self._owned[ends - 1]
-        self._opens, self._closes = (np.concatenate([getattr(a, name) for a in aligned]) for name in ("opens", "closes"))
+        self._opens = np.concatenate([a.opens for a in aligned])
+        self._closes = np.concatenate([a.closes for a in aligned])
 
     def total(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """[W] sums of values of tokens, text by text."""
