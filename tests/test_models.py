@@ -12,6 +12,7 @@ import gguf
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -346,17 +347,22 @@ def test_a_hub_that_refuses_or_never_answers(monkeypatch):
 
 
 def test_a_hub_model_opens_offline_from_the_local_hub_cache(tmp_path):
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit, checkpoint = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
     repository = tmp_path / "hub" / "models--somebody--tiny"
-    save_tiny_llama(repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs").mkdir(parents=True)
+    for name, place in (("main", commit), ("step1000", checkpoint)):
+        save_tiny_llama(repository / "snapshots" / place)
+        (repository / "refs" / name).write_text(place)
+    weights = repository / "snapshots" / checkpoint / "model.safetensors"
+    save_file({name: 2 * values for name, values in load_file(weights).items()}, weights, {"format": "pt"})
     script = (
         "from clada.models.open import load_model, model_revision\n"
         "model, tokenizer = load_model('somebody/tiny')\n"
+        "early, _ = load_model('somebody/tiny', revision='step1000')\n"
         "print(model_revision('somebody/tiny'), tokenizer('a e').input_ids)\n"
+        "print(model_revision('somebody/tiny', 'step1000'), bool((early.lm_head.weight == 2 * model.lm_head.weight).all()))\n"
     )
     # A process of its own, because the hub's client reads these variables when it is imported.
     offline = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True)
-    assert finished.stdout == f"{commit} [3, 7]\n", finished.stderr
+    assert finished.stdout == f"{commit} [3, 7]\n{checkpoint} True\n", finished.stderr

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from minicons.scorer import IncrementalLMScorer
+from transformers import AutoConfig
+from word_models import plain
 
 from clada.errors import InputError, ModelError
 from clada.models.architectures import down_norms, down_projections
@@ -13,9 +15,10 @@ from clada.models.open import load_model
 from cladastats.cli import main
 from cladastats.sequences.sources import load_documents
 from cladastats.sequences.windows import separator_token
-from cladastats.texts.alignment import tokens_of, word_boundaries
+from cladastats.texts.alignment import Aligner, word_boundaries
 from cladastats.texts.effort import effort_rule
-from cladastats.texts.meter import Meter
+from cladastats.texts.meter import Meter, lexical_columns
+from cladastats.texts.text import Text
 
 SENTENCE = "Yesterday's “unprecedented” storm, forecasters said, wasn't over: it grew."
 
@@ -38,7 +41,18 @@ def smollm2():
 
 
 def meter_of(opened, **options):
-    return Meter(*opened, *effort_rule(opened[0].name_or_path), **options)
+    return Meter(*opened, effort_rule(opened[0].name_or_path), **options)
+
+
+def measured(meter, words):
+    """The table of one text."""
+    return meter.measure([Text("a", tuple(words))])
+
+
+def aligned(tokenizer, words):
+    """The tokens of a text, and the word of each."""
+    found = Aligner(tokenizer).align(Text("a", tuple(words)))
+    return found.ids, found.owner
 
 
 def test_surprisal_is_that_of_minicons(opened, news):
@@ -52,8 +66,8 @@ def test_surprisal_is_that_of_minicons(opened, news):
     )
     given = list(scorer.bow_subword_idx)  # its correction knows no end of a text
     for words in (SENTENCE.split(), news[:60]):
-        table = meter_of(opened, boundaries=given).measure(words)
-        _, owner = tokens_of(words, tokenizer)
+        table = measured(meter_of(opened, boundaries=given), words)
+        _, owner = aligned(tokenizer, words)
         text = " ".join(words)
         prefixed = text if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else start + text
         for column, corrected in (("surprisal_tokens_bits", False), ("surprisal_bits", True)):
@@ -65,11 +79,11 @@ def test_surprisal_is_that_of_minicons(opened, news):
 def test_the_correction_moves_chance_between_neighbours(smollm2):
     """What one word gains the one before it loses: the sum changes by the text's last boundary alone."""
     meter = meter_of(smollm2)
-    table = meter.measure(SENTENCE.split())
+    table = measured(meter, SENTENCE.split())
     moved = table["surprisal_tokens_bits"] - table["surprisal_bits"]
-    ids, _ = tokens_of(SENTENCE.split(), smollm2[1])
+    ids, _ = aligned(smollm2[1], SENTENCE.split())
     with torch.inference_mode():
-        logits = smollm2[0](torch.tensor([[*meter.start, *ids]])).logits[0, -1].double()
+        logits = smollm2[0](torch.tensor([[meter.start, *ids]])).logits[0, -1].double()
     last = torch.log_softmax(logits, -1)[word_boundaries(smollm2[1])].logsumexp(-1) / np.log(2)
     assert moved.sum() == pytest.approx(float(last), abs=1e-4)
     assert moved.abs().max() > 0.1
@@ -78,23 +92,24 @@ def test_the_correction_moves_chance_between_neighbours(smollm2):
 def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
     """From hooks of the test's own, token by token, over a run of the whole sentence."""
     model, tokenizer = opened
-    thresholds, rule = effort_rule(model.name_or_path)
+    effort = effort_rule(model.name_or_path)
+    thresholds, rule = effort.thresholds, effort.rule
     words = SENTENCE.split()
-    table = Meter(model, tokenizer, thresholds, rule).measure(words)
-    ids, owner = tokens_of(words, tokenizer)
+    table = measured(Meter(model, tokenizer, effort), words)
+    ids, owner = aligned(tokenizer, words)
     meter, seen = meter_of(opened), {}
     handles = [
         layer.register_forward_pre_hook(lambda _m, inputs, i=i: seen.__setitem__(i, inputs[0][0]))
         for i, layer in enumerate(down_projections(model))
     ]
     with torch.inference_mode():
-        hidden = model(torch.tensor([[*meter.start, *ids]]), output_hidden_states=True).hidden_states
+        hidden = model(torch.tensor([[meter.start, *ids]]), output_hidden_states=True).hidden_states
     for handle in handles:
         handle.remove()
     assert len(hidden) == len(seen) + 1
     norms = down_norms(model)
     for word in range(len(words)):
-        tokens = [len(meter.start) + i for i in np.flatnonzero(owner == word)]
+        tokens = [1 + i for i in np.flatnonzero(owner == word)]
         c = torch.stack([seen[layer][tokens].abs() * norms[layer] for layer in seen])  # [layers, tokens, neurons]
         share = (c >= torch.from_numpy(thresholds)[:, None, None]).double().mean(-1).mean(1)
         # A neuron at the threshold may fall on either side: float32 sums in another order.
@@ -112,44 +127,62 @@ def test_effort_is_the_share_of_neurons_above_the_threshold(opened):
     assert (rule.lambda_, rule.gamma) == (-0.8, -0.12)  # the paper's, where none are given
 
 
-def test_segments_change_nothing_and_long_texts_have_half_a_window_of_context(smollm2, news, monkeypatch):
-    whole = meter_of(smollm2).measure(news)
-    monkeypatch.setattr("cladastats.texts.meter.SEGMENT", 17)
+def test_pieces_change_nothing_and_long_texts_have_half_a_window_of_context(smollm2, news, monkeypatch):
+    whole = measured(meter_of(smollm2), news)
+    monkeypatch.setattr("cladastats.texts.reading.LOGITS", 17 * 49152)  # logits of 17 tokens at once
     numbers = [name for name in whole if name not in ("word", "text_id")]
-    pieces = meter_of(smollm2).measure(news)
+    pieces = measured(meter_of(smollm2), news)
     # float32 sums in another order; a neuron at its threshold may flip, one of 1,536 in one of 30 layers
     np.testing.assert_allclose(pieces[numbers], whole[numbers], rtol=1e-3, atol=2e-3)
 
     window = 80
-    found = meter_of(smollm2, window=window).measure(news)
-    ids, owner = tokens_of(news, smollm2[1])
-    room = window - 1
+    found = measured(meter_of(smollm2, window=window), news)
+    ids, owner = aligned(smollm2[1], news)
     assert len(ids) > 2 * window
-    meter = meter_of(smollm2)
-    expected = meter._window(ids[:room]).surprisal
-    while len(expected) < len(ids):
-        begin = min(len(expected) - room // 2, len(ids) - room)
-        expected = np.append(expected, meter._window(ids[begin : begin + room]).surprisal[len(expected) - begin :])
-    np.testing.assert_allclose(found["surprisal_tokens_bits"], np.bincount(owner, expected), atol=1e-3)
+    meter, (before, _) = meter_of(smollm2), plain(smollm2[0], meter_of(smollm2).start, ids, window)
+    expected = -before[np.arange(len(ids)), ids]
+    np.testing.assert_allclose(found["surprisal_tokens_bits"], np.bincount(owner, expected), atol=1e-4)
     # and it is context that counts: after two windows only some words are as surprising as after all before them
     assert (found["surprisal_tokens_bits"] - whole["surprisal_tokens_bits"]).abs().max() > 0.5
+    assert meter.window == 2048
 
 
-def test_words_and_windows_that_cannot_be_measured(smollm2, tmp_path, capsys):
-    with pytest.raises(InputError, match="word 2 is 'b c'"):
-        tokens_of(("a", "b c"), smollm2[1])
-    with pytest.raises(InputError, match="word 1 is ''"):
-        tokens_of(("",), smollm2[1])
+def test_windows_that_cannot_be_measured(smollm2, tmp_path, capsys):
     with pytest.raises(ModelError, match="shorter --window"):
         meter_of(smollm2, window=100_000)
     (tmp_path / "a.txt").write_text("a b c")
     for options, message in (
-        (["--plan", "none"], "effort needs thresholds"),
         (["--out", str(tmp_path)], "is a folder; name a file with --out"),
         (["--window", "1"], "a window of 1 tokens is too short"),
+        (["--keep", "1.5"], "keep 1.5 is outside (0, 1]"),
     ):
         assert main(["words", "--text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "o.csv"), *options]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_model_without_a_plan_has_no_effort_and_one_line_says_what_would_bring_it(tmp_path, capsys):
+    assert effort_rule("smollm2-135m", plan="none") is None
+    assert capsys.readouterr().err == ""
+    for architecture, why in (
+        ("llama", "has no plan; --calibrate, or 'clada calibrate --model"),
+        ("gptj", "the family 'gptj' of"),
+    ):
+        AutoConfig.for_model(architecture).save_pretrained(tmp_path)
+        assert effort_rule(str(tmp_path)) is None
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("cladastats: no columns of effort, as ")
+        assert why in line
+    AutoConfig.for_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no plan for"):
+        effort_rule(str(tmp_path), keep=0.5)
+
+
+def test_frequencies_are_of_a_language():
+    words = ["The", "cat,"]
+    english = lexical_columns(words, "en")
+    assert english["length"] == [3, 3]
+    assert english["frequency_zipf"][0] > english["frequency_zipf"][1] > 3
+    assert list(lexical_columns(["--", "cat"], None).items()) == [("length", [2, 3])]
 
 
 def test_thresholds_that_were_not_measured_are_said(capsys):

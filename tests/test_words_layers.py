@@ -1,9 +1,9 @@
 """Words layer by layer: the last layer is the model, the others are its final norm and head on their hidden states."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tiny_models import tiny_model
 from word_models import ARCHITECTURES, TEXT, bpe, fast, random_model, saved
@@ -160,14 +160,16 @@ def test_the_figure_fits_a_column_and_shows_every_word():
     assert axis.get_ylabel() == "layer (0: embeddings)"
     assert bar.get_ylabel() == "surprisal (bits)"
     (image,) = axis.images
-    shown = image.get_array()
-    np.testing.assert_array_equal(
-        shown, long[long["text_id"] == "a"].sort_values(["layer", "word_index"])["surprisal_bits"].to_numpy().reshape(4, 9)
-    )
-    assert font_manager.FontProperties(size=7).get_size_in_points() <= axis.get_xticklabels()[0].get_fontsize()
-    for rows, message in (
-        (long, "a map is of one text, not of 2"),
-        (long[long["text_id"] == "a"].drop(columns="entropy_bits"), "no 'entropy_bits' to draw; choose one of surprisal"),
+    rows = long[long["text_id"] == "a"].sort_values(["layer", "word_index"])
+    np.testing.assert_array_equal(image.get_array(), rows["surprisal_bits"].to_numpy().reshape(4, 9))
+    assert image.get_cmap().name == "Greys"
+    assert min(label.get_fontsize() for label in axis.get_xticklabels()) >= 7  # points, as journals ask for
+    with pytest.raises(InputError, match="a map is of one text, not of 2"):
+        layer_figure(long)
+    with pytest.raises(
+        InputError, match="no 'effort' to draw; choose one of surprisal_bits, entropy_bits, hidden_norm"
     ):
-        with pytest.raises(InputError, match=message):
-            layer_figure(rows, "surprisal_bits" if "entropy_bits" in rows else "entropy_bits")
+        layer_figure(rows, "effort")
+    longer = pd.concat([rows.assign(word_index=rows["word_index"] + 9 * i) for i in range(5)])
+    with pytest.raises(InputError, match="45 words are too many"):
+        layer_figure(longer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +185,7 @@ class Aligner:
     def _said_of(self, characters: str, read: str, ids: Sequence[int]) -> None:
         """Note what a tokenizer did to a text before it cut it into tokens."""
         if "unknown" not in self.notes and self.tokenizer.unk_token_id in ids:
-            self._note("unknown", "the tokenizer does not know some characters; their surprisal is of its unknown token")
+            self._note("unknown", "the tokenizer does not know some characters; their surprisal is its unknown token's")
         typed, got = characters.split(), read.split()
         if "changed" not in self.notes and "".join(typed) != "".join(got):
             before, after = next((a, b) for a, b in zip([*typed, ""], [*got, ""], strict=False) if a != b)
@@ -231,14 +232,19 @@ class Aligner:
                 unknown = True
                 continue
             group.append(i)
-            piece = _squeeze(tokenizer.decode(group, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-            at = known.find(piece, place, unknown)
+            decoded = tokenizer.decode(group, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if decoded and not decoded.strip():
+                spans += [known.gap(place)] * len(group)
+                group = []
+                continue
+            piece = _squeeze(decoded)
+            at = known.find(piece, place, unknown) if piece else None  # nothing yet: the first bytes of a character
             if at is None:
                 if len(group) == LONGEST_GROUP:
                     break
                 continue
             spans += [known.span(at, at + len(piece))] * len(group)
-            place, unknown, group = at + len(piece), unknown and not piece, []
+            place, unknown, group = at + len(piece), False, []
         place = known.word_end(place) if unknown else place
         if group or place < len(known.letters):
             near = characters[known.origin[place] :][:20] if place < len(known.letters) else characters[-20:]
@@ -263,11 +269,11 @@ class _Squeezed:
         pairs = [(letter, i) for i, c in enumerate(characters) for letter in _squeeze(c)]
         self.letters, self.origin = "".join(letter for letter, _ in pairs), [i for _, i in pairs]
         words = [len(_squeeze(word)) for word in characters.split()]
-        self._ends = np.cumsum(words)
+        self._ends = np.cumsum(words).tolist()
 
     def word_end(self, place: int) -> int:
         """Where the next word begins, as white space has it."""
-        return int(self._ends[min(np.searchsorted(self._ends, place, side="right"), len(self._ends) - 1)])
+        return int(self._ends[min(bisect(self._ends, place), len(self._ends) - 1)])
 
     def find(self, piece: str, place: int, skips: bool) -> int | None:
         """Where a piece is: here, or after unknown characters of the same word; None: nowhere."""
@@ -278,6 +284,13 @@ class _Squeezed:
         end = self.word_end(place)
         at = self.letters.find(piece, place, end)
         return at if at >= 0 else end if self.letters.startswith(piece, end) else None
+
+    def gap(self, place: int) -> tuple[int, int]:
+        """Places in the text from behind the letter before up to a letter."""
+        return (
+            self.origin[place - 1] + 1 if place else 0,
+            self.origin[place] if place < len(self.origin) else self.origin[-1] + 1,
+        )
 
     def span(self, begin: int, end: int) -> tuple[int, int]:
         """Places in the text of letters, from the first up to behind the last."""
@@ -349,6 +362,6 @@ def _spelling_backend(backend: Tokenizer, contents: set[str]) -> tuple[Tokenizer
     copy = Tokenizer.from_str(json.dumps(state))
     copy.encode_special_tokens = True
     # Added tokens that lie beyond the vocabulary are numbered anew in a copy.
-    kept = [token["content"] for token in state["added_tokens"] if token["content"] not in contents]
-    numbers = {copy.token_to_id(content): backend.token_to_id(content) for content in kept}
-    return copy, {new: old for new, old in numbers.items() if new != old}
+    kept = [token for token in state["added_tokens"] if token["content"] not in contents]
+    numbers = {copy.token_to_id(token["content"]): token["id"] for token in kept}
+    return copy, {new: old for new, old in numbers.items() if new is not None and new != old}

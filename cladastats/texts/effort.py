@@ -79,7 +79,10 @@ def effort_rule(
         return None
     config = load_config(model, revision)
     if plan is None and config.model_type not in FAMILIES:
-        _say_none(f"where the neurons of {model} ({config.model_type}) are is not known", "docs/models.md has those known")
+        kind = config.model_type
+        _say_none(
+            f"the family '{kind}' of {model} has no row that says where its neurons are", "docs/models.md lists them"
+        )
         return None
     content = model_revision(model, revision)
     try:

@@ -98,15 +98,19 @@ def layer_figure(long: pd.DataFrame, column: str = "surprisal_bits") -> Figure:
     # 3.5 inches are a journal's column; a longer text takes the page.
     figure = Figure(figsize=(3.5 if len(words) <= 16 else 7.0, 2.9), layout="constrained")
     axis = figure.subplots()
+    # The embeddings predict so badly that by their values nothing else could be told apart.
+    highest = np.nanquantile(map_.to_numpy(), 0.95)
     image = axis.imshow(
-        map_.to_numpy(), aspect="auto", cmap="Greys", origin="lower", interpolation="nearest",
+        map_.to_numpy(), aspect="auto", cmap="Greys", origin="lower", interpolation="nearest", vmax=highest,
         extent=(-0.5, len(words) - 0.5, layers[0] - 0.5, layers[-1] + 0.5),
     )  # fmt: skip
     axis.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
     axis.set_yticks(layers[:: max(1, -(-len(layers) // 8))])
     axis.tick_params(labelsize=7, length=2)
     axis.set_ylabel("layer (0: embeddings)" if layers[0] == 0 else "layer", fontsize=8)
-    bar = figure.colorbar(image, ax=axis, shrink=0.9)
+    bar = figure.colorbar(
+        image, ax=axis, shrink=0.9, extend="max" if np.nanmax(map_.to_numpy()) > highest else "neither"
+    )
     bar.set_label(labels[column], fontsize=8)
     bar.ax.tick_params(labelsize=7, length=2)
     return figure

@@ -29,7 +29,8 @@ class Lens:
         model: a transformers causal language model.
 
     Attributes:
-        layers: its layers, first to last; empty where no list of modules has as many as the configuration says.
+        layers: its layers, first to last; `check` finds them; empty where no list of modules that is run has as many
+            as the configuration says.
         base: the module that gives the hidden states that logits are made of.
         split: whether logits are made of them piece by piece; `check` finds out.
         states: of the last run of `run`, by layer, 0 the embeddings: [B, T, H] each, of those that were asked for.
@@ -38,9 +39,7 @@ class Lens:
     def __init__(self, model: Any) -> None:
         self.model, self.base = model, model.base_model
         self.split = False
-        number = model.config.get_text_config(decoder=True).num_hidden_layers
-        lists = [m for m in self.base.modules() if isinstance(m, torch.nn.ModuleList)]
-        self.layers = list(next((m for m in lists if len(m) == number), ()))
+        self.layers: list[Any] = []
         self.states: dict[int, torch.Tensor] = {}
         self._tail: list[Any] = []
         # Nothing is read again, so no model has to keep keys, and not every one could.
@@ -113,7 +112,7 @@ class Lens:
         Raises:
             ModelError: it is, and the final norm of this model cannot be found.
         """
-        whole = torch.log_softmax(self.model(input_ids=ids, **self._options).logits[0].float(), -1)
+        whole = torch.log_softmax(self._find_layers(ids)[0].float(), -1)
         self.split = self._is_split(whole, ids)
         if lens:
             found, last = False, len(self.layers)
@@ -128,6 +127,19 @@ class Lens:
                     f"{type(self.model).__name__}; leave --layers out"
                 )
         self.states = {}
+
+    def _find_layers(self, ids: torch.Tensor) -> torch.Tensor:
+        """The logits [1, T, V] of a run that shows which list of modules is the layers."""
+        number = getattr(self.model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+        lists = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == number]
+        run: list[Any] = []
+        with Hooks() as hooks:
+            for modules in lists:
+                hooks.after(modules[-1], lambda module, *_: run.append(module))
+            logits = self.model(input_ids=ids, **self._options).logits
+        # A model of pictures and words has other lists too; experts are a list within each layer.
+        self.layers = list(next((m for m in lists if any(m[-1] is module for module in run)), ()))
+        return logits
 
     def _is_split(self, whole: torch.Tensor, ids: torch.Tensor) -> bool:
         """Choose the base: of the modules around the layers the outermost that the class makes its logits of."""

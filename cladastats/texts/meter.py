@@ -39,7 +39,7 @@ import numpy as np
 import pandas as pd
 
 from clada.errors import InputError, ModelError
-from clada.methods.coefficients import Coefficients, resolve_coefficients
+from clada.methods.coefficients import PAPER, Coefficients
 from clada.models.architectures import check_length, positions_of
 from clada.models.open import check_device as check_name
 from clada.models.open import load_model
@@ -161,19 +161,18 @@ class Meter:
         self.start, self.aligner, self._said = start_token(tokenizer), Aligner(tokenizer), set[str]()
         self._boundaries = word_boundaries(tokenizer) if boundaries is None else list(boundaries)
 
-    def calibrate(self, texts: Sequence[Text], keep: float | None = None, coefficients: Coefficients | None = None) -> None:
+    def calibrate(self, texts: Sequence[Text], keep: float | None = None, rule: Coefficients = PAPER) -> None:
         """Take thresholds from texts, as `calibrated_rule` does.
 
         Args:
             texts: in the language that will be measured.
             keep: share of the neurons to call needed; None: 0.6.
-            coefficients: the load rule; None: the paper's.
+            rule: of the load; where it has no taus, they are found on the texts too.
 
         Raises:
             ModelError: where this model's neurons are is not known.
         """
         ids = [[self.start, *self.aligner.align(text).ids[: self.window - 1]] for text in texts]
-        rule = resolve_coefficients("paper") if coefficients is None else coefficients
         self.effort = calibrated_rule(self.model, ids, keep, rule)
 
     def reader(self, lens: bool = False) -> Reader:
@@ -301,7 +300,8 @@ class Words:
         self.tokens = np.bincount(self._owner, minlength=int(before[-1]))
         ends = np.cumsum(self.tokens)
         self._first, self._last = self._owned[ends - self.tokens], self._owned[ends - 1]
-        self._opens, self._closes = (np.concatenate([getattr(a, name) for a in aligned]) for name in ("opens", "closes"))
+        self._opens = np.concatenate([a.opens for a in aligned])
+        self._closes = np.concatenate([a.closes for a in aligned])
 
     def total(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """[W] sums of values of tokens, text by text."""

@@ -44,8 +44,9 @@ DEVICE_BITS = 1e-3
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is measured at each of n tokens; R readouts: the model's own alone or those of layers 0 to L, the last its
-    own.
+    """What is measured at each of n tokens.
+
+    There are R readouts: the model's own alone, or those of layers 0 to L, of which the last is the model's own.
 
     Attributes:
         surprisal: [R, n] bits.
@@ -135,13 +136,15 @@ class Reader:
         self.parts = Lens(model)
         self.padding = True
         self._tried = False
-        self._boundaries, self._marked = sorted(boundaries), None
+        self._boundaries = sorted(boundaries)
+        self._marked: torch.Tensor | None = None
         if effort is not None:
             self._thresholds = torch.from_numpy(np.asarray(effort.thresholds, np.float32)).to(model.device)
             self._norms = down_norms(model).to(model.device)
             if len(self._norms) != len(self._thresholds):
                 raise InputError(
-                    f"the thresholds are of {len(self._thresholds)} layers, the model has {len(self._norms)}; give its own"
+                    f"the thresholds are of {len(self._thresholds)} layers, the model has {len(self._norms)}; "
+                    "give thresholds of this model"
                 )
 
     def read(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
@@ -204,8 +207,8 @@ class Reader:
         highest = max((max(ids) for ids in texts if len(ids)), default=0)
         if highest >= rows:
             raise InputError(
-                f"the tokenizer gives the token {highest}, the model has embeddings of {rows:,}; use the tokenizer that "
-                "belongs to the model"
+                f"the tokenizer gives the token {highest}, the model has embeddings of {rows:,}; use the tokenizer "
+                "that belongs to the model"
             )
 
     def _try(self, ids: Sequence[int]) -> None:
@@ -219,8 +222,8 @@ class Reader:
         ahead = float(np.abs(whole[:half] - alone).max())
         if ahead > LOOKS_AHEAD_BITS:
             raise ModelError(
-                f"{type(self.model).__name__} predicts a word from those after it too (surprisal changes by {ahead:.2g} "
-                "bits); use a causal language model"
+                f"{type(self.model).__name__} predicts a word from those after it too (surprisal changes by "
+                f"{ahead:.2g} bits); use a causal language model"
             )
         self.padding = ahead <= SAME_BITS
         self._tried = True
@@ -274,8 +277,8 @@ class Reader:
             surprisal, entropy = readouts[:, 0, predicting], readouts[:, 1, predicting]
             if not (np.isfinite(surprisal[-1]).all() and np.isfinite(entropy[-1]).all()):
                 raise ModelError(
-                    f"the model gives no number for the surprisal of text {window.text + 1}: its weights may be damaged, or "
-                    "it rules a word out; use another model"
+                    f"the model gives no number for the surprisal of text {window.text + 1}: its weights may be "
+                    "damaged, or it rules a word out; use another model"
                 )
             tokens.append(
                 Tokens(
@@ -338,12 +341,11 @@ def _joined(parts: Sequence[Tokens]) -> Tokens:
     """Windows of one text, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    return Tokens(
-        **{
-            name: None if value is None else np.concatenate([getattr(part, name) for part in parts], axis=-1)
-            for name, value in vars(parts[0]).items()
-        }
-    )
+    joined: dict[str, Any] = {
+        name: None if value is None else np.concatenate([getattr(part, name) for part in parts], axis=-1)
+        for name, value in vars(parts[0]).items()
+    }
+    return Tokens(**joined)
 
 
 def check_device(on_cpu: Tokens, on_device: Tokens, device: str) -> None:
@@ -360,6 +362,6 @@ def check_device(on_cpu: Tokens, on_device: Tokens, device: str) -> None:
     difference = float(np.abs(on_cpu.surprisal[-1] - on_device.surprisal[-1]).max())
     if not difference <= DEVICE_BITS:
         raise ModelError(
-            f"on {device} this model's surprisal differs from the CPU's by {difference:.2g} bits, more than {DEVICE_BITS:g}; "
-            "use device cpu"
+            f"on {device} this model's surprisal differs from the CPU's by {difference:.2g} bits, more than "
+            f"{DEVICE_BITS:g}; use device cpu"
         )
