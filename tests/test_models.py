@@ -195,7 +195,7 @@ def test_code_that_comes_with_a_model_never_runs(tiny):
     (tiny / "evil.py").write_text(f"open({str(tiny / 'ran')!r}, 'w')\nclass Config: pass\n")
     own_code = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config"}}
     (tiny / "config.json").write_text(json.dumps(own_code))
-    assert "cannot open the model" in refusal(tiny)
+    assert f"{tiny} brings Python code of its own (trust_remote_code), which is not run here" in refusal(tiny)
     assert not (tiny / "ran").exists()
 
 
@@ -360,9 +360,9 @@ def test_a_hub_model_opens_offline_from_the_local_hub_cache(tmp_path):
         "model, tokenizer = load_model('somebody/tiny')\n"
         "early, _ = load_model('somebody/tiny', revision='step1000')\n"
         "print(model_revision('somebody/tiny'), tokenizer('a e').input_ids)\n"
-        "print(model_revision('somebody/tiny', 'step1000'), bool((early.lm_head.weight == 2 * model.lm_head.weight).all()))\n"
+        "print(model_revision('somebody/tiny', 'step1000'), (early.lm_head.weight - 2 * model.lm_head.weight).any())\n"
     )
     # A process of its own, because the hub's client reads these variables when it is imported.
     offline = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True)
-    assert finished.stdout == f"{commit} [3, 7]\n{checkpoint} True\n", finished.stderr
+    assert finished.stdout == f"{commit} [3, 7]\n{checkpoint} tensor(False)\n", finished.stderr

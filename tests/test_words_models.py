@@ -253,12 +253,3 @@ def test_revisions_are_of_hub_ids_alone(folders):
                 opener(name, revision="step1000")
     with pytest.raises(ModelError, match="unknown model 'somebody/pythia' at revision 'step1000'"):
         load_config("somebody/pythia", revision="step1000")
-
-
-def test_models_with_code_of_their_own_are_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.My"}}'
-    )
-    (tmp_path / "mine.py").write_text("raise SystemExit")
-    with pytest.raises(ModelError, match=f"{tmp_path} brings Python code of its own .*; use a version of the model"):
-        load_model(str(tmp_path))
