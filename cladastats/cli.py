@@ -190,7 +190,9 @@ def _human(parser: argparse.ArgumentParser) -> None:
         help="of the package, or descriptions of yours (.toml); default: six",
     )
     parser.add_argument("--average", action="store_true", help="trials of corpora, averaged over participants")
-    parser.add_argument("--table", metavar="FILE", help="your own trials instead, a row each, as CSV or TSV")
+    parser.add_argument(
+        "--table", metavar="FILE", help="your own trials, a row each: .csv, .tsv, .txt, .xlsx, .parquet"
+    )
     parser.add_argument("--words", metavar="FILE", help="what 'cladastats words' wrote of the texts that were read")
     parser.add_argument("--measure", type=_names, metavar="COLUMN,...", help="of the table: what is to be explained")
     parser.add_argument("--subject", metavar="COLUMN", help="of the table; default: subject, where there is one")

@@ -176,8 +176,8 @@ def test_tables_as_spreadsheets_write_them(folder, sentences, capsys):
     assert corpus.texts[0].words[3] == "NA"
     np.testing.assert_array_equal(corpus.table["gaze_ms"], expected)
     said = capsys.readouterr().err
-    assert "cells are separated by semicolons" in said
-    assert "numbers have a decimal comma" in said
+    assert "has semicolons between its columns" in said
+    assert "has numbers with a decimal comma" in said
 
 
 def test_columns_of_the_users_own_do_not_get_in_the_way(folder):

@@ -239,8 +239,8 @@ def test_cells_are_as_they_are_written(tmp_path, name, delimiter, quoted, notes,
     if not quoted:  # marks around a cell are quoting in every reader of CSV
         expected = [tuple(cell.strip('"') for cell in row) for row in TABLE]
     assert [tuple(table.frame.columns), *table.frame.itertuples(index=False, name=None)] == expected
-    assert table.places == ("line 2", "line 3", "line 4", "line 5", "line 6")
-    decimal = "numbers with a decimal comma (rt) are kept as they are written"
+    assert tuple(table.places) == ("line 2", "line 3", "line 4", "line 5", "line 6")
+    decimal = f"{path} has numbers with a decimal comma (rt)"
     if not quoted:
         taken = f"{path}: quotation marks around a cell are no part of it, 1 times; write three where they are: "
         taken += '"""Yes"""'
@@ -295,10 +295,10 @@ def test_a_table_of_words_alone_has_commas_in_them(tmp_path):
          "row.names = FALSE: write the table again with it"),
         (b'item,word\n1,"The\n1,dog\n', ' has a quotation mark that is never closed, or text after a closed one, near '
          'line 2; write the word " as """" in a table with commas'),
-        (b"item,word\n", " has no row below its header; give a table with a row per word"),
-        (b"\n\n", " is empty; give a table with a row per word"),
-        (b"", " is empty; give a table with a row per word"),
-        (b',""\n1,a\n', " is empty; give a table with a row per word"),
+        (b"item,word\n", " has no row below its header; give a table with rows"),
+        (b"\n\n", " is empty; give a table whose first row names the columns"),
+        (b"", " is empty; give a table whose first row names the columns"),
+        (b',""\n1,a\n', " is empty; give a table whose first row names the columns"),
         (b"word,word\na,b\n", " has more than one column 'word'; rename all but one"),
         (b"sep=;\nitem;word\n1;a\n", " begins with the line 'sep=;'; remove it"),
         (b"item,word\n1,caf\xe9\n", " is not UTF-8 (byte 15); convert it, with iconv for instance"),
@@ -342,7 +342,7 @@ def test_excel(tmp_path):
                 cell.data_type = "s" if cell.data_type == "f" else cell.data_type
     table = read_table(path)
     assert table.notes == (f"{path} has 2 sheets; 'mine' is read",)
-    assert table.places == ("row 2", "row 3", "row 4")
+    assert tuple(table.places) == ("row 2", "row 3", "row 4")
     found = table_texts(table, path, ENGLISH, by=("item",))
     assert [(text.text_id, text.words) for text in found.texts] == [("001", ("NA", "=x")), ("2", ("1999",))]
     assert list(found.frame["rt"]) == [1.5, "", 2]

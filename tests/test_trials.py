@@ -91,11 +91,12 @@ def test_a_table_is_read_however_it_was_written(files, trials, form):
     own = read_own(asked(files))
     pd.testing.assert_frame_equal(own.frame[list(expected)], expected)
     said = {
-        "semicolons": ["cells are separated by semicolons", "numbers have a decimal comma"],
-        "utf-16": ["read as UTF-16"],
-        "windows": ["not UTF-8, read as Windows-1252"],
+        "semicolons": ["has semicolons between its columns", "has numbers with a decimal comma (rt)"],
+        "tabs": ["has tabs between its columns"],
+        "utf-16": ["is read as UTF-16", "has tabs between its columns"],
+        "windows": ["is not UTF-8 and is read as Windows-1252"],
     }
-    assert [note.split(": ")[1] for note in own.notes] == said.get(form, [])
+    assert [note.removeprefix(f"{files / 'trials.csv'} ") for note in own.notes] == said.get(form, [])
 
 
 @pytest.mark.parametrize("sign", ["NA", "NaN", ".", "", "N/A"])
@@ -270,14 +271,14 @@ def test_words_with_quotes_are_words(tmp_path, words, trials):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty or begins with an empty line; its first line must name the columns"),
-        (b"item,rt\n", "has no row below its header; give the trials"),
-        (b"item,rt\n1,2,3\n", "line 2 has 3 cells and the header 2; give every row as many cells as the header has"),
-        (b"item,rt\n1\n", "line 2 has 1 cells and the header 2; give every row as many cells as the header has"),
-        (b"item,rt,rt\n1,2,3\n", "has the column rt twice; give every column its own name"),
+        (b"", "is empty; give a table whose first row names the columns"),
+        (b"item,rt\n", "has no row below its header; give a table with rows"),
+        (b"item,rt\n1,2,3\n", ", line 2: 3 cells, and the header has 2; quote cells with a delimiter in them"),
+        (b"item,rt\n1\n", ", line 2: 1 cells, and the header has 2; quote cells with a delimiter in them"),
+        (b"item,rt,rt\n1,2,3\n", "has more than one column 'rt'; rename all but one"),
         (b"item;rt\n1;2,5\n2;2.5\n", "has decimal points and commas; write one of them"),
         (b"PK\x03\x04xl/workbook", "is a workbook or an archive, and no table of text; save it as CSV"),
-        (b"item\0,rt\n", "is no text (it holds null bytes); save the table as CSV, in UTF-8"),
+        (b"item\0,rt\n", "holds zero bytes, as UTF-16 without a mark does; save it as UTF-8"),
     ],
     ids=["empty", "header", "long", "short", "twice", "decimals", "xlsx", "null"],
 )

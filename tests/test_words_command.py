@@ -88,7 +88,7 @@ def test_rows_and_columns_of_stimuli_stay_as_they_are(tmp_path, capsys):
     assert list(found["surprisal_bits"]) == ["0.0", "2.0", "7.0", "0.0", "4.0", "11.0"]
     assert capsys.readouterr().err.splitlines() == [
         f"cladastats: {tmp_path / 'stimuli.csv'} has semicolons between its columns",
-        "cladastats: numbers with a decimal comma (rt) are kept as they are written",
+        f"cladastats: {tmp_path / 'stimuli.csv'} has numbers with a decimal comma (rt)",
         f"cladastats: 6 words of 2 texts in {out}",
     ]
 

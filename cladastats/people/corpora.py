@@ -24,7 +24,7 @@ from cladastats.people.checks import check_columns, check_enough, misplaced, tri
 from cladastats.people.description import Measure, Source, described, holds
 from cladastats.people.trials import averaged, find_trials, read_trials
 from cladastats.sequences.sources import read_records
-from cladastats.texts.delimited import as_numbers, read_delimited
+from cladastats.texts.tablefile import as_numbers, read_data
 from cladastats.texts.text import Text
 
 LEAST_WORDS = 100  # five for each coefficient of the largest model
@@ -116,7 +116,7 @@ def _read_averages(
     source: Source, folder: Path, files: Sequence[Path]
 ) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]], tuple[Measure, ...], list[str]]:
     """The tables of averages of a corpus: rows, the words of the texts, measures, and what is to be said."""
-    parts = [read_delimited(path) for path in files]
+    parts = [read_data(path) for path in files]
     if len({part.decimal for part in parts}) > 1:
         raise InputError(f"{files[0]} and the other tables of {source.name} differ in their decimal sign; give one")
     table, path, decimal = pd.concat([part.frame for part in parts], ignore_index=True), files[0], parts[0].decimal

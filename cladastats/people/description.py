@@ -13,7 +13,7 @@ import msgspec
 import pandas as pd
 
 from clada.errors import InputError
-from cladastats.texts.delimited import as_numbers
+from cladastats.texts.tablefile import as_numbers
 
 SIX = ("naturalstories", "ucl_et", "ucl_erp", "provo", "meco_en", "brothers2021")  # the confirmatory ones, in order
 

@@ -20,7 +20,7 @@ from cladastats.people.checks import check_columns, check_enough, misplaced, tri
 from cladastats.people.corpora import ReadingCorpus, sentence_columns
 from cladastats.people.description import Measure, Source
 from cladastats.people.trials import joined_names, matching
-from cladastats.texts.delimited import MISSING, as_numbers, is_numeric, read_delimited
+from cladastats.texts.tablefile import MISSING, as_numbers, is_numeric, read_data
 from cladastats.texts.text import Text
 
 KEYS = ("text_id", "text", "item", "condition", "word_index")  # columns that say which word a row is of
@@ -104,11 +104,9 @@ def read_own(asked: Asked) -> OwnTable:
         InputError: a file cannot be read; a column is missing; the columns do not say which word a row is of; words
             differ; a measure is in another unit, does not vary or has too few values.
     """
-    table = read_delimited(asked.table)
+    table = read_data(asked.table)
     notes = list(table.notes)
     trials, decimal = table.frame, table.decimal
-    if trials.empty:
-        raise InputError(f"{asked.table} has no row below its header; give the trials")
     subject, item = _named(asked, trials)
     if asked.words is None:
         pairs = asked.on or tuple((name, name) for name in KEYS if name in trials)
@@ -156,24 +154,15 @@ def read_words(path: Path) -> tuple[pd.DataFrame, str, list[str]]:
     Raises:
         InputError: it cannot be read, or lacks the columns of such a table.
     """
-    notes: list[str] = []
-    if path.suffix == ".parquet":
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as problem:
-            raise InputError(f"cannot read {path}: {(str(problem).splitlines() or [''])[0]}; measure anew") from None
-        frame = frame.assign(**{name: frame[name].astype(str) for name in frame if not MEASURED.fullmatch(str(name))})
-        decimal = "."
-    else:
-        table = read_delimited(path)
-        frame, decimal, notes = table.frame, table.decimal, list(table.notes)
+    table = read_data(path)
+    frame = table.frame
     lacking = [name for name in ("word", "word_index", "surprisal_bits") if name not in frame]
     if lacking:
         raise InputError(f"{path} has no column {', '.join(lacking)}; give a table that 'cladastats words' wrote")
     for name in frame:
         if MEASURED.fullmatch(str(name)):
-            frame[name] = as_numbers(frame[name], str(name), path, decimal)
-    return frame, _language(path), notes
+            frame[name] = as_numbers(frame[name], str(name), path, table.decimal)
+    return frame, _language(path), list(table.notes)
 
 
 def with_lags(words: pd.DataFrame) -> pd.DataFrame:

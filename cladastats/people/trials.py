@@ -19,7 +19,7 @@ import pandas as pd
 from clada.errors import InputError
 from cladastats.language import PUNCTUATION
 from cladastats.people.description import Measure, Source, Trials, holds
-from cladastats.texts.delimited import DelimitedTable, as_numbers, read_delimited
+from cladastats.texts.tablefile import TableFile, as_numbers, read_data, with_columns
 
 WRONGLY_NUMBERED = 0.5  # of a reader's words in a text: more that differ, and none of them counts
 
@@ -157,17 +157,11 @@ def _columns(source: Source) -> dict[str, str]:
     return wanted
 
 
-def _read(path: Path, wanted: dict[str, str], *, quoted: bool | None) -> DelimitedTable:
-    """A file of trials: an R data frame, or a table of text."""
+def _read(path: Path, wanted: dict[str, str], *, quoted: bool | None) -> TableFile:
+    """A file of trials: an R data frame, or a table."""
     if path.suffix.lower() in (".rda", ".rdata"):
-        table = DelimitedTable(_r_frame(path), "", ".")
-    else:
-        table = read_delimited(path, columns=list(wanted), quoted=quoted)
-    missing = [name for name in wanted if name not in table.frame]
-    if missing:
-        there = table.frame if not table.separator else read_delimited(path, quoted=quoted).frame
-        raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, there.columns))}")
-    return DelimitedTable(table.frame[list(wanted)], table.separator, table.decimal, table.notes)
+        return TableFile(with_columns(_r_frame(path), list(wanted), path))
+    return read_data(path, list(wanted), quoted)
 
 
 def _r_frame(path: Path) -> pd.DataFrame:
@@ -190,7 +184,7 @@ def _r_frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _kept(table: DelimitedTable, source: Source, path: Path) -> pd.DataFrame:
+def _kept(table: TableFile, source: Source, path: Path) -> pd.DataFrame:
     """The rows of a file that count, with the names of our tables."""
     trials, decimal = source.trials, table.decimal
     assert trials is not None
@@ -258,9 +252,7 @@ def _of_people(rows: pd.DataFrame, trials: Trials, folder: Path) -> tuple[pd.Dat
     path = folder / people.file
     if not path.is_file():
         return rows, [f"{path} is not there to say which participants count ({', '.join(people.keep)}); all do"]
-    table = read_delimited(path, columns=[people.subject, *people.keep], quoted=trials.quoted)
-    if people.subject not in table.frame:
-        raise InputError(f"{path} has no column {people.subject}; get it anew")
+    table = read_data(path, [people.subject, *people.keep], trials.quoted)
     good = table.frame[holds(table.frame, people.keep, path, table.decimal)]
     count = rows["subject"].isin(joined_names(good, (people.subject,)))
     left_out = rows.loc[~count, "subject"].nunique()

@@ -1,9 +1,8 @@
 """Texts as their words, and what every word costs a model.
 
     text.py       a text: its words, and what stands between them
-    tablefile.py  tables that users bring, every cell as it is written
+    tablefile.py  tables that users bring, every cell as it is written: encodings, delimiters and decimals detected
     stimuli.py    running text, and tables with a row per word or sentence, as texts
-    delimited.py  tables of text: separators, decimal signs and encodings detected
     alignment.py  which token belongs to which word
     effort.py     the thresholds that a word's effort is counted by
     lens.py       a model of any class: hidden states, and logits of them

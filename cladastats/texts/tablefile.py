@@ -1,33 +1,68 @@
-"""Tables that users bring, every cell as it is written: `.csv`, `.tsv`, `.txt`, `.xlsx`, `.parquet`.
+"""Tables that users bring, every cell as it is written: text with any delimiter, `.xlsx`, `.parquet`.
 
-Nothing is guessed of a cell: `001`, `NA`, `null` and `1,5` are strings. What is found out of a file as a whole (its
-delimiter, its encoding) stands in `TableFile.notes`, for the user to read.
+Nothing is guessed of a cell: `001`, `NA`, `null` and `1,5` are strings, and `as_numbers` turns a column into numbers
+where numbers are wanted. What is found out of a file as a whole (its encoding, its delimiter, its decimal sign) stands
+in `TableFile.notes`, for the user to read. A large text file is never in memory as a whole, only its columns are.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
-import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
+import numpy as np
 import pandas as pd
 
 from clada.errors import InputError
-from clada.system.files import decode_text, read_bytes
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".parquet")
 
 DELIMITERS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+# As R, pandas, spreadsheets, databases and the reports of EyeLink write it.
+MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None", "."})
+
+OTHER_KINDS = {b"PK\x03\x04": "a workbook or an archive", b"PAR1": "a Parquet file", b"\x1f\x8b": "compressed"}
+
+CHUNK = 1 << 20  # bytes
+
+LONGEST_CELL = 1 << 24  # characters; a quotation mark that is never closed takes no more of a file into memory
 
 MOST_COLUMNS_NAMED = 20
+
+_COMMA = r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?"
+_THOUSANDS = r"[+-]?[1-9]\d{0,2},\d{3}"  # or a number with a decimal comma
+_POINT = r"[+-]?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_WHOLE = r"[+-]?\d+(?:[eE][+-]?\d+)?"
+
+Quoting = Literal[0, 3]  # of Python's csv, as QUOTE_MINIMAL and QUOTE_NONE
+
+
+class Places(Sequence[str]):
+    """Where the rows of a table stand, for messages; a large table has too many for a string each.
+
+    Args:
+        kind: `line` or `row`.
+        numbers: of each row, from 1 on.
+    """
+
+    def __init__(self, kind: str, numbers: Sequence[int]) -> None:
+        self.kind, self.numbers = kind, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # nobody takes slices
+        return f"{self.kind} {self.numbers[index]:,}"
 
 
 @dataclass(frozen=True)
@@ -35,36 +70,62 @@ class TableFile:
     """A table as it is in its file.
 
     Attributes:
-        frame: its columns; of a text file all are strings.
+        frame: its columns; of a text file all are strings, an empty cell "".
         places: where each row stands, for messages.
         notes: what was found out of the file, to be said.
+        decimal: the sign of its decimals, `.` or `,`.
     """
 
     frame: pd.DataFrame
-    places: tuple[str, ...]
+    places: Sequence[str] = ()
     notes: tuple[str, ...] = ()
+    decimal: str = "."
 
 
 def read_table(path: Path) -> TableFile:
-    """Read a table.
+    """Read a table of stimuli. Cells of workbooks and of Parquet files keep their types.
 
     Raises:
-        InputError: it cannot be read, or is no table; with the line.
+        InputError: it cannot be read, is no table, or is neither UTF-8 nor UTF-16; with the line.
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise InputError(f"{path} is not a table that can be read; give one of {', '.join(SUFFIXES)}")
-    if path.suffix == ".xlsx":
-        table = _read_excel(path)
-    elif path.suffix == ".parquet":
-        table = _read_parquet(path)
-    else:
-        table = _read_delimited(path)
-    names = list(table.frame.columns)
-    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
-        raise InputError(f"{path} has more than one column {twice[0]!r}; rename all but one")
-    if table.frame.empty:
-        raise InputError(f"{path} has no row below its header; give a table with a row per word")
-    return table
+    if suffix in TEXT_SUFFIXES:
+        return _read_text(path, None, None, data=False)
+    return _read_excel(path) if suffix == ".xlsx" else _read_parquet(path)
+
+
+def read_data(path: Path, columns: Sequence[str] | None = None, quoted: bool | None = None) -> TableFile:
+    """Read a table of what people did or of what words cost, all cells as strings.
+
+    Args:
+        path: the file: `.xlsx`, `.parquet`, else text.
+        columns: those to read; None: all. Large files need less memory so.
+        quoted: whether quotation marks around a cell are no part of it; None: detected.
+
+    Raises:
+        InputError: it cannot be read, is no table, lacks one of the columns, or has decimal points and commas in one.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".xlsx", ".parquet"):
+        return _read_text(path, columns, quoted, data=True)
+    table = _read_excel(path) if suffix == ".xlsx" else _read_parquet(path)
+    frame = with_columns(table.frame, columns, path)
+    cells = {name: pd.Series(list(map(_as_text, frame[name])), dtype=str) for name in frame}
+    return TableFile(pd.DataFrame(cells), table.places, table.notes)
+
+
+def with_columns(frame: pd.DataFrame, columns: Sequence[str] | None, path: Path) -> pd.DataFrame:
+    """A table's columns of these names, or all.
+
+    Raises:
+        InputError: it lacks some.
+    """
+    if columns is None:
+        return frame
+    _check_there(columns, list(frame.columns), path)
+    return frame[list(dict.fromkeys(columns))]
 
 
 def columns_named(names: Sequence[object]) -> str:
@@ -77,146 +138,357 @@ def decode_file(path: Path) -> tuple[str, list[str]]:
     """The text of a file in UTF-8, or in UTF-16 where a byte-order mark says so; without the mark.
 
     Returns:
-        the text, and what to tell the user of its encoding.
+        the text, its line ends as they are, and what to tell the user of its encoding.
 
     Raises:
         InputError: it cannot be read, or is of another encoding.
     """
-    content = read_bytes(path)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return content.decode("utf-16"), [f"{path} is read as UTF-16"]
-        except UnicodeDecodeError:
-            pass
-    text = decode_text(content, path)
-    if "\0" in text:
-        raise InputError(f"{path} holds zero bytes, as UTF-16 without a mark does; save it as UTF-8")
-    return text, []
+    encoding, notes = _encoding(path, windows=False)
+    with path.open(encoding=encoding, newline="") as file:
+        return file.read(), notes
 
 
-def _read_delimited(path: Path) -> TableFile:
-    text, notes = decode_file(path)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    header = text.lstrip("\n").partition("\n")[0]
+def as_numbers(column: pd.Series, name: str, path: str | Path, decimal: str = ".") -> pd.Series:
+    """A column as numbers; what stands in `MISSING` is a missing value.
+
+    Args:
+        column: of text or of numbers.
+        name: what messages call it.
+        path: the file, for messages.
+        decimal: the file's decimal sign.
+
+    Raises:
+        InputError: a cell is no number, or an infinite one; its row is named, the first below the header being 1.
+    """
+    if pd.api.types.is_numeric_dtype(column):
+        numbers = column.astype(float)
+    else:
+        text = column.astype(str).str.strip()
+        text = text.where(~text.isin(MISSING), "")
+        if decimal == ",":  # a point would be one of thousands, or a slip
+            text = text.where(~text.str.contains(".", regex=False), "no number").str.replace(",", ".", regex=False)
+        numbers = pd.to_numeric(text.where(text != "", np.nan), errors="coerce").astype(float)
+        bad = numbers.isna() & (text != "")
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            raise InputError(
+                f"the column {name} of {path} holds what is no number: {str(column.iloc[row])!r} in row {row + 1} "
+                f"({int(bad.sum())} such cells); mend the file"
+            )
+    if np.isinf(numbers.to_numpy()).any():
+        raise InputError(f"the column {name} of {path} holds an infinite number; mend the file")
+    return numbers
+
+
+def is_numeric(column: pd.Series, decimal: str = ".") -> bool:
+    """Whether every cell of a column is a number or missing, and one is a number."""
+    try:
+        return bool(as_numbers(column, "", "", decimal).notna().any())
+    except InputError:
+        return False
+
+
+def _read_text(path: Path, columns: Sequence[str] | None, quoted: bool | None, *, data: bool) -> TableFile:
+    """A table of text.
+
+    What is no UTF-8 is read as Windows writes it where it is `data`: published files are so, and figures are taken from
+    them, or words that are compared with those of the texts. Stimuli are refused instead. Every file of one encoding of
+    bytes is one of another, so that nothing would show that the model reads other letters than the participants did.
+    """
+    _check_kind(path)
+    encoding, notes = _encoding(path, windows=data)
+
+    def opened() -> TextIO:  # as lines, however they end
+        return path.open(encoding=encoding, errors="replace" if encoding == "cp1252" else "strict")
+
+    with opened() as file:
+        header = next((line for line in file if line != "\n"), "").rstrip("\n")
     if header.lower().startswith("sep=") and len(header) == 5:  # a line for Excel alone
         raise InputError(f"{path} begins with the line {header!r}; remove it")
     if not header.strip(' \t,;"'):
-        raise InputError(f"{path} is empty; give a table with a row per word")
-    counts = {delimiter: len(_fields(header, delimiter)) for delimiter in DELIMITERS}
-    delimiter = max(counts, key=lambda name: counts[name])
-    # Without a delimiter in its header a table has one column, and commas belong to its words.
+        raise _empty(path)
+    counts = {sign: len(_fields(header, sign)) for sign in DELIMITERS}
+    delimiter = max(counts, key=lambda sign: counts[sign])
     several = counts[delimiter] > 1
-    rows = _records(text, delimiter if several else "\t", path, notes)
-    names, body = rows[0][1], rows[1:]
-    for line, cells in body:
-        if len(cells) != len(names):
-            raise InputError(f"{path}, line {line:,}: {_wrong_width(body, cells, names)}")
-    columns = list(zip(*(cells for _, cells in body), strict=True)) or [()] * len(names)
-    # What spreadsheets leave behind: columns with neither a name nor a cell.
-    kept = [i for i, name in enumerate(names) if name.strip() or any(map(str.strip, columns[i]))]
-    if several and delimiter != {".csv": ",", ".tsv": "\t"}.get(path.suffix):
+    # Without a delimiter in its header a table has one column, and commas belong to its words.
+    rows = _scanned(opened, delimiter if several else "\t", quoted, path, notes)
+    if '"' in header and rows.widths == {len(rows.names) + 1}:
+        rows = replace(rows, names=["row_name", *rows.names], wrong=None)
+        notes.append(f"{path}: its first column, which R gives no name, is called row_name")
+    if rows.wrong is not None:
+        raise InputError(f"{path}, line {rows.wrong[0]:,}: {_wrong_width(rows)}")
+    frame = _parsed(opened, rows, columns, path)
+    if several and delimiter != {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower()):
         notes.append(f"{path} has {DELIMITERS[delimiter]} between its columns")
-    frame = pd.concat([pd.Series(columns[i], name=names[i], dtype=object) for i in kept], axis=1)
-    if commas := [names[i] for i in kept if _decimal_commas(columns[i])]:
-        notes.append(f"numbers with a decimal comma ({', '.join(commas)}) are kept as they are written")
-    return TableFile(frame, tuple(f"line {line:,}" for line, _ in body), tuple(notes))
+    signs = {str(name): _decimals(frame[name]) for name in frame}
+    if data and "both" in signs.values():
+        name = next(name for name, sign in signs.items() if sign == "both")
+        raise InputError(f"the column {name} of {path} has decimal points and commas; write one of them")
+    # Where commas separate the cells, 1,234 is rather a thousand.
+    commas = [name for name, sign in signs.items() if sign == "comma" or (sign == "thousands" and delimiter != ",")]
+    if commas:
+        notes.append(f"{path} has numbers with a decimal comma ({columns_named(commas)})")
+    return TableFile(frame, Places("line", rows.lines), tuple(notes), "," if commas else ".")
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is no text by its first bytes, and what cannot be read at all."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if head.startswith(mark)), None)
+    if kind is not None and path.suffix.lower() not in (".xlsx", ".parquet"):
+        raise InputError(f"{path} is {kind}, and no table of text; save it as CSV")
+
+
+def _encoding(path: Path, *, windows: bool) -> tuple[str, list[str]]:
+    """How a file is encoded, and what to say of that: UTF-8, or UTF-16 with its mark (Excel's "Unicode text").
+
+    Args:
+        path: the file.
+        windows: whether it is read as Windows-1252 else, and not refused.
+    """
+    done = 0
+    try:
+        with path.open("rb") as file:
+            chunk = file.read(CHUNK)
+            wide = chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            decoder = codecs.getincrementaldecoder("utf-16" if wide else "utf-8")()
+            while True:
+                if b"\0" in chunk and not wide:
+                    raise InputError(f"{path} holds zero bytes, as UTF-16 without a mark does; save it as UTF-8")
+                pending = len(decoder.getstate()[0])  # of a character that lies in two chunks
+                decoder.decode(chunk, final=not chunk)
+                done += len(chunk)
+                if not chunk:
+                    break
+                chunk = file.read(CHUNK)
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}; check the path") from None
+    except UnicodeDecodeError as problem:
+        if windows and not wide:
+            return "cp1252", [f"{path} is not UTF-8 and is read as Windows-1252"]
+        where = 0 if wide else done - pending + problem.start
+        raise InputError(f"{path} is not UTF-8 (byte {where:,}); convert it, with iconv for instance") from None
+    return ("utf-16", [f"{path} is read as UTF-16"]) if wide else ("utf-8-sig", [])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of a table before its cells are kept.
+
+    Attributes:
+        delimiter: between cells.
+        quoting: of Python's csv.
+        names: the cells of the header.
+        header: its number among all rows.
+        lines: of each row below it that is not empty, the line it begins at.
+        empty: the numbers of the other rows, 0 being the first below the header.
+        widths: different numbers of cells below the header.
+        wrong: line and number of cells of the first row that has not as many as the header.
+    """
+
+    delimiter: str
+    quoting: Quoting
+    names: list[str]
+    header: int
+    lines: Sequence[int]
+    empty: list[int]
+    widths: set[int]
+    wrong: tuple[int, int] | None
+
+
+def _scanned(opened: Callable[[], TextIO], delimiter: str, quoted: bool | None, path: Path, notes: list[str]) -> _Rows:
+    """The rows of a file, and whether its quotation marks are those of CSV.
+
+    They are, but in a table with tabs in which they cannot be: many programs quote nothing there.
+    """
+    with _long_cells():
+        if quoted is False:
+            return _counted(opened, delimiter, csv.QUOTE_NONE)
+        try:
+            rows = _counted(opened, delimiter, csv.QUOTE_MINIMAL)
+        except csv.Error:
+            if delimiter == "\t" and quoted is None:
+                return _counted(opened, delimiter, csv.QUOTE_NONE)
+            raise InputError(
+                f"{path} has a quotation mark that is never closed, or text after a closed one, near line "
+                f'{_unquoted(opened, delimiter):,}; write the word " as """" in a table with {DELIMITERS[delimiter]}'
+            ) from None
+        if delimiter != "\t" or quoted or not _has_marks(opened):
+            return rows
+        plain = _counted(opened, delimiter, csv.QUOTE_NONE)
+        if plain.wrong is not None:
+            return rows
+        if rows.wrong is not None or len(rows.lines) != len(plain.lines):
+            return plain
+        if taken := _marks_taken(opened, delimiter):
+            notes.append(
+                f"{path}: quotation marks around a cell are no part of it, {taken:,} times; "
+                'write three where they are: """Yes"""'
+            )
+        return rows
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    limit = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _records(text: str, delimiter: str, path: Path, notes: list[str]) -> list[tuple[int, list[str]]]:
-    """The rows of a text that are not empty, each with the number of the line it begins at.
-
-    Quotation marks are those of CSV. A table with tabs in which they cannot be is read with them as they stand, since
-    many programs quote nothing there.
-    """
-
-    def parse(quoting: Literal[0, 3]) -> list[tuple[int, list[str]]]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-        rows, begin = [], 1
-        for cells in reader:
-            if any(cells):
-                rows.append((begin, cells))
-            begin = reader.line_num + 1
-        return rows
-
-    limit = csv.field_size_limit(len(text) + 1)  # a mark that is never closed takes the rest of the file
-    try:
-        plain = parse(csv.QUOTE_NONE) if delimiter == "\t" else None
-        try:
-            rows = parse(csv.QUOTE_MINIMAL)
-        except csv.Error:
-            if plain is None:
-                raise InputError(
-                    f"{path} has a quotation mark that is never closed, or text after a closed one, near line "
-                    f'{_unquoted(text, delimiter):,}; write the word " as """" in a table with {DELIMITERS[delimiter]}'
-                ) from None
-            return plain
-        if plain is None or _widths(plain) != 1:
-            return rows
-        if _widths(rows) != 1 or len(rows) != len(plain):
-            return plain
-        if taken := _marks_taken(rows, plain):
-            notes.append(
-                f"{path}: quotation marks around a cell are no part of it, {taken:,} times; "
-                'write three where they are: """Yes"""'
-            )
-        return rows
-    finally:
-        csv.field_size_limit(limit)
+def _has_marks(opened: Callable[[], TextIO]) -> bool:
+    with opened() as file:
+        return any('"' in line for line in file)
 
 
-def _marks_taken(rows: list[tuple[int, list[str]]], plain: list[tuple[int, list[str]]]) -> int:
-    """How many cells lost marks that no table needs, where not every cell of their column has them."""
-    taken = 0
-    for column in zip(
-        *(zip(cells, raw, strict=True) for (_, cells), (_, raw) in zip(rows, plain, strict=True)), strict=True
-    ):
-        lost = [cell for cell, raw in column if raw == f'"{cell}"']
-        if not all(raw.startswith('"') or not cell or cell.isdecimal() for cell, raw in column):
-            taken += sum(not set(cell) & set('\t\n"') for cell in lost)
-    return taken
+def _counted(opened: Callable[[], TextIO], delimiter: str, quoting: Quoting) -> _Rows:
+    names: list[str] = []
+    header = begin = 0
+    lines, empty, widths, wrong = array("q"), [], set(), None
+    with opened() as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        for number, cells in enumerate(reader):
+            line, begin = begin + 1, reader.line_num
+            if not names:
+                if any(cells):
+                    names, header = cells, number
+            elif any(cells):
+                lines.append(line)
+                widths.add(len(cells))
+                if wrong is None and len(cells) != len(names):
+                    wrong = line, len(cells)
+            else:
+                empty.append(number - header - 1)
+    return _Rows(delimiter, quoting, names, header, lines, empty, widths, wrong)
 
 
-def _widths(rows: list[tuple[int, list[str]]]) -> int:
-    return len({len(cells) for _, cells in rows})
+def _marks_taken(opened: Callable[[], TextIO], delimiter: str) -> int:
+    """How many cells lose marks that no table needs, where not every cell of their column has them."""
+    with opened() as one, opened() as other:
+        marked = csv.reader(one, delimiter=delimiter, strict=True)
+        plain = csv.reader(other, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        taken: dict[int, int] = {}
+        whole: set[int] | None = None
+        for cells, raw in zip(marked, plain, strict=True):
+            if whole is None:
+                whole = set(range(len(raw)))
+            for i in [i for i in whole if i < len(raw)]:
+                if not (raw[i].startswith('"') or not cells[i] or cells[i].isdecimal()):
+                    whole.discard(i)
+            if cells != raw:
+                for i, (cell, mark) in enumerate(zip(cells, raw, strict=True)):
+                    if mark == f'"{cell}"' and not set(cell) & set('\t\n"'):
+                        taken[i] = taken.get(i, 0) + 1
+    return sum(number for i, number in taken.items() if i not in (whole or ()))
 
 
-def _unquoted(text: str, delimiter: str) -> int:
+def _unquoted(opened: Callable[[], TextIO], delimiter: str) -> int:
     """The last line at which a record begins before quoting goes wrong."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
-    try:
-        for _ in reader:
-            line = reader.line_num + 1
-    except csv.Error:
-        pass
+    with opened() as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            for _ in reader:
+                line = reader.line_num + 1
+        except csv.Error:
+            pass
     return line
 
 
-def _wrong_width(body: list[tuple[int, list[str]]], cells: list[str], names: list[str]) -> str:
-    said = f"{len(cells)} cells, and the header has {len(names)}"
-    if len(body) > 1 and all(len(row) == len(names) + 1 for _, row in body):
+def _wrong_width(rows: _Rows) -> str:
+    assert rows.wrong is not None
+    said = f"{rows.wrong[1]} cells, and the header has {len(rows.names)}"
+    if len(rows.lines) > 1 and rows.widths == {len(rows.names) + 1}:
         return f"{said}; R writes such a header, without row.names = FALSE: write the table again with it"
     return f"{said}; quote cells with a delimiter in them"
 
 
-def _decimal_commas(cells: Sequence[str]) -> bool:
-    """Whether a column is of numbers, some of them with a decimal comma."""
-    if not any("," in cell for cell in cells):
-        return False
-    found = [cell.strip() for cell in cells if cell.strip() not in ("", "NA", "NaN", ".")]
-    commas = [cell for cell in found if DECIMAL_COMMA.fullmatch(cell)]
-    return bool(commas) and all(DECIMAL_COMMA.fullmatch(cell) or cell.lstrip("+-").isdecimal() for cell in found)
+def _parsed(opened: Callable[[], TextIO], rows: _Rows, columns: Sequence[str] | None, path: Path) -> pd.DataFrame:
+    """The cells of the rows that are not empty; pandas, since it keeps no cell of columns that are not asked for."""
+    names = _named(rows.names, path)
+    if not rows.lines:
+        raise _no_rows(path)
+    if columns is not None:
+        _check_there(columns, names, path)
+    wanted = range(len(names)) if columns is None else [names.index(name) for name in dict.fromkeys(columns)]
+    with opened() as file:
+        frame = pd.read_csv(
+            file,
+            sep=rows.delimiter,
+            quoting=rows.quoting,
+            header=None,
+            skiprows=rows.header + 1,
+            skip_blank_lines=False,
+            names=range(len(names)),
+            index_col=False,
+            usecols=list(wanted),
+            dtype=str,
+            na_filter=False,
+        )
+    if rows.empty:
+        frame = frame.drop(index=[row for row in rows.empty if row < len(frame)]).reset_index(drop=True)
+    assert len(frame) == len(rows.lines)
+    frame = frame[list(wanted)].set_axis([names[i] for i in wanted], axis=1)
+    return frame if columns is not None else _without_nothing(frame, rows.names)
+
+
+def _named(names: Sequence[str], path: Path) -> list[str]:
+    """The names of columns, each its own."""
+    found = [name.strip() or f"unnamed_{i}" for i, name in enumerate(names, 1)]
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        raise InputError(f"{path} has more than one column {twice[0]!r}; rename all but one")
+    return found
+
+
+def _without_nothing(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A table without what spreadsheets leave behind: columns with neither a name nor a cell."""
+    there = [bool(name.strip()) or frame.iloc[:, i].astype(str).str.strip().any() for i, name in enumerate(names)]
+    return frame.loc[:, there]
+
+
+def _check_there(columns: Sequence[str], names: Sequence[object], path: Path) -> None:
+    lacking = [name for name in dict.fromkeys(columns) if name not in names]
+    if lacking:
+        raise InputError(f"{path} has no column {', '.join(lacking)}; it has {columns_named(names)}")
+
+
+def _empty(path: Path) -> InputError:
+    return InputError(f"{path} is empty; give a table whose first row names the columns")
+
+
+def _no_rows(path: Path) -> InputError:
+    return InputError(f"{path} has no row below its header; give a table with rows")
+
+
+def _decimals(column: pd.Series) -> str:
+    """What the commas of a column of numbers are: `comma`, of decimals; `thousands`, perhaps; `both`, with points."""
+    cells = column.str.strip()
+    commas = cells.str.contains(",", regex=False)
+    if not commas.any():
+        return ""
+    cells = cells[~cells.isin(MISSING)]
+    commas, whole = cells.str.fullmatch(_COMMA), cells.str.fullmatch(_WHOLE)
+    if not commas.any():
+        return ""
+    if (commas | whole).all():
+        return "thousands" if cells[commas].str.fullmatch(_THOUSANDS).all() else "comma"
+    return "both" if (commas | whole | cells.str.fullmatch(_POINT)).all() else ""
 
 
 def _read_excel(path: Path) -> TableFile:
     check_excel("reading")
     from openpyxl import load_workbook
 
-    read_bytes(path)  # its errors are those of any file
+    _check_kind(path)  # its errors are those of any file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what else a workbook has, such as lists to choose a cell's value from
@@ -230,25 +502,45 @@ def _read_excel(path: Path) -> TableFile:
     rows = [(i, cells) for i, cells in rows if any(cell not in (None, "") for cell in cells)]
     notes = [f"{path} has {sheets} sheets; {title!r} is read"] if sheets > 1 else []
     if not rows:
-        raise InputError(f"{path} is empty; give a table with a row per word on its first sheet")
+        raise _empty(path)
     header = ["" if cell is None else str(cell) for cell in rows[0][1]]
     width = max(i for i, name in enumerate(header, 1) if name)
     for i, cells in rows:
         if any(cell not in (None, "") for cell in cells[width:]):
             raise InputError(f"{path}, row {i:,}: a cell beyond the header's {width} columns; name it or remove it")
+    names = _named(header[:width], path)
     body = [["" if cell is None else cell for cell in cells[:width]] for _, cells in rows[1:]]
-    frame = pd.DataFrame(body, columns=header[:width], dtype=object)
-    return TableFile(frame, tuple(f"row {i:,}" for i, _ in rows[1:]), tuple(notes))
+    if not body:
+        raise _no_rows(path)
+    frame = _without_nothing(pd.DataFrame(body, columns=names, dtype=object), header[:width])
+    return TableFile(frame, Places("row", [i for i, _ in rows[1:]]), tuple(notes))
 
 
 def _read_parquet(path: Path) -> TableFile:
-    read_bytes(path)
+    _check_kind(path)
     try:
         frame = pd.read_parquet(path)
     except Exception:  # of a damaged file there are errors of any kind
         raise InputError(f"{path} is not a parquet file; write it again") from None
     frame = frame.reset_index(drop=isinstance(frame.index, pd.RangeIndex))
-    return TableFile(frame, tuple(f"row {i:,}" for i in range(1, len(frame) + 1)))
+    frame.columns = _named(list(map(str, frame.columns)), path)
+    if frame.empty:
+        raise _no_rows(path)
+    return TableFile(frame, Places("row", range(1, len(frame) + 1)))
+
+
+def _as_text(value: object) -> str:
+    """A cell that has a type, as a table of text has it; whole numbers without a point, as programs show them."""
+    if isinstance(value, str):
+        return value
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
+    if isinstance(value, Real) and not isinstance(value, bool | Integral):
+        number = float(value)
+        if np.isnan(number):
+            return ""
+        return str(int(number)) if number.is_integer() else repr(number)
+    return str(value)
 
 
 def check_excel(what: str) -> None:
