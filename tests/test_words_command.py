@@ -198,7 +198,7 @@ def test_every_format_holds_the_same(written):
     assert list(expected["word"]) == ODD
     assert list(expected["item"]) == ["001"] * 3 + ["2"] * 3
     assert expected["surprisal_bits"].dtype == float
-    # The lines of docs/words-and-people.md.
+    # The lines of docs/words.md.
     tables = [
         pd.read_csv(written / "csv" / "w.csv", **options),
         pd.read_csv(written / "tsv" / "w.tsv", sep="\t", **options),

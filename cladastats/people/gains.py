@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from clada.errors import InputError
-from cladastats.language import PUNCTUATION, language
+from cladastats.language import PUNCTUATION, TAGGERS, language
 from cladastats.people.corpora import LEAST_TEXTS, LEAST_WORDS, Measure, ReadingCorpus
 from cladastats.people.density import FOLDS as FOLDS  # with the constants below, what results depend on
 from cladastats.people.density import Rows
@@ -74,21 +74,19 @@ def prepared(corpus: ReadingCorpus, words: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["length_2"].notna()].reset_index(drop=True)
 
 
-CLASSES = {"NN": "noun", "NP": "noun", "VV": "verb", "AJ": "adjective", "AV": "adverb", "CR": "number"}
-
-
 def word_classes(words: pd.DataFrame, code: str = "en") -> list[str]:
     """Noun, verb, adjective, adverb, number or function word, by the tags of each text.
 
-    The classes are those of the tags of English. Words of another language are all of one class.
+    Words of a language without a tagger are all of one class.
     """
-    if code != "en":
+    spoken = language(code)
+    if code not in TAGGERS:
         return ["word"] * len(words)
-    tags_of = language(code).tagger()
+    tags_of = spoken.tagger()
     found: list[str] = []
     for _, text in words.groupby("text_id", sort=False):
         bare = [word.strip(PUNCTUATION) or word for word in text["word"]]
-        found += [CLASSES.get(tag[:2], "function") for tag in tags_of(bare)]
+        found += [spoken.word_class(tag) for tag in tags_of(bare)]
     return found
 
 
