@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cladastats.people.mixed import mixed_model
     from cladastats.results.fit import Fit
     from cladastats.study import Study
 
 __version__ = "0.1.0"
-__all__ = ["Fit", "Study"]
+__all__ = ["Fit", "Study", "mixed_model"]
 
-_HOME = {"Fit": "cladastats.results.fit", "Study": "cladastats.study"}
+_HOME = {"Fit": "cladastats.results.fit", "Study": "cladastats.study", "mixed_model": "cladastats.people.mixed"}
 
 
 def __getattr__(name: str) -> Any:
