@@ -36,13 +36,27 @@ found <- function(formula, data, reml) {
   )
 }
 
-designs <- fromJSON(file.path(folder, "designs.json"), simplifyVector = FALSE)
-values <- lapply(names(designs), function(name) {
+read <- function(name) {
   data <- read.csv(file.path(folder, paste0(name, ".csv")), check.names = FALSE)
   if ("first" %in% names(data)) data$first <- as.logical(data$first)
-  design <- designs[[name]]
+  data
+}
+
+# The names and sums of the columns that a formula stands for, and the effects of each grouping factor.
+coded <- function(coding) {
+  control <- lmerControl(check.nobs.vs.nRE = "ignore", check.nobs.vs.nlev = "ignore", check.scaleX = "ignore")
+  parts <- suppressMessages(lFormula(as.formula(coding$formula), read(coding$design), control = control))
+  c(coding, list(fixed = as.list(colSums(parts$X)), groups = I(names(parts$reTrms$cnms)),
+                 effects = lapply(unname(parts$reTrms$cnms), I)))
+}
+
+asked <- fromJSON(file.path(folder, "designs.json"), simplifyVector = FALSE)
+values <- lapply(names(asked$designs), function(name) {
+  design <- asked$designs[[name]]
+  data <- read(name)
   c(design, list(ml = found(design$formula, data, FALSE), reml = found(design$formula, data, TRUE)))
 })
-names(values) <- names(designs)
+names(values) <- names(asked$designs)
 versions <- list(R = as.character(getRversion()), lme4 = as.character(packageVersion("lme4")))
-write_json(list(versions = versions, designs = values), target, digits = NA, auto_unbox = TRUE, pretty = TRUE, na = "null")
+write_json(list(versions = versions, designs = values, codings = lapply(asked$codings, coded)), target,
+           digits = NA, auto_unbox = TRUE, pretty = TRUE, na = "null")

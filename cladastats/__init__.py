@@ -10,14 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cladastats.people.mixed import mixed_model
     from cladastats.results.fit import Fit
     from cladastats.study import Study
     from cladastats.texts.table import word_table
 
 __version__ = "0.1.0"
-__all__ = ["Fit", "Study", "word_table"]
+__all__ = ["Fit", "Study", "mixed_model", "word_table"]
 
-_HOME = {"Fit": "cladastats.results.fit", "Study": "cladastats.study", "word_table": "cladastats.texts.table"}
+_HOME = {
+    "Fit": "cladastats.results.fit",
+    "Study": "cladastats.study",
+    "mixed_model": "cladastats.people.mixed",
+    "word_table": "cladastats.texts.table",
+}
 
 
 def __getattr__(name: str) -> Any:

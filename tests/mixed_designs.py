@@ -150,6 +150,23 @@ DESIGNS = {
 """What lme4's values are stored of: the data, and a formula."""
 
 
+CODINGS = [
+    ("crossed_slopes", "rt ~ surprisal * condition + (1 | subject)"),
+    ("crossed_slopes", "rt ~ surprisal + surprisal:condition + (condition | item)"),
+    ("crossed_slopes", "rt ~ surprisal:condition + (0 + condition | item) + (1 | subject)"),
+    ("crossed_slopes", "rt ~ condition / surprisal + (surprisal * condition || subject)"),
+    ("nested", "score ~ 0 + condition * age + (1 | school/classroom/pupil)"),
+    ("nested", "score ~ condition - 1 + age + (age | school:classroom) + (1 | school)"),
+    ("nested", "score ~ I(age^2) + log(age + 1) + I((age - 90)/12 * 2) + I(-age^3) + (1 | school) + (1 | pupil)"),
+    ("nested", "score ~ (age + condition + pupil)^2 - age:pupil + (1 | school)"),
+    ("nested", "score ~ pupil + age + condition:pupil:age + condition:age + (0 + age | school) + (1 | school)"),
+    ("odd_units", "log(seconds + 1) ~ first * scale(frequency) + (first || subject) + (1 | site/subject)"),
+    ("odd_units", "I(1000 * seconds) ~ first + site + sqrt(abs(when)) + exp(-site) + log2(frequency) + (1 | item)"),
+    ("odd_units", "seconds ~ (1 | item) + frequency + first:site + first + (frequency + first | subject:site)"),
+]
+"""Of which the names and sums of columns are stored: which data, and a formula."""
+
+
 def checksum(table):
     """The first digits of the data's SHA-256, as CSV."""
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]

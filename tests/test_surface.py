@@ -25,7 +25,7 @@ def loaded_after(code):
 
 def test_public_surface_is_frozen():
     assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
-    assert cladastats.__all__ == ["Fit", "Study", "word_table"]
+    assert cladastats.__all__ == ["Fit", "Study", "mixed_model", "word_table"]
     assert list(CLADA_COMMANDS) == ["generate", "calibrate", "evaluate", "bench"]
     assert list(CLADASTATS_COMMANDS) == [
         "run", "corpus", "extract", "merge", "verify", "similarity", "controls", "placebo", "regress", "words",
@@ -41,7 +41,7 @@ def test_public_surface_is_frozen():
 def test_notebooks_show_their_figures():
     """Figures are made without pyplot, so that nothing but the magic makes Jupyter show them as images."""
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    assert len(notebooks) == 5
+    assert len(notebooks) == 6
     for path in notebooks:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         first = next(cell for cell in cells if cell["cell_type"] == "code")

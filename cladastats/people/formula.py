@@ -415,7 +415,7 @@ def variable(frame: pd.DataFrame, tree: ast.expr, text: str) -> Variable:
 def _computed(frame: pd.DataFrame, node: ast.expr) -> Array:
     match node:
         case ast.Constant(value=int() | float() as number):
-            return np.float64(number)
+            return np.asarray(float(number))
         case ast.Name(id=name):
             column = _column(frame, name)
             if column.levels not in (None, ("FALSE", "TRUE")):
@@ -450,9 +450,10 @@ def _column(frame: pd.DataFrame, name: str) -> Variable:
         if bad := int(np.isinf(values).sum()):
             raise InputError(f"column {name!r} is infinite in {rows_text(bad)}; leave these out")
         return Variable(values)
-    if pd.api.types.is_string_dtype(kind) or _all_are(series, str):
+    if isinstance(kind, pd.StringDtype) or _all_are(series, str):
         return _category(series.astype(pd.CategoricalDtype(sorted(series.dropna().unique()))))
-    raise InputError(f"column {name!r} holds {kind}, neither numbers nor categories")
+    what = "values of several kinds" if pd.api.types.is_object_dtype(kind) else kind
+    raise InputError(f"column {name!r} holds {what}, neither numbers nor categories")
 
 
 def _series(frame: pd.DataFrame, name: str) -> pd.Series:
@@ -466,7 +467,7 @@ def _series(frame: pd.DataFrame, name: str) -> pd.Series:
 
 def _all_are(series: pd.Series, kinds: object) -> bool:
     """Whether a column of Python objects holds only values of a kind, and missing ones."""
-    return series.dtype == object and all(isinstance(value, kinds) for value in series.dropna())  # type: ignore[arg-type]
+    return pd.api.types.is_object_dtype(series) and all(isinstance(value, kinds) for value in series.dropna())  # type: ignore[arg-type]
 
 
 def _category(series: pd.Series) -> Variable:
@@ -492,7 +493,7 @@ def grouping(frame: pd.DataFrame, columns: tuple[str, ...]) -> Array:
     return np.where(missing, -1, codes)
 
 
-def model_columns(terms: Terms, variables: dict[str, Variable]) -> tuple[Array, list[str]]:
+def model_columns(terms: Terms, variables: dict[str, Variable], rows: int) -> tuple[Array, list[str]]:
     """The columns of terms and their names.
 
     A category is coded by contrasts to its first level if the term without it is part of a term before, and else by
@@ -501,6 +502,7 @@ def model_columns(terms: Terms, variables: dict[str, Variable]) -> tuple[Array, 
     Args:
         terms: In R's order.
         variables: By text, without missing values.
+        rows: How many rows there are.
 
     Returns:
         Matrix of shape (rows, columns), and the names that R gives to the columns.
@@ -508,7 +510,6 @@ def model_columns(terms: Terms, variables: dict[str, Variable]) -> tuple[Array, 
     Raises:
         InputError: A category has one level.
     """
-    rows = len(next(iter(variables.values())).values)
     order = {name: place for place, name in enumerate(terms.variables)}
     columns: list[Array] = []
     names: list[str] = []

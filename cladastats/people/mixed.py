@@ -10,7 +10,7 @@ compares it with other libraries and with lme4.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,12 @@ Array = np.ndarray
 
 COLLINEAR = 1e-7
 """Share of a column that the columns before it must leave over; what R's `lm` and lme4 ask for."""
+
+MOST_SEARCHES = 12
+"""How many places the maximum is looked for from at most."""
+
+SAME_DEVIANCE = 2e-3
+"""By how much the deviances of two searches differ that ended at the same maximum."""
 
 SINGULAR = 1e-4
 """Standard deviation of an effect, in units of the residual's, below which it counts as zero; lme4's."""
@@ -190,15 +196,13 @@ def _design(frame: pd.DataFrame, parts: MixedFormula) -> _Design:
         raise InputError(f"the response {parts.response} is {response[0]:g} in every row; there is nothing to explain")
     if not parts.fixed.terms:
         raise InputError("the formula has neither an intercept nor a predictor outside of bars; leave the 0 out")
-    fixed = _block(*model_columns(parts.fixed, found), "the predictors")
+    fixed = _block(*model_columns(parts.fixed, found, len(response)), "the predictors")
     if len(fixed.names) >= len(response):
         raise InputError(f"{len(response):,} rows are too few for {len(fixed.names):,} coefficients")
     random = []
     for term in parts.random:
         codes = pd.factorize(groups[term.columns][used])[0]
-        block = _block(
-            *model_columns(term.terms, {"": Variable(response), **found}), f"the effects that vary by {term.group}"
-        )
+        block = _block(*model_columns(term.terms, found, len(response)), f"the effects that vary by {term.group}")
         _check_levels(term.group, int(codes.max()) + 1, len(block.names), len(codes))
         random.append((block, codes, term.group))
     _check_distinct(random)
@@ -325,7 +329,15 @@ def _fitted(design: _Design, formula: str, reml: bool) -> MixedFit:
 
 
 def _estimate(design: _Design, response: Array, reml: bool) -> Any:
-    """The library's result for columns in common units, every grouping factor under its own number."""
+    """The library's fit to columns in common units, every grouping factor under its own number.
+
+    Factors of covariances are searched without the bound at zero that makes them unique, since searches along it end at
+    lesser maxima. Whatever a search reports of itself, its end counts once a second one, begun elsewhere, finds none
+    higher.
+
+    Raises:
+        InputError: No two searches end at the highest likelihood found.
+    """
     import mixedlm
 
     fixed = [f"x{number}" for number in range(len(design.fixed.names))]
@@ -336,17 +348,36 @@ def _estimate(design: _Design, response: Array, reml: bool) -> Any:
         effects = [f"z{number}_{effect}" for effect in range(len(block.names))]
         columns |= dict(zip(effects, block.values.T, strict=True))
         random.append(f"(0 + {' + '.join(effects)} | g{number})")
-    control = mixedlm.lmerControl(
-        check_nlev_gtreq_5="ignore", check_rankX="ignore", check_scaleX="ignore", check_singular=False, check_conv=False
+    formula = f"y ~ 0 + {' + '.join([*fixed, *random])}"
+    control = mixedlm.lmerControl(gtol=5e-8 * len(response), use_analytic_gradient=True)  # what rounding allows
+    deviance = mixedlm.mkLmerDevfun(mixedlm.lFormula(formula, pd.DataFrame(columns), REML=reml), control=control)
+    found: list[Any] = []
+    for start in _starts(design, deviance.get_start()):
+        try:
+            found.append(mixedlm.optimizeLmer(deviance, start, method="BFGS"))
+        except (RuntimeError, ValueError, np.linalg.LinAlgError):  # a search that left the numbers' range
+            continue
+        best, *others = sorted(found, key=lambda search: search.deviance)
+        if others and others[0].deviance - best.deviance < SAME_DEVIANCE:
+            return mixedlm.mkLmerMod(deviance, best)
+    raise InputError(
+        f"the model did not converge: no two of {MOST_SEARCHES} searches ended at its highest likelihood; "
+        "let fewer effects vary"
     )
-    text = f"y ~ 0 + {' + '.join([*fixed, *random])}"
-    try:
-        result = mixedlm.lmer(text, pd.DataFrame(columns), REML=reml, control=control)
-    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-        raise InputError(f"the model could not be fitted ({error}); let fewer effects vary") from error
-    if not result.converged:
-        raise InputError(f"the fit did not converge ({result.message}); let fewer effects vary")
-    return result
+
+
+def _starts(design: _Design, own: Array) -> Iterator[Array]:
+    """Where searches begin: the library's own place, then Cholesky factors drawn at random, the same every time."""
+    yield own
+    random = np.random.RandomState(0)
+    for _ in range(MOST_SEARCHES - 1):
+        factors = [np.tril(random.normal(0, 0.3, (len(block.names),) * 2)) for block, _, _ in design.random]
+        yield np.concatenate([_lower(np.where(np.eye(len(factor)), np.abs(factor), factor)) for factor in factors])
+
+
+def _lower(matrix: Array) -> Array:
+    """The lower triangle row by row."""
+    return matrix[np.tril_indices(len(matrix))]
 
 
 def _satterthwaite(result: Any, fixed: _Block) -> Array:
