@@ -10,7 +10,7 @@ from clada.errors import InputError
 from cladastats.language import language
 from cladastats.texts.stimuli import attached, read_texts, sides, split_words, table_texts
 from cladastats.texts.table import _as_table
-from cladastats.texts.tablefile import TableFile, read_table
+from cladastats.texts.tablefile import TableFile, read_data, read_table
 
 ENGLISH = language()
 
@@ -309,6 +309,60 @@ def test_tables_that_cannot_be_read(tmp_path, content, message):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     assert refusal(read_table, path) == f"{path}{message}"
+
+
+def test_row_names_as_r_writes_them(tmp_path):
+    """`write.table` gives their column no cell in the header, `write.csv` an empty one."""
+    path = tmp_path / "t.csv"
+    path.write_text('"item","word"\n"1","a","The"\n"2","a","dog"\n')
+    table = read_table(path)
+    assert table.frame.to_dict("list") == {"row_name": ["1", "2"], "item": ["a", "a"], "word": ["The", "dog"]}
+    assert table.notes == (f"{path}: its first column, which R gives no name, is called row_name",)
+    path.write_text('"","item","word"\n"1","a","The"\n"2","a","dog"\n')
+    assert list(read_table(path).frame.columns) == ["unnamed_1", "item", "word"]
+
+
+def test_rows_have_the_lines_they_begin_at(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('\nitem,word\n1,"The\nold"\n\n,\n1,dog\n1, \n')
+    table = read_table(path)
+    assert list(table.frame["word"]) == ["The\nold", "dog", " "]
+    assert tuple(table.places) == ("line 3", "line 7", "line 8")
+
+
+@pytest.mark.parametrize(
+    ("content", "decimal"),
+    [('a,rt\n1,"1,5"\n2,"1,234"\n', ","), ('a,rt\n1,"1,234"\n', "."), ("a;rt\n1;1,234\n", ","), ("a;rt\n1;x,5\n", ".")],
+)
+def test_commas_of_decimals_are_told_from_those_of_thousands(tmp_path, content, decimal):
+    path = tmp_path / "t.csv"
+    path.write_text(content)
+    assert read_table(path).decimal == read_data(path).decimal == decimal
+
+
+def test_data_that_windows_wrote_are_read_and_stimuli_are_not(tmp_path):
+    """The first byte that is no UTF-8 lies behind the first piece of the file that is looked at."""
+    path = tmp_path / "t.csv"
+    content = ("item,word\n" + "1,Haus\n" * 200_000 + "1,Häuser\n").encode("cp1252")
+    path.write_bytes(content)
+    where = content.index(b"\xe4")
+    assert refusal(read_table, path) == f"{path} is not UTF-8 (byte {where:,}); convert it, with iconv for instance"
+    table = read_data(path, ["word"])
+    assert list(table.frame) == ["word"]
+    assert table.frame["word"].iloc[-1] == "Häuser"
+    assert table.notes == (f"{path} is not UTF-8 and is read as Windows-1252",)
+    path.write_bytes(("a" * (2**20 - 1) + "é").encode() + b"\nb\n")  # a character that lies in two pieces
+    assert len(read_table(path).frame) == 1
+    path.write_text(f"a\n{'b' * (2**24 + 1)}\n")
+    assert refusal(read_table, path) == f"{path} has a cell of more than 16,777,216 characters; give it in parts"
+
+
+def test_marks_of_a_header_are_those_of_its_cells(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text('"item"\t"word"\n"1"\t"The\nold"\n"1"\tNA\n')
+    table = read_table(path)
+    assert list(table.frame["word"]) == ["The\nold", "NA"]
+    assert table.notes == ()
 
 
 def test_columns_that_a_spreadsheet_left_empty_are_none(tmp_path):

@@ -99,6 +99,26 @@ def test_a_table_is_read_however_it_was_written(files, trials, form):
     assert [note.removeprefix(f"{files / 'trials.csv'} ") for note in own.notes] == said.get(form, [])
 
 
+@pytest.mark.parametrize("suffix", [".xlsx", ".parquet"])
+def test_a_table_with_types_is_read_as_one_of_text(files, words, trials, suffix):
+    trials = trials.assign(rt=trials["rt"].where(trials.index != 40), block=trials["trial"] % 2 == 0)
+    rewrite(files, trials)
+    expected = read_own(asked(files)).frame
+    named = words.rename(columns={"text_id": "item"})
+    trials = trials.assign(word_index=trials["word_index"].astype(float))  # R has no other numbers
+    for frame, name in ((trials, "trials"), (named, "words")):
+        if suffix == ".xlsx":
+            frame.to_excel(files / f"{name}.xlsx", index=False)
+        else:
+            frame.to_parquet(files / f"{name}.parquet")
+    own = read_own(asked(files, table=files / f"trials{suffix}", words=files / f"words{suffix}"))
+    pd.testing.assert_frame_equal(own.frame, expected)
+    assert own.notes == ()
+    kind = {".xlsx": "an Excel workbook; save it as .xlsx again", ".parquet": "a parquet file; write it again"}
+    (files / f"trials{suffix}").write_bytes(b"PK")
+    assert refused(files, table=files / f"trials{suffix}") == f"{files / f'trials{suffix}'} is not {kind[suffix]}"
+
+
 @pytest.mark.parametrize("sign", ["NA", "NaN", ".", "", "N/A"])
 def test_missing_values_are_missing(files, trials, sign):
     rewrite(files, trials.assign(rt=trials["rt"].astype(object).where(trials.index != 40, sign)))

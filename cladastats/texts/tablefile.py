@@ -207,11 +207,12 @@ def _read_text(path: Path, columns: Sequence[str] | None, quoted: bool | None, *
         raise InputError(f"{path} begins with the line {header!r}; remove it")
     if not header.strip(' \t,;"'):
         raise _empty(path)
-    counts = {sign: len(_fields(header, sign)) for sign in DELIMITERS}
-    delimiter = max(counts, key=lambda sign: counts[sign])
-    several = counts[delimiter] > 1
-    # Without a delimiter in its header a table has one column, and commas belong to its words.
-    rows = _scanned(opened, delimiter if several else "\t", quoted, path, notes)
+    with _long_cells(path):
+        counts = {sign: len(next(csv.reader([header], delimiter=sign))) for sign in DELIMITERS}
+        delimiter = max(counts, key=lambda sign: counts[sign])
+        several = counts[delimiter] > 1
+        # Without a delimiter in its header a table has one column, and commas belong to its words.
+        rows = _scanned(opened, delimiter if several else "\t", quoted, path, notes)
     if '"' in header and rows.widths == {len(rows.names) + 1}:
         rows = replace(rows, names=["row_name", *rows.names], wrong=None)
         notes.append(f"{path}: its first column, which R gives no name, is called row_name")
@@ -305,44 +306,43 @@ def _scanned(opened: Callable[[], TextIO], delimiter: str, quoted: bool | None, 
 
     They are, but in a table with tabs in which they cannot be: many programs quote nothing there.
     """
-    with _long_cells():
-        if quoted is False:
+    if quoted is False:
+        return _counted(opened, delimiter, csv.QUOTE_NONE)
+    try:
+        rows = _counted(opened, delimiter, csv.QUOTE_MINIMAL)
+    except csv.Error:
+        if delimiter == "\t" and quoted is None:
             return _counted(opened, delimiter, csv.QUOTE_NONE)
-        try:
-            rows = _counted(opened, delimiter, csv.QUOTE_MINIMAL)
-        except csv.Error:
-            if delimiter == "\t" and quoted is None:
-                return _counted(opened, delimiter, csv.QUOTE_NONE)
-            raise InputError(
-                f"{path} has a quotation mark that is never closed, or text after a closed one, near line "
-                f'{_unquoted(opened, delimiter):,}; write the word " as """" in a table with {DELIMITERS[delimiter]}'
-            ) from None
-        if delimiter != "\t" or quoted or not _has_marks(opened):
-            return rows
-        plain = _counted(opened, delimiter, csv.QUOTE_NONE)
-        if plain.wrong is not None:
-            return rows
-        if rows.wrong is not None or len(rows.lines) != len(plain.lines):
-            return plain
-        if taken := _marks_taken(opened, delimiter):
-            notes.append(
-                f"{path}: quotation marks around a cell are no part of it, {taken:,} times; "
-                'write three where they are: """Yes"""'
-            )
+        raise InputError(
+            f"{path} has a quotation mark that is never closed, or text after a closed one, near line "
+            f'{_unquoted(opened, delimiter):,}; write the word " as """" in a table with {DELIMITERS[delimiter]}'
+        ) from None
+    if delimiter != "\t" or quoted or not _has_marks(opened):
         return rows
+    plain = _counted(opened, delimiter, csv.QUOTE_NONE)
+    # Who writes marks that no cell needs, writes them in the header too.
+    if plain.wrong is not None or all(map(_is_marked, plain.names)):
+        return rows
+    if rows.wrong is not None or len(rows.lines) != len(plain.lines):
+        return plain
+    if taken := _marks_taken(opened, delimiter):
+        notes.append(
+            f"{path}: quotation marks around a cell are no part of it, {taken:,} times; "
+            'write three where they are: """Yes"""'
+        )
+    return rows
 
 
 @contextmanager
-def _long_cells() -> Iterator[None]:
+def _long_cells(path: Path) -> Iterator[None]:
+    """Python's csv with cells as long as a book, while the block runs."""
     limit = csv.field_size_limit(LONGEST_CELL)
     try:
         yield
+    except csv.Error:
+        raise InputError(f"{path} has a cell of more than {LONGEST_CELL:,} characters; give it in parts") from None
     finally:
         csv.field_size_limit(limit)
-
-
-def _fields(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
 
 
 def _has_marks(opened: Callable[[], TextIO]) -> bool:
@@ -371,24 +371,22 @@ def _counted(opened: Callable[[], TextIO], delimiter: str, quoting: Quoting) -> 
     return _Rows(delimiter, quoting, names, header, lines, empty, widths, wrong)
 
 
+def _is_marked(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
 def _marks_taken(opened: Callable[[], TextIO], delimiter: str) -> int:
-    """How many cells lose marks that no table needs, where not every cell of their column has them."""
+    """How many cells lose marks that no table needs, in columns whose header has none."""
+    taken, columns = 0, []
     with opened() as one, opened() as other:
         marked = csv.reader(one, delimiter=delimiter, strict=True)
         plain = csv.reader(other, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
-        taken: dict[int, int] = {}
-        whole: set[int] | None = None
-        for cells, raw in zip(marked, plain, strict=True):
-            if whole is None:
-                whole = set(range(len(raw)))
-            for i in [i for i in whole if i < len(raw)]:
-                if not (raw[i].startswith('"') or not cells[i] or cells[i].isdecimal()):
-                    whole.discard(i)
-            if cells != raw:
-                for i, (cell, mark) in enumerate(zip(cells, raw, strict=True)):
-                    if mark == f'"{cell}"' and not set(cell) & set('\t\n"'):
-                        taken[i] = taken.get(i, 0) + 1
-    return sum(number for i, number in taken.items() if i not in (whole or ()))
+        for cells, raw in zip(marked, plain, strict=False):  # either may end with rows that are empty
+            columns = columns or [i for i, cell in enumerate(raw) if not _is_marked(cell)]
+            if cells != raw and len(cells) == len(raw):
+                lost = [cells[i] for i in columns if i < len(raw) and raw[i] == f'"{cells[i]}"']
+                taken += sum(not set(cell) & set('\t\n"') for cell in lost)
+    return taken
 
 
 def _unquoted(opened: Callable[[], TextIO], delimiter: str) -> int:
