@@ -40,6 +40,7 @@ LONGEST_CELL = 1 << 24  # characters; a quotation mark that is never closed take
 MOST_COLUMNS_NAMED = 20
 
 _COMMA = r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?"
+_POINTS_OF_THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+"
 _THOUSANDS = r"[+-]?[1-9]\d{0,2},\d{3}"  # or a number with a decimal comma
 _POINT = r"[+-]?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WHOLE = r"[+-]?\d+(?:[eE][+-]?\d+)?"
@@ -165,7 +166,8 @@ def as_numbers(column: pd.Series, name: str, path: str | Path, decimal: str = ".
     else:
         text = column.astype(str).str.strip()
         text = text.where(~text.isin(MISSING), "")
-        if decimal == ",":  # a point would be one of thousands, or a slip
+        if decimal == "," and not _has_points(text):
+            # a point would be one of thousands, or a slip
             text = text.where(~text.str.contains(".", regex=False), "no number").str.replace(",", ".", regex=False)
         numbers = pd.to_numeric(text.where(text != "", np.nan), errors="coerce").astype(float)
         bad = numbers.isna() & (text != "")
@@ -178,6 +180,17 @@ def as_numbers(column: pd.Series, name: str, path: str | Path, decimal: str = ".
     if np.isinf(numbers.to_numpy()).any():
         raise InputError(f"the column {name} of {path} holds an infinite number; mend the file")
     return numbers
+
+
+def _has_points(cells: pd.Series) -> bool:
+    """Whether a column has decimal points in a file whose other columns have commas.
+
+    So it is where measured columns stand beside a user's, each as it was written. Points of thousands are none.
+    """
+    points = cells.str.contains(".", regex=False)
+    if not points.any() or cells.str.contains(",", regex=False).any():
+        return False
+    return not cells[points].str.fullmatch(_POINTS_OF_THOUSANDS).all()
 
 
 def is_numeric(column: pd.Series, decimal: str = ".") -> bool:
