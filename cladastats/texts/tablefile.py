@@ -390,7 +390,8 @@ def _is_marked(cell: str) -> bool:
 
 def _marks_taken(opened: Callable[[], TextIO], delimiter: str) -> int:
     """How many cells lose marks that no table needs, in columns whose header has none."""
-    taken, columns = 0, []
+    taken = 0
+    columns: list[int] = []
     with opened() as one, opened() as other:
         marked = csv.reader(one, delimiter=delimiter, strict=True)
         plain = csv.reader(other, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
