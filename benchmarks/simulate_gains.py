@@ -223,7 +223,8 @@ words that are slow for everybody. Percentages have their Monte-Carlo standard e
 The test of a gain hardly ever errs where there is no effect, over texts and over sentences alike: its true size is far
 below 5 %, because a predictor without an effect loses on unseen texts. What is called detectable is shown about as
 often as is said, but less often with two dozen texts, above all at the level of the first of twelve: few units have
-skewed sums. Intervals over units are a little short: those of 95 % cover about 93 %, and with two dozen texts as few as 88 %.
+skewed sums. Intervals over units are a little short: those of 95 % cover about 93 %, and with two dozen texts as few as
+88 %.
 
 ## Without an effect
 
