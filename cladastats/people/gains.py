@@ -13,7 +13,8 @@ Models are fitted on all texts but those of one fold and judged by the joint log
 surprisal studies do with single words (Goodkind and Bicknell 2018; Wilcox et al. 2023). A gain is the difference of two
 models' log densities of a text, divided by its rows: nats per word. Gains are bootstrapped over texts and tested by
 flipping their signs; where there are fewer than twenty texts, over sentences, each given those before it in its text.
-Sentences of one text share the fit that judges them; `benchmarks/simulate_gains.py` shows what that does to p-values.
+Sentences of one text share the fit that judges them; in simulations (`figures/GAINS_POWER.md`) no test errs more often
+than it may, and the intervals are a little short.
 Every model has its own variances, the most likely ones in the training data, so that no model is fitted with those of a
 larger or smaller one. Everything is fixed by the constants here and in `evidence.py`, seeds included.
 """
