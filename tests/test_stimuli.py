@@ -10,7 +10,7 @@ from clada.errors import InputError
 from cladastats.language import language
 from cladastats.texts.stimuli import attached, read_texts, sides, split_words, table_texts
 from cladastats.texts.table import _as_table
-from cladastats.texts.tablefile import TableFile, read_data, read_table
+from cladastats.texts.tablefile import TableFile, as_numbers, read_data, read_table
 
 ENGLISH = language()
 
@@ -338,6 +338,25 @@ def test_commas_of_decimals_are_told_from_those_of_thousands(tmp_path, content, 
     path = tmp_path / "t.csv"
     path.write_text(content)
     assert read_table(path).decimal == read_data(path).decimal == decimal
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("1,5", "2"), [1.5, 2]),
+        (("1.5", "2"), [1.5, 2]),  # a measured column beside a user's own
+        (("7.391344", "NA"), [7.391344, None]),
+        (("1.234", "2.000"), None),  # of thousands, as all its points could be
+        (("1.5", "2,5"), None),
+    ],
+)
+def test_a_column_of_points_beside_decimal_commas(cells, expected):
+    column = pd.Series(cells)
+    if expected is None:
+        with pytest.raises(InputError, match="the column rt of t.csv holds what is no number"):
+            as_numbers(column, "rt", "t.csv", ",")
+    else:
+        pd.testing.assert_series_equal(as_numbers(column, "rt", "t.csv", ","), pd.Series(expected, dtype=float))
 
 
 def test_data_that_windows_wrote_are_read_and_stimuli_are_not(tmp_path):
