@@ -353,7 +353,7 @@ def test_commas_of_decimals_are_told_from_those_of_thousands(tmp_path, content, 
 def test_a_column_of_points_beside_decimal_commas(cells, expected):
     column = pd.Series(cells)
     if expected is None:
-        with pytest.raises(InputError, match="the column rt of t.csv holds what is no number"):
+        with pytest.raises(InputError, match=r"the column rt of t\.csv holds what is no number"):
             as_numbers(column, "rt", "t.csv", ",")
     else:
         pd.testing.assert_series_equal(as_numbers(column, "rt", "t.csv", ","), pd.Series(expected, dtype=float))
