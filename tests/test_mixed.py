@@ -1,8 +1,10 @@
 """Mixed models: lme4's values, another library's, and formulas and data that are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import mixedlm
 import numpy as np
 import pandas as pd
 import pytest
@@ -232,6 +234,21 @@ def test_groups_of_several_columns(trials):
     )
     assert codes[5] == -1
     assert len(set(codes)) == 12 * 2 + 1
+
+
+def test_a_search_that_nothing_confirms_is_refused(trials, monkeypatch):
+    """Searches that each end elsewhere, as where the likelihood has many maxima."""
+    ends = iter(range(100))
+    search = mixedlm.optimizeLmer
+    monkeypatch.setattr(
+        mixedlm, "optimizeLmer", lambda *args, **kwargs: replace(search(*args, **kwargs), deviance=next(ends))
+    )
+    with pytest.raises(InputError) as refused:
+        cladastats.mixed_model(trials, "rt ~ x + (1 | subject) + (1 | item)")
+    assert str(refused.value) == (
+        "the model did not converge: no two of 12 searches ended at its highest likelihood; let fewer effects vary"
+    )
+    assert next(ends) == 12
 
 
 # -- What is refused ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from cladastats.people.formula import (
+    Array,
     MixedFormula,
     Variable,
     grouping,
@@ -29,8 +30,6 @@ from cladastats.people.formula import (
 )
 from cladastats.results.fit import FORMATS, undefined_to_none
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
-
-Array = np.ndarray
 
 COLLINEAR = 1e-7
 """Share of a column that the columns before it must leave over; what R's `lm` and lme4 ask for."""
