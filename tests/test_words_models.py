@@ -131,6 +131,7 @@ def is_filled_up(ids):
 def test_short_texts_are_read_together_and_memory_has_a_bound(monkeypatch):
     monkeypatch.setattr("cladastats.texts.reading.BATCH", 100)
     monkeypatch.setattr("cladastats.texts.reading.LOGITS", 7 * 400)  # logits of seven tokens at once
+    monkeypatch.setattr("cladastats.texts.reading.LEAST_ROWS", 1)
     rows = []
 
     def counted(logits, *rest):

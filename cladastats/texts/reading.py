@@ -20,16 +20,19 @@ import torch
 from tqdm import tqdm
 
 from clada.errors import InputError, ModelError
-from clada.methods.rules import magnitude
 from clada.models.architectures import down_norms
 from clada.models.hooks import evaluating, observe_activations
 from clada.models.quiet import quiet_transformers
 from cladastats.texts.effort import EffortRule
 from cladastats.texts.lens import Lens
 
-BATCH = 2048  # tokens read together, more only where one text alone is longer
+# Tokens read together, more only where one text alone is longer: of 2,048 a layer's activations no longer fit the
+# caches, and SmolLM2 took a quarter longer.
+BATCH = 512
 
-LOGITS = 2**24  # that are in memory at once: 64 MiB in float32, and as much again while they are reduced
+LOGITS = 2**22  # that are in memory at once, so that all sums over them find them in the caches
+
+LEAST_ROWS = 64  # of logits at once, or a large vocabulary's head would be read too often for too few tokens
 
 STATES = 2**27  # numbers of hidden states of all layers that are kept at once, where one text alone is not more
 
@@ -190,7 +193,7 @@ class Reader:
         width = self.model.get_input_embeddings().weight.shape[1]
         budget = min(BATCH, STATES // (layers * width))
         if not self.parts.split:
-            budget = min(budget, 2 * LOGITS // self.model.get_input_embeddings().weight.shape[0])
+            budget = min(budget, 8 * LOGITS // self.model.get_input_embeddings().weight.shape[0])
         batch: list[int] = []
         for i in order:
             length = len(windows[i].ids) + 1
@@ -256,7 +259,7 @@ class Reader:
     def _read_out(self, states: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
         """[3, n], as `read_out`, of hidden states, or of logits of a class that is not split."""
         found, vocabulary = [], self.model.get_input_embeddings().weight.shape[0]
-        piece = max(1, LOGITS // vocabulary)
+        piece = max(LEAST_ROWS, LOGITS // vocabulary)
         with self.parts.head() as head:
             for begin in range(0, len(states), piece):
                 logits = head(states[begin : begin + piece])
@@ -317,18 +320,24 @@ class _Activations:
         self._factors = self.rule.factors()  # of the four states of load
         self.effort, self.magnitude = np.zeros((layers, len(rows))), np.zeros((layers, len(rows)))
         self._loaded = np.zeros((len(self._factors), len(rows)))
+        self._over: Any = None
+        self._ones: Any = None
 
     def __call__(self, layer: int, activations: torch.Tensor) -> None:
-        c = magnitude(activations[self._rows].float(), self._norms[layer])
-        self.magnitude[layer] = c.sum(-1).cpu().numpy()
+        # `rules.magnitude`, in the place of a copy; temporary arrays would cost more than the sums.
+        c = activations[self._rows].float().abs_().mul_(self._norms[layer])
+        if self._over is None:
+            self._over, self._ones = torch.empty_like(c), torch.ones(c.shape[1], device=c.device)
+        self.magnitude[layer] = torch.mv(c, self._ones).cpu().numpy()
         shares = {factor: self._share(c, factor * self._thresholds[layer]) for factor in {1.0, *self._factors}}
         self.effort[layer] = shares[1.0]
         for state, factor in enumerate(self._factors):
             self._loaded[state] += shares[factor] / len(self._thresholds)
 
-    @staticmethod
-    def _share(c: torch.Tensor, threshold: torch.Tensor) -> np.ndarray:
-        return (c >= threshold).float().mean(-1).double().cpu().numpy()
+    def _share(self, c: torch.Tensor, threshold: torch.Tensor) -> np.ndarray:
+        """[n] share of the neurons that reach a threshold; counts are exact in float32."""
+        torch.ge(c, threshold, out=self._over)
+        return torch.mv(self._over, self._ones).cpu().double().numpy() / c.shape[1]
 
     def loaded(self, rows: slice, surprisal: np.ndarray, entropy: np.ndarray) -> np.ndarray:
         """[n] effort by thresholds that follow each token's load."""
