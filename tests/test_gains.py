@@ -163,7 +163,7 @@ def test_words_without_effort_have_two_steps():
 
 
 def test_the_models_are_nested_and_effort_has_lags():
-    words = made_rows(np.random.default_rng(0), texts=2)
+    words = made_rows(np.random.default_rng(0), texts=2).assign(P600_uV=1.0, time=1.0)
     found = designs(SOURCES["ucl_erp"].measures[1], words)
     assert all(set(small) < set(large) for small, large in pairwise(found.values()))
     known = {
@@ -179,7 +179,12 @@ def test_the_models_are_nested_and_effort_has_lags():
     assert known < set(found["baseline"])
     assert set(found["effort"]) - set(found["entropy"]) == {"effort", "effort_1", "effort_2"}
     assert "tokens" not in designs(Measure("time"), words.assign(tokens=1.0))["baseline"]
-    assert "hidden_norm_1" not in designs(Measure("time"), words.drop(columns="hidden_norm"))["baseline"]
+    assert "hidden_norm_1" not in designs(Measure("time"), words.drop(columns="hidden_norm_1"))["baseline"]
+    # The words that are measured may all be one token each, while others are more.
+    some = words.assign(tokens=np.where(words.index < 50, 1.0, 2.0), time=np.where(words.index < 50, 1.0, np.nan))
+    baseline = designs(Measure("time"), some)["baseline"]
+    assert "tokens" not in baseline
+    assert {"tokens_1", "hidden_norm"} <= set(baseline)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_words_of_chinese_are_attached_and_their_characters_made_of_bytes():
 
 
 def test_tokens_of_two_attached_words(capsys):
-    """It counts for the word where it begins, which is said; a word that has no other token is refused."""
+    """It counts for the word where it begins, which is said."""
     tokenizer = fast(bpe())
     tokenizer.add_tokens(["port."])
     words, _, aligner = pieces(tokenizer, Text("a", ("report", ".x"), ("", "")))
@@ -152,14 +152,36 @@ def test_tokens_of_two_attached_words(capsys):
     for _ in range(2):
         meter.measure([Text("a", ("report", ".x"), ("", ""))])
     assert capsys.readouterr().err.count("is of two words") == 1
-    with pytest.raises(InputError, match=r"text t: the word '\.' shares its only token .* join the two \('report\.'\)"):
-        aligner.align(Text("t", ("report", "."), ("", "")))
+
+
+@pytest.mark.parametrize("context", ["", "re"])
+def test_attached_words_that_share_their_only_token_are_cut(context):
+    tokenizer = fast(bpe())
+    tokenizer.add_tokens(["port.", "..."])
+    before = (context,) if context else ()
+    read = ("port", ".", ".", ".", " ok")
+    text = Text("t", ("port", ".", ".", ".", "ok"), ("", "", "", "", " "), context)
+    words, found, aligner = pieces(tokenizer, text)
+    assert words[1:4] == [["."], ["."], ["."]]
+    assert aligner.notes == {"cut": "attached words that shared their only token are read as tokens of their own"}
+    # Each piece has the tokens that it has by itself.
+    expected = [i for part in (*before, *read) for i in tokenizer(part, add_special_tokens=False).input_ids]
+    assert found.ids == expected
+    assert found.opens.tolist() == [False] * 4 + [True]
+
+
+def test_attached_words_that_a_tokenizer_would_part_by_a_space():
+    """A tokenizer that begins every piece with a space cannot read the second of two attached words by itself."""
+    tokenizer = sentencepiece_bpe()
+    tokenizer.add_tokens(["ab"])
+    with pytest.raises(InputError, match=r"text t: two words share a token near 'ab', and this tokenizer .* join them"):
+        Aligner(tokenizer).align(Text("t", ("a", "b"), ("", "")))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (Text("a", ("a", "b c")), "word 2 is 'b c'"),
+        (Text("a", ("a", " b")), "word 2 is ' b'"),
         (Text("a", ("",)), "word 1 is ''"),
         (Text("a", ()), "text a has no words"),
         (Text("a", ("a", "b"), ("", "-")), "before word 2 stands '-'"),

@@ -93,12 +93,14 @@ def word_classes(words: pd.DataFrame, code: str = "en") -> list[str]:
 
 def designs(measure: Measure, words: pd.DataFrame) -> dict[str, list[str]]:
     """The columns of every nested model that the words have, each holding those of the one before."""
+    measured = words[words[measure.column].notna()]
 
-    def there(name: str) -> bool:
-        return name in words and words[name].nunique() > 1
+    def there(column: str) -> bool:
+        # Of a few common words each may be one token of a large vocabulary.
+        return column in words and measured[column].nunique() > 1
 
-    lagged = [name for name in BASELINE if name not in WHERE_THERE or there(name)]
-    columns = ["position", *measure.covariates, *(f"{name}{lag}" for name in lagged for lag in LAGS)]
+    baseline = [f"{name}{lag}" for name in BASELINE for lag in LAGS if name not in WHERE_THERE or there(f"{name}{lag}")]
+    columns = ["position", *measure.covariates, *baseline]
     steps = {"baseline": columns}
     for step in STEPS:
         name = PREDICTORS[step]

@@ -4,7 +4,8 @@
 - Tokens of the context, and of white space that stands alone (a paragraph break), are read and belong to no word. A
   token of a single space does belong to the word after it: there the tokenizer could not put it into the word's token.
 - A token may not reach over white space into another word. Where words are attached to each other it belongs to the
-  word where it begins; a word that is left without a token is refused, as it has no surprisal of its own.
+  word where it begins. A word that is left without a token has no surprisal of its own: the text is cut there, so that
+  no token reaches over, and is refused if the tokenizer would put white space before the cut.
 - What a writer typed is text: the name of a control token is spelled out.
 """
 
@@ -16,6 +17,7 @@ import unicodedata
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,33 +125,26 @@ class Aligner:
     def align(self, text: Text) -> Aligned:
         """The tokens of a text, and the words that they belong to.
 
+        Where a token is all that two attached words have, as it happens in Chinese and with punctuation apart, the text
+        is cut between them, so that each has a token, and a surprisal, of its own; this is noted.
+
         Raises:
             InputError: what is said to be a word or a gap is none, or a word has no token of its own.
         """
         _check_words(text)
-        characters = text.characters
-        ids, spans = self._fast(characters) if self.tokenizer.is_fast else self._slow(characters)
-        places, gaps = _places(text), text.spacing
-        owner = np.full(len(ids), NONE)
-        following = np.minimum.accumulate(np.where(places >= 0, places, len(gaps))[::-1])[::-1]
-        for i, (begin, end) in enumerate(spans):
-            inside = characters[begin:end]
-            if not inside.strip() and begin < end and places[begin] >= 0:  # between the words of a region
-                owner[i] = places[begin]
-                continue
-            if not inside.strip():
-                # The next word is the one at or after its end; the spans of some tokenizers leave the space out.
-                word = int(following[begin]) if begin < len(characters) else len(gaps)
-                if word < len(gaps) and gaps[word] == " " and CONTEXT not in places[begin:end]:
-                    owner[i] = word
-                continue
-            covered = places[begin:end][[not c.isspace() for c in inside]]
-            if len(inside.split()) > 1 and covered[0] != covered[-1]:  # within a region it may
-                raise InputError(f"the token {inside!r} reaches over two words; this tokenizer cannot measure words")
-            owner[i] = covered[0]
-            if covered[0] != covered[-1]:
-                self._note("joined", f"the token {inside!r} is of two words; it counts for the first of them")
-        self._check_owners(text, owner)
+        characters, places, gaps = text.characters, _places(text), text.spacing
+        cuts: list[int] = []
+        while True:
+            ids, spans = self._cut(text, characters, cuts)
+            owner, joined = _owners(characters, places, gaps, spans)
+            without = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=len(gaps)) == 0)
+            if not len(without):
+                break
+            cuts = sorted({*cuts, *self._cuts(text, places, without, cuts)})
+        if cuts:
+            self._note("cut", "attached words that shared their only token are read as tokens of their own")
+        if joined is not None:
+            self._note("joined", f"the token {joined!r} is of two words; it counts for the first of them")
         owned = np.flatnonzero(owner >= 0)
         first = owned[np.searchsorted(owner[owned], np.arange(len(gaps)))]
         last = owned[np.searchsorted(owner[owned], np.arange(len(gaps)), side="right") - 1]
@@ -163,21 +158,45 @@ class Aligner:
             closes=after & bool(self._opening) & np.array([ids[i] not in self._closing for i in last], bool),
         )
 
-    def _check_owners(self, text: Text, owner: np.ndarray) -> None:
-        counts = np.bincount(owner[owner >= 0], minlength=len(text.words))
-        if counts.min() > 0:
-            return
-        missing = int(counts.argmin())
-        word = text.words[missing]
-        if text.spacing[missing] == "" and (missing or text.context):
-            before = text.words[missing - 1] if missing else text.context[-12:]
-            raise InputError(
-                f"text {text.text_id}: the word {word!r} shares its only token with what it is attached to, so it has "
-                f"no surprisal of its own; join the two ({before + word!r})"
-            )
-        raise InputError(
-            f"text {text.text_id}: the tokenizer gives no token for the word {word!r}; remove it from the text"
-        )
+    def _cuts(self, text: Text, places: np.ndarray, without: np.ndarray, cuts: Sequence[int]) -> list[int]:
+        """Where to cut a text so that words without a token get one: before and after each, where it is attached.
+
+        Raises:
+            InputError: a word cannot have one.
+        """
+        gaps, found = text.spacing, []
+        for number in without.tolist():
+            around = [number, number + 1] if number or text.context else [number + 1]
+            around = [word for word in around if word < len(gaps) and gaps[word] == ""]
+            at = [int(np.argmax(places == word)) for word in around]
+            if set(at) <= set(cuts):
+                word = text.words[number]
+                raise InputError(
+                    f"text {text.text_id}: the tokenizer gives no token for the word {word!r}; remove it from the "
+                    "text, or join it to the one that it is attached to"
+                )
+            found += at
+        return found
+
+    def _cut(self, text: Text, characters: str, cuts: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text cut into pieces, and the span of each.
+
+        Raises:
+            InputError: the tokenizer puts white space before a piece that has none.
+        """
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for begin, end in pairwise([0, *cuts, len(characters)]):
+            piece = characters[begin:end]
+            found, where = self._fast(piece) if self.tokenizer.is_fast else self._slow(piece)
+            if begin and found and found[0] in self._opening:
+                raise InputError(
+                    f"text {text.text_id}: two words share a token near {characters[begin - 1 : end][:12]!r}, and this "
+                    "tokenizer cannot read them apart; join them"
+                )
+            ids += found
+            spans += [(begin + first, begin + last) for first, last in where]
+        return ids, spans
 
     def _note(self, kind: str, line: str) -> None:
         self.notes.setdefault(kind, line)
@@ -328,6 +347,42 @@ def _places(text: Text) -> np.ndarray:
         lengths += [len(gap), len(word)]
         numbers += [NONE, i]
     return np.repeat(np.array(numbers), lengths)
+
+
+def _owners(
+    characters: str, places: np.ndarray, gaps: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, str | None]:
+    """The number of the word that each token belongs to, negative for none; and a token that is of two words.
+
+    Args:
+        characters: of the text.
+        places: of each of them, the number of its word.
+        gaps: what stands before each word.
+        spans: where each token begins and ends.
+
+    Raises:
+        InputError: a token reaches over white space between two words.
+    """
+    owner, joined = np.full(len(spans), NONE), None
+    following = np.minimum.accumulate(np.where(places >= 0, places, len(gaps))[::-1])[::-1]
+    for i, (begin, end) in enumerate(spans):
+        inside = characters[begin:end]
+        if not inside.strip() and begin < end and places[begin] >= 0:  # between the words of a region
+            owner[i] = places[begin]
+            continue
+        if not inside.strip():
+            # The next word is the one at or after its end; the spans of some tokenizers leave the space out.
+            word = int(following[begin]) if begin < len(characters) else len(gaps)
+            if word < len(gaps) and gaps[word] == " " and CONTEXT not in places[begin:end]:
+                owner[i] = word
+            continue
+        covered = places[begin:end][[not c.isspace() for c in inside]]
+        if covered[0] != covered[-1]:
+            if len(inside.split()) > 1:  # within a region it may
+                raise InputError(f"the token {inside!r} reaches over two words; this tokenizer cannot measure words")
+            joined = joined or inside
+        owner[i] = covered[0]
+    return owner, joined
 
 
 def _spelling_backend(backend: Tokenizer, contents: set[str]) -> tuple[Tokenizer, dict[int, int]]:
