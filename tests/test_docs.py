@@ -112,6 +112,8 @@ def test_command_lines_parse(page):
 def test_command_lines_are_found():
     """The README's, so that a change of its form does not leave the test above without any."""
     assert [(package, arguments[0]) for package, arguments in command_lines(ROOT / "README.md")] == [
+        ("cladastats", "words"),
+        ("cladastats", "human"),
         ("cladastats", "run"),
         ("cladastats", "regress"),
         ("clada", "generate"),
