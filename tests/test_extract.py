@@ -232,8 +232,8 @@ def test_another_tokenizer_than_the_studys_is_refused(copy_of, monkeypatch, caps
     """The same weights whose text would be cut into other tokens: digits one by one, say, as a conversion changed."""
     study, command = copy_of, ["--study", str(copy_of.folder)]
 
-    def other(name):
-        tokenizer = load_tokenizer(name)
+    def other(name, revision=None):
+        tokenizer = load_tokenizer(name, revision)
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(), tokenizer.backend_tokenizer.pre_tokenizer])
         return tokenizer
 

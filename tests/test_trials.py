@@ -333,6 +333,27 @@ def test_words_must_be_a_table_of_words(files, words):
 # -- the model ----------------------------------------------------------------------------------------------------
 
 
+def test_columns_that_came_with_the_stimuli_are_in_formulas(files, words, trials):
+    """Numbers are numbers there, with a decimal comma too, and not categories; the trials' own columns win."""
+    beside = words.rename(columns={"text_id": "item"}).assign(
+        rating=[f"{i % 7},5" for i in range(len(words))],
+        region=np.where(words["word_index"] < 3, "early", "late"),
+        trial=0,
+    )
+    beside.to_csv(files / "words.csv", index=False)
+    own = read_own(asked(files))
+    expected = own.frame.merge(
+        beside[["item", "word_index", "rating"]], on=["item", "word_index"], suffixes=("", "_is")
+    )
+    assert own.frame["rating"].tolist() == expected["rating_is"].str.replace(",", ".").astype(float).tolist()
+    assert set(own.frame["region"]) == {"early", "late"}
+    assert own.frame["trial"].tolist() == trials["trial"].tolist()
+    formula = "rt ~ surprisal_bits + rating + region + (1 | subject)"
+    frame, _, _ = model_frame(own, formula, files / "trials.csv", scaled=False)
+    fit = mixed_model(frame, formula)
+    assert fit.coef.index.tolist() == ["(Intercept)", "surprisal_bits", "rating", "regionlate"]
+
+
 def test_the_default_model_is_that_of_its_formula(files):
     own = read_own(asked(files))
     formula, notes = default_formula(own, "rt")

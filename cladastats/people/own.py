@@ -111,11 +111,12 @@ def read_own(asked: Asked) -> OwnTable:
     if asked.words is None:
         pairs = asked.on or tuple((name, name) for name in KEYS if name in trials)
         words, code = _words_of_table(trials, [name for name, _ in pairs], asked, decimal), "en"
+        of_words = decimal
     else:
-        words, code, said = read_words(asked.words)
+        words, code, of_words, said = read_words(asked.words)
         notes += said
         pairs = asked.on or tuple((name, name) for name in KEYS if name in trials and name in words)
-    rows, texts = _keyed(trials, words, pairs, asked, decimal)
+    rows, texts, beside = _keyed(trials, words, pairs, asked, decimal)
     rows["subject"] = _filled(trials, subject, asked.table) if subject is not None else ""
     rows, said = matching(rows, texts.rename(columns={"word_index": "place"}), asked.table, MOST_OTHER_WORDS)
     notes += said
@@ -133,7 +134,9 @@ def read_own(asked: Asked) -> OwnTable:
     place = rows.rename(columns={"place": "word_index"})[key].astype({"word_index": int})
     columns = [name for name in lagged if name not in frame and name not in key]
     at = place.merge(lagged[[*key, *columns]], on=key, how="left").set_index(frame.index)
-    frame = pd.concat([frame, at[[name for name in at if name not in frame]]], axis=1)
+    there = place.merge(beside, on=key, how="left").set_index(frame.index).drop(columns=key)
+    # What came with the stimuli: a rating is a number in a formula, and a region a category.
+    frame = pd.concat([frame, at[[name for name in at if name not in frame]], _numeric(there, known, of_words)], axis=1)
     frame = frame.assign(text_id=rows["text_id"], word_index=place["word_index"])
     if item is None:
         item = "item" if "item" in frame else "text_id"
@@ -148,8 +151,8 @@ def read_own(asked: Asked) -> OwnTable:
     return OwnTable(frame.reset_index(drop=True), texts, corpus, subject, item, tuple(dict.fromkeys(notes)))
 
 
-def read_words(path: Path) -> tuple[pd.DataFrame, str, list[str]]:
-    """A table of `cladastats words`: its rows, the language of its words, and what is to be said.
+def read_words(path: Path) -> tuple[pd.DataFrame, str, str, list[str]]:
+    """A table of `cladastats words`: its rows, the language of its words, its decimal sign, and what is to be said.
 
     Raises:
         InputError: it cannot be read, or lacks the columns of such a table.
@@ -162,7 +165,7 @@ def read_words(path: Path) -> tuple[pd.DataFrame, str, list[str]]:
     for name in frame:
         if MEASURED.fullmatch(str(name)):
             frame[name] = as_numbers(frame[name], str(name), path, table.decimal)
-    return frame, _language(path), list(table.notes)
+    return frame, _language(path), table.decimal, list(table.notes)
 
 
 def with_lags(words: pd.DataFrame) -> pd.DataFrame:
@@ -283,11 +286,12 @@ def _words_of_table(trials: pd.DataFrame, key: list[str], asked: Asked, decimal:
 
 def _keyed(
     trials: pd.DataFrame, words: pd.DataFrame, pairs: Sequence[tuple[str, str]], asked: Asked, decimal: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Trials and words, each with the text and the number of its word.
 
     Returns:
-        of the trials `text_id`, `place` and `word`; the words with `text_id` and `word_index`.
+        of the trials `text_id`, `place` and `word`; what was measured of the words, and the other columns of their
+        table, which the trials lack, each with `text_id` and `word_index`.
     """
     source = asked.words or asked.table
     for name, other in pairs:
@@ -323,7 +327,11 @@ def _keyed(
         )
     if texts["word_index"].isna().any() or (texts["word_index"] % 1 != 0).any():
         raise InputError(f"{source}: {other} must be a whole number in every row; mend the file")
-    return rows, texts.astype({"word_index": int})
+    texts = texts.astype({"word_index": int})
+    known = {*trials, *measured, *(column for _, column in pairs), "text_id", "word_index", "word"}
+    others = [column for column in words if column not in known]
+    beside = pd.concat([texts[["text_id", "word_index"]], words[others].set_axis(texts.index)], axis=1)
+    return rows, texts, beside
 
 
 def _filled(trials: pd.DataFrame, column: str, path: Path) -> pd.Series:
@@ -345,15 +353,15 @@ def _repeated(rows: pd.DataFrame, subject: str | None, asked: Asked) -> list[str
     return [f"{asked.table}: {again:,} rows are of a subject and word that have another row too"] if again else []
 
 
-def _numeric(trials: pd.DataFrame, names: set[str | None], decimal: str) -> pd.DataFrame:
+def _numeric(table: pd.DataFrame, names: set[str | None], decimal: str) -> pd.DataFrame:
     """The columns of numbers as numbers, but for those that are names."""
     columns = {}
-    for name in trials:
-        if name not in names and is_numeric(trials[name], decimal):
-            columns[name] = as_numbers(trials[name], name, "", decimal)
+    for name in table:
+        if name not in names and is_numeric(table[name], decimal):
+            columns[name] = as_numbers(table[name], name, "", decimal)
         else:
-            columns[name] = joined_names(trials, [name])
-    return pd.DataFrame(columns, index=trials.index)
+            columns[name] = joined_names(table, [name])
+    return pd.DataFrame(columns, index=table.index)
 
 
 def _measure(name: str, asked: Asked) -> Measure:
