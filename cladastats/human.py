@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from clada.errors import InputError
 from clada.models.open import model_revision
-from clada.system.jsonfile import with_checksum, write_json
+from clada.system.jsonfile import json_line, with_checksum, write_json
 from cladastats.language import language
 from cladastats.people.corpora import ReadingCorpus, open_corpus
 from cladastats.people.description import SOURCES
@@ -208,7 +208,7 @@ def _print_own(
 ) -> None:
     """Print mixed models, then gains; as CSV the models alone, as JSON all that is kept."""
     if fmt == "json":
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print(json_line(result))
         return
     if fmt == "csv":
         tables = [fit.table.reset_index().assign(measure=measure) for measure, (fit, _) in fits.items()]
