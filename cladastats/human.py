@@ -11,7 +11,6 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
