@@ -246,7 +246,7 @@ COMMANDS: Commands = {
     "placebo": ("hybrids that should not act as prefixes do: other texts, shuffled, in other places", _placebo),
     "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
     "words": ("surprisal, entropy and effort of every word of texts or stimuli, in any language model", _words),
-    "human": ("does effort predict reading times and brain responses beyond surprisal and entropy?", _human),
+    "human": ("your own trials in a mixed model; does effort predict what readers do beyond surprisal?", _human),
     "figures": ("draw similarity against prefix length", _figures),
 }
 

@@ -1,4 +1,4 @@
-"""`cladastats human`: does effort predict reading times and brain responses beyond surprisal and entropy?"""
+"""`cladastats human`: your own trials in a mixed model, and what predicts texts that a model was not fitted on."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def human(corpus: ReadingCorpus, model: str, out: Path) -> dict[str, Any]:
 
     Args:
         corpus: the corpus.
-        model: a model's name, one with a plan.
+        model: a model's name; without a plan, words have no effort, and steps are surprisal and entropy alone.
         out: where words (`words-NAME.parquet`) and results (`NAME.json`) are kept, of this model.
 
     Returns:
         the content of `NAME.json`: `measures`, each with its `rows` (one per step), and what else is known of it.
 
     Raises:
-        CladaError: the model cannot be opened or has no plan.
+        CladaError: the model cannot be opened.
     """
     words = measured_words(corpus.texts, model, out / f"words-{corpus.name}.parquet", corpus.source.language)
     about = {"model": model, "revision": model_revision(model)}

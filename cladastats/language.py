@@ -76,7 +76,6 @@ KNOWN_SCRIPTS = {
     "MALAYALAM", "ORIYA", "SINHALA", "TELUGU",
 }  # fmt: skip
 UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-UNSPACED_NAMES = (*UNSPACED_SCRIPTS, "HALFWIDTH KATAKANA", "IDEOGRAPHIC ITERATION")  # beginnings of Unicode's names
 
 # A tag belongs to the class of the first beginning that it has, else it is one of a function word.
 BNC = {"NN": "noun", "NP": "noun", "VV": "verb", "AJ": "adjective", "AV": "adverb", "CR": "number"}

@@ -9,6 +9,7 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from cladastats.people.density import FOLDS, Rows, fit_intercepts, folds_of
+from cladastats.people.mixed import mixed_model
 
 
 def averages(rng, n=400, texts=12, between=2.0):
@@ -142,22 +143,22 @@ def test_one_intercept_is_that_of_statsmodels(between):
 
 @pytest.mark.parametrize("subjects", [7, 25])
 def test_crossed_intercepts_are_those_of_another_library(subjects):
-    """lme-python, whose fits are lme4's; with fewer subjects than texts, and with more."""
-    lme = pytest.importorskip("lme_python")
-    polars = pytest.importorskip("polars")
+    """mixedlm's, which `tests/test_mixed.py` compares with lme4; with fewer subjects than texts, and with more."""
     y, x, items, _, people = trials(np.random.default_rng(6), texts=15, subjects=subjects)
     rows = Rows(y, x, items, items, people)
     ours = rows.fit([0, 1, 2])
     frame = pd.DataFrame(x, columns=["a", "b", "c"]).assign(
         y=y, item=[f"i{i}" for i in items], subject=[f"s{s}" for s in people]
     )
-    data = polars.DataFrame({name: frame[name].to_list() for name in frame})
-    theirs = lme.lmer("y ~ a + b + c + (1 | subject) + (1 | item)", data, reml=False)
+    theirs = mixed_model(frame, "y ~ a + b + c + (1 | subject) + (1 | item)")
     # Both stop searching the ratios at about 1e-4 of them, where the likelihood is flat.
-    coefficients = np.asarray(theirs.coefficients)
-    np.testing.assert_allclose(ours.beta[1:] * rows.scale, coefficients[1:], rtol=1e-3)
-    np.testing.assert_allclose(ours.deviance + 2 * len(y) * np.log(rows.scale), -2 * theirs.log_likelihood, atol=1e-3)
-    np.testing.assert_allclose(ours.residual * rows.scale**2, theirs.sigma2, rtol=1e-3)
+    np.testing.assert_allclose(ours.beta[1:] * rows.scale, theirs.coef.iloc[1:], rtol=1e-3)
+    np.testing.assert_allclose(ours.deviance + 2 * len(y) * np.log(rows.scale), -2 * theirs.loglik, atol=1e-3)
+    variances = theirs.variances.set_index("grp")["vcov"]
+    np.testing.assert_allclose(ours.residual * rows.scale**2, variances["Residual"], rtol=1e-3)
+    np.testing.assert_allclose(
+        ours.residual * rows.scale**2 * np.array(ours.ratios), variances[["item", "subject"]], rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("crossed", [False, True])

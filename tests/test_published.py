@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+import rdata
 from trial_tables import news_sentences, trials_of
 
 from clada.errors import InputError
@@ -190,7 +191,6 @@ def test_a_sample_of_meco_is_read_from_r_and_from_text(tmp_path, rows, form):
     if form == "csv":
         frame.to_csv(tmp_path / "joint_l1_data_trimmed_version2.1.csv", index=False)
     else:
-        rdata = pytest.importorskip("rdata")
         plain = frame.astype(dict.fromkeys(("uniform_id", "word"), object)).astype({"lang": "category"})
         rdata.write_rda(tmp_path / "joint_l1_data_trimmed_version2.1.rda", {"joint.data": plain})
     source = described("meco_du")
@@ -215,7 +215,6 @@ def test_an_r_file_without_its_reader_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_damaged_r_file_is_refused(tmp_path):
-    pytest.importorskip("rdata")
     (tmp_path / "joint_data_trimmed_wave2_version2.1.rda").write_bytes(b"RDX3\nno")
     with pytest.raises(InputError, match=r"cannot read .*wave2_version2.1.rda: .*; get it anew"):
         open_corpus("meco2_da", tmp_path)

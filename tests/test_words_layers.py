@@ -10,8 +10,8 @@ from word_models import ARCHITECTURES, TEXT, bpe, fast, random_model, saved
 
 from clada.errors import InputError, ModelError
 from clada.models.architectures import down_norms, down_projections
-from cladastats.texts.layers import layer_figure, layer_tables, measure_layers
-from cladastats.texts.meter import Meter
+from cladastats.texts.layers import layer_figure, layer_tables
+from cladastats.texts.meter import Meter, opened_meter
 from cladastats.texts.text import Text
 
 TEXTS = [Text("a", tuple(TEXT.split()[:9])), Text("b", tuple(TEXT.split()[9:40]))]
@@ -122,7 +122,7 @@ def test_thresholds_of_texts_need_a_known_family():
 def test_a_hundred_layers_and_more(tmp_path):
     """Columns are numbered, not counted by the width of their names."""
     folder = saved(tmp_path, "gpt2", n_layer=103, n_embd=8, n_head=1)
-    words, long = measure_layers(folder, TEXTS[:1])
+    words, long = layer_tables(opened_meter(folder, TEXTS[:1]), TEXTS[:1])
     assert long["layer"].max() == 103
     assert not [name for name in words if name.startswith("effort")]
     model = tiny_model("llama", vocab_size=400, num_hidden_layers=101, hidden_size=8, intermediate_size=8)

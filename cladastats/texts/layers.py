@@ -12,36 +12,16 @@ of words has it, `effort` of the layer's neurons, which for layer 0 is missing, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from clada.errors import InputError
-from cladastats.texts.meter import Meter, Words, opened_meter, word_rows
+from cladastats.texts.meter import Meter, Words, word_rows
 from cladastats.texts.text import Text
 
 MOST_WORDS = 40  # of a figure, so that they can be read
-
-
-def measure_layers(model: str, texts: Sequence[Text], **options: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure texts on a model and on each of its layers, in one run of the model.
-
-    Args:
-        model: as in `measure_texts`.
-        texts: the texts.
-        **options: as there.
-
-    Returns:
-        the table of words, and the long table of this module.
-
-    Raises:
-        ModelError: the model's final norm cannot be found, or as `measure_texts`.
-    """
-    names = ("revision", "device")
-    opening = {name: options.pop(name) for name in names if name in options}
-    return layer_tables(opened_meter(model, texts, **opening, **options), texts)
 
 
 def layer_tables(meter: Meter, texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -50,6 +30,12 @@ def layer_tables(meter: Meter, texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.
     Args:
         meter: has the model.
         texts: the texts.
+
+    Returns:
+        the table of words (`cladastats.texts.meter`), and that of this module.
+
+    Raises:
+        ModelError: the model's final norm cannot be found.
     """
     aligned, read = meter.read(texts, lens=True)
     words = Words(aligned)
@@ -73,7 +59,7 @@ def layer_figure(long: pd.DataFrame, column: str = "surprisal_bits") -> Figure:
     """A map of one text, its words across and the layers upwards, readable in grey and in a column of a journal.
 
     Args:
-        long: of `measure_layers`, rows of one text, at most 40 words.
+        long: of `layer_tables`, rows of one text, at most 40 words.
         column: what the map shows.
 
     Raises:
