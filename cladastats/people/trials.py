@@ -143,25 +143,23 @@ def comparable(words: pd.Series) -> pd.Series:
     return pd.Series(compared.to_numpy()[codes], index=words.index)
 
 
-def _columns(source: Source) -> dict[str, str]:
-    """The columns that are read, and what they are called from then on."""
+def _columns(source: Source) -> list[str]:
+    """The columns of a file that are read."""
     assert source.trials is not None
     trials = source.trials
-    wanted = {
-        name: name for name in (*trials.text, trials.word_index, trials.word, trials.subject, trials.item) if name
-    }
-    wanted |= {name: name for name in trials.keep} | {name: name for name in trials.also.values()}
+    wanted = [name for name in (*trials.text, trials.word_index, trials.word, trials.subject, trials.item) if name]
+    wanted += [*trials.keep, *trials.also.values()]
     for measure in source.measures:
         if measure.published:
-            wanted |= {name: name for name in (measure.source or measure.column, *measure.only)}
-    return wanted
+            wanted += [measure.source or measure.column, *measure.only]
+    return list(dict.fromkeys(wanted))
 
 
-def _read(path: Path, wanted: dict[str, str], *, quoted: bool | None) -> TableFile:
+def _read(path: Path, wanted: Sequence[str], *, quoted: bool | None) -> TableFile:
     """A file of trials: an R data frame, or a table."""
     if path.suffix.lower() in (".rda", ".rdata"):
-        return TableFile(with_columns(_r_frame(path), list(wanted), path))
-    return read_data(path, list(wanted), quoted)
+        return TableFile(with_columns(_r_frame(path), wanted, path))
+    return read_data(path, wanted, quoted)
 
 
 def _r_frame(path: Path) -> pd.DataFrame:
@@ -359,7 +357,7 @@ def _word_file(source: Source, folder: Path) -> pd.DataFrame:
     needed = [*file.text, file.word_index, file.word]
     if not path.is_file():
         raise InputError(f"{folder} has no {file.file}, which holds the words of {source.name}; get it too")
-    table = _read(path, {name: name for name in needed}, quoted=trials.quoted)
+    table = _read(path, needed, quoted=trials.quoted)
     frame = table.frame[(table.frame[file.text[0]] != "") & (table.frame[file.word_index] != "")]
     texts = pd.DataFrame(
         {
