@@ -156,9 +156,9 @@ def build_corpus(
     for number, (a, b, _) in enumerate(natural):
         for i, like in enumerate((a, b), start=2 * number):
             drawn.append(draw(np.random.default_rng([seed, 2, i]), like.separators, separator))
-    groups = {"nls": natural, "rts": [(*drawn[2 * i : 2 * i + 2], i) for i in range(pairs)]}
-    for group in GROUPS:
-        for pair, (a, b, cluster) in enumerate(groups[group]):
+    random: list[Paired] = [(drawn[2 * i], drawn[2 * i + 1], i) for i in range(pairs)]
+    for group, paired in zip(GROUPS, (natural, random), strict=True):
+        for pair, (a, b, cluster) in enumerate(paired):
             rows += [{**row, "cluster": cluster} for row in pair_rows(group, pair, a, b, ratios, length)]
     table = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
     report = {
