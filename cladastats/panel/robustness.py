@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
@@ -24,7 +23,8 @@ from cladastats.panel.columns import complete_rows, varies_within
 from cladastats.panel.within import (
     Within,
     bootstrap,
-    pair_effects_ols,
+    clusters_of,
+    mean_summary,
     pair_effects_summary,
     per_pair,
     permutation,
@@ -57,7 +57,7 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
         `steps`, each with its interval and one-sided p for a rise; `p_rising`, of the test that every step is one
         (intersection-union: the largest of the steps' p); `p_some_fall`, that some step is a fall (the smallest p of
         a fall times the number of steps: Bonferroni); `p_nonlinear`, of the Wald test that means lie on a line in
-        tokens (F with pairs - 1 degrees of freedom); None with two ratios.
+        tokens (F with clusters - 1 degrees of freedom); None with two ratios.
 
     Raises:
         NotIdentifiedError: There is one ratio only.
@@ -67,11 +67,10 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     if len(ratios) < 2:
         raise NotIdentifiedError("a study of one ratio has no steps between ratios; build it with more --ratios")
     place = data.index.get_level_values("ratio").to_numpy()
-    dummies = pd.DataFrame({f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}, index=data.index)
-    result = pair_effects_ols(data[outcome], dummies)
-    k, df = len(ratios) - 1, data.index.get_level_values("pair").nunique() - 1
-    means = result.params.to_numpy()[:k]
-    cov = result.cov.to_numpy()[:k, :k]
+    dummies = {f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}
+    within = Within.of(data.assign(**dummies), outcome, list(dummies))
+    means, cov = within.estimate()
+    k, df = len(ratios) - 1, within.df
     contrast = np.eye(k) - np.eye(k, k=-1)
     size, se = contrast @ means, np.sqrt(np.diag(contrast @ cov @ contrast.T))
     t, half = size / se, stats.t.ppf(0.975, df) * se
@@ -120,7 +119,7 @@ def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | Non
     for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
         a, b = columns[rts], columns[nls]
         difference = b.coef[term] - a.coef[term]
-        differences[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
+        differences[term] = welch(difference, (a.se[term], b.se[term]), (a.n_clusters, b.n_clusters))
         if term == "prefix_len":
             differences[term] |= equivalence(difference, differences[term]["se"], differences[term]["df"], margin)
             equivalent, differs = differences[term]["equivalence_p"] < 0.05, differences[term]["p"] < 0.05
@@ -130,20 +129,20 @@ def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | Non
     return differences
 
 
-def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
-    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's.
+def welch(difference: float, se: tuple[float, float], clusters: tuple[int, int]) -> dict[str, Any]:
+    """Test of a difference between two groups that share no cluster: errors add, degrees of freedom are Welch's.
 
     Args:
         difference: Of the two estimates.
         se: Their standard errors.
-        pairs: Their numbers of pairs.
+        clusters: Their numbers of clusters.
 
     Returns:
         `difference`, `se`, `df`, `ci` (95 %), `p` (two-sided).
 
     Source: Welch (1947), The generalization of "Student's" problem when several different variances are involved.
     """
-    parts = [(one**2, n - 1) for one, n in zip(se, pairs, strict=True)]
+    parts = [(one**2, n - 1) for one, n in zip(se, clusters, strict=True)]
     total = math.sqrt(sum(variance for variance, _ in parts))
     df = total**4 / sum(variance**2 / n for variance, n in parts)
     half = stats.t.ppf(0.975, df) * total
@@ -220,8 +219,7 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
             for layer, rows in panel[panel["group"] == group].groupby("layer"):
                 data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
                 within = Within.of(data, outcome, names)
-                varies = varies_within(data, outcome)
-                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and varies:
+                if within.identified() and varies_within(data, outcome):
                     fits[int(layer)] = within_summary(within)
             for term in shown:
                 corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
@@ -317,7 +315,7 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
 
 
 def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
-    """Across pairs instead of within them: ordinary least squares on pair means with HC3 errors.
+    """Across pairs instead of within them: ordinary least squares on pair means, errors as within pairs.
 
     What the paper's reading of load needs, as load differs between texts far more than within a pair; but texts differ
     in much else.
@@ -330,12 +328,13 @@ def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str,
     Returns:
         Per regressor that differs between pairs `coef`, `se`, `ci` and `p`; empty with too few pairs.
     """
-    means = data.groupby(level="pair").mean()
+    means = data.assign(cluster=clusters_of(data)).groupby(level="pair").mean()
     names = [name for name in names if means[name].std() > 0]
-    if len(means) <= len(names) + 2:
+    across = Within.across(means, outcome, names)
+    df = len(means) - len(names) - 1
+    if df < 2 or not across.identified():
         return {}
-    result = sm.OLS(means[outcome], sm.add_constant(means[list(names)])).fit(cov_type="HC3", use_t=True)
-    return _terms(result, result.bse, dict.fromkeys(names, 1.0))
+    return summary_of(names, *across.fit(), min(across.df, df))
 
 
 def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, Any]]:
@@ -353,7 +352,7 @@ def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, 
     effects = []
     for column in fit.columns:
         for term in column.regressors:
-            df = column.n_pairs - 1
+            df = column.n_clusters - 1
             size = (stats.t.ppf(1 - level / 2, df) + stats.t.ppf(target, df)) * column.se[term]
             one = column.standardised[term] / column.coef[term] if column.coef[term] else float("nan")
             effects.append(
@@ -378,7 +377,7 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
 
     Returns:
         per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
-        kinds with fewer than two pairs of several complete rows are left out.
+        kinds with too few pairs of several complete rows are left out.
     """
     effects: dict[str, dict[str, Any]] = {}
     for group, rows in panel.groupby("group"):
@@ -386,15 +385,15 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         effects[group] = {}
         for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
             data, _ = complete_rows(part, group, outcome, ("prefix_len",))
-            means = data[outcome].groupby(level="pair").mean()
-            if len(means) < 2:
+            within = Within.of(data, outcome, ["prefix_len"])
+            if not within.identified():
                 continue
-            half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
+            mean = mean_summary(data, outcome)
             effects[group][kind] = {
-                **pair_effects_summary(data, outcome, ["prefix_len"])["prefix_len"],
-                "mean": float(means.mean()),
-                "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
-                "n_pairs": len(means),
+                **within_summary(within)["prefix_len"],
+                "mean": mean["coef"],
+                "mean_ci": mean["ci"],
+                "n_pairs": within.pairs,
             }
     return effects
 
@@ -408,7 +407,9 @@ def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) 
         outcome: Response column.
 
     Returns:
-        `reused`: whether a text is in several pairs; if so, the coefficients of each group.
+        `reused`: whether a text is in several pairs; if so, the coefficients of each group whose texts are enough.
+
+    Source: Cameron, Gelbach and Miller (2011), Robust inference with multiway clustering.
     """
     corpus = study.corpus
     texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
@@ -416,13 +417,18 @@ def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) 
     if not counts.any():
         return {"reused": False}
     coefficients: dict[str, Any] = {"reused": True}
+    names = ["prefix_len", *LOADS]
     for group, rows in data.items():
         codes = texts.loc[group].reindex(rows.index.get_level_values("pair"))
-        clusters = pd.DataFrame({role: pd.factorize(codes[role])[0] for role in ("A", "B")}, index=rows.index)
-        names = ["prefix_len", *LOADS]
-        result = pair_effects_ols(rows[outcome], rows[names], clusters)
+        clusters = {role: pd.factorize(codes[role])[0] for role in ("A", "B")}
+        clusters["both"] = pd.factorize(clusters["A"] * len(rows) + clusters["B"])[0]
+        fits = {role: Within.of(rows.assign(cluster=of), outcome, names) for role, of in clusters.items()}
+        if not all(within.identified() for within in fits.values()):
+            continue
+        coef, _ = fits["A"].fit()
+        a, b, both = (np.diag(within.estimate()[1]) for within in fits.values())
         # Of fewer texts than rows: t with as many degrees of freedom as the rarer of both has texts, less one.
-        coefficients[group] = summary_of(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
+        coefficients[group] = summary_of(names, coef, np.sqrt(a + b - both), min(fits["A"].df, fits["B"].df))
     return coefficients
 
 
