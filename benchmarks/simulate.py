@@ -27,6 +27,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,6 @@ LENGTH = 2048
 TRUE = {"prefix_len": 0.05, "surprisal_norm": -0.02, "entropy_norm": 0.01}
 MARGIN = 0.05
 ERRORS = ("clustered", "plain", "documents")  # the place is part of a panel's seed
-# Panels that the mixed model is fitted to, which is slow and knows pairs only, no clusters of them.
-MIXED = {"plain": 100, "clustered": 300}
 WILD_DRAWS = 399
 Y = "shift_toward"
 LOADS = ["surprisal_norm", "entropy_norm"]
@@ -95,15 +94,11 @@ Outcome = tuple[str, str, float]  # procedure, what of it, nominal value
 DEFAULT = "default errors, t(G - 1)"
 
 
-def outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
+def default_outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
     """What happened (1, 0), or the error of an estimate, for one panel and a second one of another group."""
     data, other = panel(rng, pairs, errors), panel(rng, pairs, errors)
     within = Within.of(data, Y, list(TRUE))
     yield from _estimates(DEFAULT, within_summary(within))
-    for name, term in bootstrap(within, rng, 399).items():
-        for kind, label in (("ci", "studentised"), ("ci_percentile", "percentile")):
-            covered = term[kind][0] <= TRUE[name] <= term[kind][1]
-            yield (f"cluster bootstrap, {label}", f"coverage, {name}", 0.95), covered
     null, second = (one.assign(**{Y: one["noise"]}) for one in (data, other))
     full = Within.of(second, Y, list(TRUE))
     for i, (name, term) in enumerate(within_summary(full).items()):
@@ -113,19 +108,29 @@ def outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tupl
             yield ("wild cluster bootstrap", what, 0.05), wild_p(full, i, rng) <= 0.05
     prefix, unlike = (within_summary(Within.of(one, Y, ["prefix_len"]))["prefix_len"] for one in (null, second))
     yield (DEFAULT, "size, prefix alone", 0.05), prefix["p"] < 0.05
+    yield from _difference(prefix, unlike, len(within.xy))
+
+
+def other_outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
+    """The same of the checks."""
+    data = panel(rng, pairs, errors)
+    for name, term in bootstrap(Within.of(data, Y, list(TRUE)), rng, 199).items():
+        for kind, label in (("ci", "studentised"), ("ci_percentile", "percentile")):
+            covered = term[kind][0] <= TRUE[name] <= term[kind][1]
+            yield (f"cluster bootstrap, {label}", f"coverage, {name}", 0.95), covered
+    null = data.assign(**{Y: data["noise"]})
     yield ("permuted ratios", "size, prefix alone", 0.05), permutation(null, Y, rng, 199)["p"] <= 0.05
     yield ("Wilcoxon of the pairs' slopes", "size, prefix alone", 0.05), per_pair(null, Y)["wilcoxon_p"] < 0.05
     steps = ordered(null, Y)
     yield ("Wald test of a line", "size", 0.05), steps["p_nonlinear"] < 0.05
     yield ("every step rises", "size, no step does (at most)", 0.05), steps["p_rising"] < 0.05
-    yield from _difference(prefix, unlike, len(within.xy))
     found = between(null, Y, LOADS)
     if found:
         yield ("between pairs", "size, surprisal", 0.05), found["surprisal_norm"]["p"] < 0.05
 
 
 def mixed_outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
-    """The same of the mixed model."""
+    """The same of the mixed model, which knows pairs only, no clusters of them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted = mixed(panel(rng, pairs, errors), Y, list(TRUE))
@@ -150,18 +155,25 @@ def _difference(a: dict, b: dict, clusters: int) -> Iterator[tuple[Outcome, floa
     yield ("equivalence", "size, at the margin (at most)", 0.05), at_margin["equivalence_p"] < 0.05
 
 
+PARTS = {
+    "default": (default_outcomes, dict.fromkeys(ERRORS, math.inf)),
+    "checks": (other_outcomes, dict.fromkeys(ERRORS, math.inf)),
+    "mixed model": (mixed_outcomes, {"plain": 100, "clustered": 300}),  # fits are slow
+}
+"""Of a design: what happens, and the most panels for each kind of errors."""
+
+
 def one(i: int, pairs: int, errors: str, part: str) -> list[tuple[Outcome, float]]:
     """The outcomes of panel i of a design."""
     rng = np.random.default_rng([pairs, ERRORS.index(errors), i])
-    of = mixed_outcomes if part == "mixed model" else outcomes
-    return [(outcome, float(value)) for outcome, value in of(rng, pairs, errors)]
+    return [(outcome, float(value)) for outcome, value in PARTS[part][0](rng, pairs, errors)]
 
 
 def design(pairs: int, errors: str, part: str, panels: int) -> list[dict]:
-    """The rows of one design: of the mixed model, or of all else."""
+    """The rows of one part of a design."""
     happened: dict[Outcome, list[float]] = {}
     run = partial(one, pairs=pairs, errors=errors, part=part)
-    drawn = min(panels, MIXED[errors]) if part == "mixed model" else panels
+    drawn = int(min(panels, PARTS[part][1][errors]))
     title = f"{pairs} pairs, {errors}, {part}"
     for found in process_map(run, range(drawn), desc=title, max_workers=os.cpu_count(), chunksize=8):
         for outcome, value in found:
@@ -174,6 +186,7 @@ def design(pairs: int, errors: str, part: str, panels: int) -> list[dict]:
             {
                 "pairs": pairs,
                 "errors": errors,
+                "part": part,
                 "procedure": procedure,
                 "what": what,
                 "nominal": nominal,
@@ -195,11 +208,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.out.read_text("utf-8").splitlines()] if args.out.is_file() else []
     rows = [row for row in rows if row["drawn"] == args.panels]
-    done = {(row["pairs"], row["errors"], row["procedure"] == "mixed model") for row in rows}
-    parts = [(errors, "all else") for errors in ERRORS] + [(errors, "mixed model") for errors in MIXED]
-    for pairs in args.pairs:
-        for errors, part in parts:
-            if (pairs, errors, part == "mixed model") not in done:
+    done = {(row["part"], row["pairs"], row["errors"]) for row in rows}
+    for part, (_, most) in PARTS.items():
+        for pairs, errors in product(args.pairs, most):
+            if (part, pairs, errors) not in done:
                 rows += design(pairs, errors, part, args.panels)
                 args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(tabulate([list(row.values()) for row in rows], list(rows[0]), tablefmt="github", floatfmt=".4g"))
