@@ -44,8 +44,8 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
         "--equivalence-margin",
         type=float,
         metavar="X",
-        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); default: 100 "
-        "divided by the length",
+        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); default: "
+        "that of a pilot, 5.5 divided by the length",
     )
     parser.add_argument(
         "--margin-source",
