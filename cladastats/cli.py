@@ -99,7 +99,12 @@ def _similarity(parser: argparse.ArgumentParser) -> None:
 
 
 def _metric(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metric", default="cka", metavar="M", help="cka (default), cosine, cosine_centred or jaccard")
+    parser.add_argument(
+        "--metric",
+        default="cka",
+        metavar="M",
+        help="cka (default; r2, one-feature CKA), pearson, cosine, cosine_centred or jaccard",
+    )
     parser.add_argument(
         "--estimator",
         choices=("within", "trimmed", "population", "neurons", "debiased", "biased"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from cladastats.results.fit import LABELS, layout
+from cladastats.results.fit import LABELS, LOADS, layout
+from cladastats.results.labels import metric_label
 from cladastats.results.robustness import with_interval
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ def side_by_side(fits: Sequence[Fit]) -> pd.DataFrame:
         fits: of a study, for instance `cka` and `cosine`.
 
     Returns:
-        index (metric, row), a column per model; an empty cell is what the model does not have, "lost" what the paper
-        has but our copy of it does not.
+        index (label of the metric, row), a column per model; an empty cell is what the model does not have, "lost"
+        what the paper has but our copy of it does not.
     """
     parts = {}
     for fit in fits:
@@ -68,30 +70,77 @@ def side_by_side(fits: Sequence[Fit]) -> pd.DataFrame:
                     for name, column in zip(cells.columns, fit.columns, strict=True)
                 }
                 cells.loc[f"{LABELS[term]}, published (t)"] = shown
-        parts[fit.metric] = cells
+        parts[metric_label(fit.metric)] = cells
     return pd.concat(parts, names=["metric", "row"])
 
 
 def descriptive(panel: pd.DataFrame, response: str = "shift_toward") -> pd.DataFrame:
-    """Mean, standard deviation (also within pairs), minimum and maximum of what enters the table (the paper's Table 9).
+    """Mean, median, spread (also within pairs) and range of what enters the table (the paper's Table 9).
 
     Args:
         panel: of a study.
         response: its response column.
 
     Returns:
-        index (group, variable): mean, std, std_within, min, max, n.
+        index (group, variable): mean, median, std, std_within, min, max, n.
     """
     names = ["prefix_len", "surprisal_norm", "entropy_norm", "surprisal_bits", "entropy_bits", "token_len", response]
     parts = {}
     for group, rows in panel.groupby("group"):
         values = rows[names].astype(float)
         around = values - values.groupby(rows["pair"]).transform("mean")
-        table = values.agg(["mean", "std", "min", "max", "count"]).T
+        table = values.agg(["mean", "median", "std", "min", "max", "count"]).T
         freedom = len(values) - rows["pair"].nunique()
-        table.insert(2, "std_within", np.sqrt((around**2).sum() / freedom) if freedom else np.nan)
+        table.insert(3, "std_within", np.sqrt((around**2).sum() / freedom) if freedom else np.nan)
         parts[group] = table.rename(columns={"count": "n"})
     return pd.concat(parts, names=["group", "variable"])
+
+
+def responses_by_ratio(panel: pd.DataFrame, response: str = "shift_toward") -> pd.DataFrame:
+    """The mean response at every prefix share, with the median, which single huge responses do not move.
+
+    Args:
+        panel: Of a study, or of several of the same pairs.
+        response: Its response column.
+
+    Returns:
+        A row per group and ratio: `mean` with its 95 % interval `ci_low`, `ci_high` (t over pairs), `median`, `beyond`
+        (share of pairs whose response is outside -1 to 1), `pairs` (those that have a response).
+    """
+    values = panel.groupby(["group", "ratio"])[response]
+    table = values.agg(["mean", "median", "sem", "count"]).reset_index().rename(columns={"count": "pairs"})
+    half = stats.t.ppf(0.975, table["pairs"] - 1) * table.pop("sem")
+    table.insert(3, "ci_low", table["mean"] - half)
+    table.insert(4, "ci_high", table["mean"] + half)
+    table.insert(6, "beyond", values.agg(lambda rows: (rows.dropna().abs() > 1).mean()).to_numpy())
+    return table
+
+
+def beside(fits: Sequence[Fit]) -> pd.DataFrame:
+    """Prefix and load effects of several fits, a row for each and group, to see whether the measure decides.
+
+    Args:
+        fits: Of the same pairs by several metrics or responses.
+
+    Returns:
+        `response`, `metric` (its label) and `group`; then estimates with their 95 % intervals as text, uncorrected:
+        `prefix` alone (columns 1 and 2), `surprisal` and `entropy` beside it (5 and 6).
+    """
+    return pd.DataFrame(row for fit in fits for row in _rows_beside(fit))
+
+
+def _rows_beside(fit: Fit) -> Iterator[dict[str, str]]:
+    columns = {column.column: column for column in fit.columns}
+    for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
+        if full in columns:
+            prefix, loads = columns[alone], columns[full]
+            yield {
+                "response": fit.response,
+                "metric": metric_label(fit.metric),
+                "group": group.upper(),
+                "prefix": with_interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"]),
+                **{name: with_interval(loads.coef[load], loads.ci[load]) for load, name in LOADS.items()},
+            }
 
 
 def across_measures(studies: Sequence[Study]) -> pd.DataFrame:
@@ -111,16 +160,11 @@ def across_measures(studies: Sequence[Study]) -> pd.DataFrame:
         for path in sorted((study.folder / "fits").glob("*.json"), key=lambda p: ("-" in p.stem, p.stem)):
             metric, _, response = path.stem.partition("-")
             fit = study.fit(metric, response or "toward")
-            columns = {column.column: column for column in fit.columns}
-            for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
-                if full not in columns:
-                    continue
-                prefix, loads = columns[alone], columns[full]
-                row = {"prefixes": shares, "response": fit.response, "metric": metric, "group": group.upper()}
-                row["prefix"] = with_interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"])
-                for load in ("surprisal_norm", "entropy_norm"):
-                    name, same = load.removesuffix("_norm"), fit.robustness.get("ratio_effects", {}).get(group)
-                    row[name] = with_interval(loads.coef[load], loads.ci[load])
-                    row[f"{name} at equal ratio"] = with_interval(same[load]["coef"], same[load]["ci"]) if same else ""
-                rows.append(row)
+            for row in _rows_beside(fit):
+                same = fit.robustness.get("ratio_effects", {}).get(row["group"].lower())
+                equal = {
+                    f"{name} at equal ratio": with_interval(same[load]["coef"], same[load]["ci"]) if same else ""
+                    for load, name in LOADS.items()
+                }
+                rows.append({"prefixes": shares, **row, **equal})
     return pd.DataFrame(rows)

@@ -377,8 +377,8 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         outcome: response column.
 
     Returns:
-        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
-        kinds with fewer than two pairs of several complete rows are left out.
+        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval
+        and `median` of the rows; kinds with fewer than two pairs of several complete rows are left out.
     """
     effects: dict[str, dict[str, Any]] = {}
     for group, rows in panel.groupby("group"):
@@ -394,6 +394,7 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
                 **pair_effects_summary(data, outcome, ["prefix_len"])["prefix_len"],
                 "mean": float(means.mean()),
                 "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
+                "median": float(data[outcome].median()),
                 "n_pairs": len(means),
             }
     return effects

@@ -11,6 +11,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from clada.system.jsonfile import check_checksum, with_checksum
+from cladastats.results.labels import metric_title
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 FIT_SCHEMA = "cladastats/fit/1"
@@ -224,7 +225,7 @@ def _cells(column: Column, terms: list[str]) -> list[str]:
 
 
 def _title(fit: Fit) -> str:
-    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects, errors clustered by pair"
+    return f"Response {fit.response}, metric {metric_title(fit.metric)}: pair fixed effects, errors clustered by pair"
 
 
 def _notes(fit: Fit) -> list[str]:
