@@ -25,6 +25,7 @@ from scipy import stats
 
 from clada.errors import InputError, StudyError
 from clada.system.files import replacing
+from cladastats.panel.overview import responses_by_ratio
 from cladastats.people.description import described
 from cladastats.results.labels import GROUP_LABELS, metric_label
 from cladastats.results.plots import GROUP_LOOKS, LOOKS, PAGE, SMALL, Look, explain, finish, in_style, key, magnified
@@ -40,7 +41,7 @@ SHIFTS = {"shift_toward": ("toward B", "B"), "shift_matched": ("toward B*", "B*"
 
 RESPONSE_WORDS = {
     "toward": "the shift toward B",
-    "matched": "the shift toward B*",
+    "matched": "the shift toward B* (B with A's last word)",
     "away": "the distance from A",
     "raw": "the similarity to B",
 }
@@ -131,8 +132,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def prefix_figure(panel: pd.DataFrame, metric: str, trimmed: pd.DataFrame | None = None) -> Figure:
     """Responses and similarities against prefix length, for each group.
 
-    Means have 95 % bootstrap intervals over pairs, or over clusters of pairs that share documents where the panel names
-    them. Responses are drawn on an axis that reaches 1 and once more magnified, there with their medians, which single
+    Means, their 95 % intervals and medians are those of `cladastats.panel.overview.responses_by_ratio`. Responses are
+    drawn on an axis that reaches 1 and once more magnified, there with their medians, which single
     huge responses do not move.
 
     Args:
@@ -178,27 +179,20 @@ def prefix_figure(panel: pd.DataFrame, metric: str, trimmed: pd.DataFrame | None
 
 def _means(axis: Axes, panel: pd.DataFrame, column: str, *, medians: bool = False) -> list[float]:
     """Draw a column's means with intervals, and its medians; returns what is drawn, ends of intervals included."""
-    units = "cluster" if "cluster" in panel else "pair"
+    table = responses_by_ratio(panel, column)
+    shown = ["ci_low", "ci_high", "median"] if medians else ["ci_low", "ci_high"]
     for group, look in GROUP_LOOKS.items():
-        rows = panel[panel["group"] == group].dropna(subset=[column])
-        if rows.empty:
-            continue
+        rows = table[table["group"] == group]
         # Side by side, so that one group's interval does not hide the other's.
-        aside = rows["token_len"] / (150 if group == "rts" else -150)
-        moved = rows.assign(prefix_len=rows["prefix_len"] + aside)
-        shown = {"x": "prefix_len", "y": column, "native_scale": True, "color": look.color, "ax": axis}
-        sns.pointplot(
-            moved, **shown, errorbar=("ci", 95), units=units, seed=0, markers=look.marker, linestyles=look.line,
-            err_kws={"linewidth": 1}, linewidth=1, markersize=3.5,
-        )  # fmt: skip
+        place = rows["prefix_len"] + panel["token_len"].iloc[0] / (150 if group == "rts" else -150)
+        errors = [rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]]
+        axis.errorbar(place, rows["mean"], errors, color=look.color, marker=look.marker, linestyle=look.line)
         if medians:
-            sns.pointplot(
-                moved, **shown, estimator="median", errorbar=None, markers=look.marker, linestyles=":",
-                markerfacecolor="white", linewidth=0.7, markersize=3.5,
+            axis.plot(
+                place, rows["median"], ":", color=look.color, marker=look.marker, markerfacecolor="white", linewidth=0.7
             )  # fmt: skip
     finish(axis)
-    axis.set(xlabel="", ylabel="")
-    return [y for line in axis.lines[:-1] for y in np.asarray(line.get_ydata(), dtype=float).tolist()]
+    return [float(value) for value in table[shown].to_numpy().ravel()]
 
 
 @in_style
@@ -261,7 +255,7 @@ def coefficient_figure(fits: Mapping[str, Fit]) -> Figure:
         fits: by name; columns 1 and 2 give the prefix's total effect, 5 and 6 the loads'.
     """
     # Room between panels, for the labels at the ends of their axes.
-    figure = Figure(figsize=(PAGE, 1.5 + 0.4 * len(fits)), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = Figure(figsize=(PAGE, 1.7 + 0.4 * len(fits)), layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(1, 3, sharey=True, sharex=True)
     # The prefix's total effect is that of columns 1 and 2, the loads' that of the full columns.
     for axis, (term, title), first in zip(axes, TERM_TITLES.items(), (1, 5, 5), strict=True):
@@ -286,7 +280,8 @@ def coefficient_figure(fits: Mapping[str, Fit]) -> Figure:
     responses = " or ".join(dict.fromkeys(RESPONSE_WORDS[fit.response] for fit in fits.values()))
     axes[1].set_xlabel(f"standard deviations of {responses} per standard deviation, within pairs")
     named = [key(look, GROUP_LABELS[group], linestyle="-") for group, look in GROUP_LOOKS.items()]
-    explain(figure, named, "Bars: 95 % intervals.   B*: text B with the last word of A", 2)
+    figure.suptitle(f"What goes with {responses}?")
+    explain(figure, named, "Bars: 95 % intervals", 2)
     return figure
 
 
@@ -425,7 +420,7 @@ def gain_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
             clear = rows["p_holm"].to_numpy(float) < SIGNIFICANCE
             axis.errorbar(value, place, xerr=[value - low, high - value], fmt="none", color=look.color, linewidth=0.8)
             filled = np.where(clear, look.color, "white")
-            axis.scatter(value, place, 12, filled, look.marker, edgecolors=look.color, zorder=3)
+            axis.scatter(value, place, 12, filled, marker=look.marker, edgecolors=look.color, zorder=3)
         finish(axis, zero=False)
         axis.axvline(0, color="0.75", linewidth=0.6, zorder=0)
         axis.set_title(predictor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -101,19 +102,26 @@ def responses_by_ratio(panel: pd.DataFrame, response: str = "shift_toward") -> p
 
     Args:
         panel: Of a study, or of several of the same pairs.
-        response: Its response column.
+        response: Its response column, or one of similarities.
 
     Returns:
-        A row per group and ratio: `mean` with its 95 % interval `ci_low`, `ci_high` (t over pairs), `median`, `beyond`
-        (share of pairs whose response is outside -1 to 1), `pairs` (those that have a response).
+        A row per group and ratio: `prefix_len`, `mean` with its 95 % interval `ci_low`, `ci_high`, `median`, `beyond`
+        (share of pairs whose response is outside -1 to 1), `pairs` (those that have a response). The interval is from
+        Student's t over pairs, or over the clusters of pairs that share documents where the panel names them.
     """
-    values = panel.groupby(["group", "ratio"])[response]
-    table = values.agg(["mean", "median", "sem", "count"]).reset_index().rename(columns={"count": "pairs"})
-    half = stats.t.ppf(0.975, table["pairs"] - 1) * table.pop("sem")
-    table.insert(3, "ci_low", table["mean"] - half)
-    table.insert(4, "ci_high", table["mean"] + half)
-    table.insert(6, "beyond", values.agg(lambda rows: (rows.dropna().abs() > 1).mean()).to_numpy())
-    return table
+    rows = panel.dropna(subset=[response]).assign(cluster=panel["cluster"] if "cluster" in panel else panel["pair"])
+    records = []
+    for (group, ratio), part in rows.groupby(["group", "ratio"]):
+        values = part[response]
+        # Errors of pairs of one cluster add up before they are squared; of single pairs this is the usual error.
+        sums = (values - values.mean()).groupby(part["cluster"]).sum()
+        n, clusters = len(values), len(sums)
+        se = math.sqrt(clusters / (clusters - 1) * (sums**2).sum()) / n if clusters > 1 else math.nan
+        half = stats.t.ppf(0.975, clusters - 1) * se
+        record = {"group": group, "ratio": ratio, "prefix_len": part["prefix_len"].iloc[0], "mean": values.mean()}
+        record |= {"ci_low": values.mean() - half, "ci_high": values.mean() + half, "median": values.median()}
+        records.append({**record, "beyond": (values.abs() > 1).mean(), "pairs": n})
+    return pd.DataFrame(records)
 
 
 def beside(fits: Sequence[Fit]) -> pd.DataFrame:
