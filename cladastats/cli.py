@@ -252,7 +252,7 @@ COMMANDS: Commands = {
     "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
     "words": ("surprisal, entropy and effort of every word of texts or stimuli, in any language model", _words),
     "human": ("your own trials in a mixed model; does effort predict what readers do beyond surprisal?", _human),
-    "figures": ("draw similarity against prefix length", _figures),
+    "figures": ("draw responses against prefix length, and population CKA by layer", _figures),
 }
 
 
