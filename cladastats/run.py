@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         write_coefficients(study, fit)
         draw(study)
     print(fit.table("text"))
-    print("\nThe same by every measure (95 % intervals; prefix alone, loads beside it):\n")
+    print("\nThe same by every measure, with 95 % intervals (prefix per 1,000 tokens, alone; loads beside it):\n")
     table = beside(list(fits.values()))
     print(plain_table(table, "text", ["left"] * len(table.columns), index=False))
     print()

@@ -25,7 +25,7 @@ from cladastats.figures import coefficient_figure, layer_figure
 from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study
 from cladastats.panel.claims import claims, in_words
 from cladastats.panel.columns import fit_columns
-from cladastats.panel.overview import across_measures, descriptive, side_by_side
+from cladastats.panel.overview import across_measures, beside, descriptive, side_by_side
 from cladastats.placebo import earlier_token
 from cladastats.results.fit import FORMATS
 from cladastats.results.robustness import ROBUST_COLUMNS, render_robustness, robustness_rows
@@ -206,12 +206,17 @@ def test_verdicts_in_words_name_every_claim_once():
 
 def test_every_measure_beside_each_other(checked):
     table = across_measures([checked])
-    labels = ("r², one-feature CKA", "cosine", "r², one-feature CKA, trimmed")
-    assert list(table["metric"]) == [label for label in sorted(labels, key=labels.index) for _ in range(2)]
+    labels = ("r², one-feature CKA", "r², one-feature CKA, trimmed", "cosine")
+    assert list(table["metric"]) == [label for label in labels for _ in range(2)]
     assert list(table["group"]) == ["NLS", "RTS"] * 3
     row, fit = table.iloc[1], checked.fit("cka")
     low, high = fit.column(1).ci["prefix_len"]
     assert row["prefix"] == f"{fit.column(1).coef['prefix_len']:.3g} [{low:.3g}, {high:.3g}]"
+    short = beside([fit, checked.fit("cosine")])
+    assert list(short.columns) == ["metric", "effect", "NLS", "RTS"]
+    assert list(short["effect"]) == ["prefix", "surprisal", "entropy"] * 2
+    assert short.loc[0, "RTS"] == row["prefix"]
+    assert short.loc[5, "NLS"].startswith(f"{checked.fit('cosine').column(6).coef['entropy_norm']:.3g} [")
     same = fit.robustness["ratio_effects"]["rts"]["entropy_norm"]
     assert row["entropy at equal ratio"].startswith(f"{same['coef']:.3g} [")
     assert row["entropy"].startswith(f"{fit.column(5).coef['entropy_norm']:.3g} [")

@@ -125,16 +125,23 @@ def responses_by_ratio(panel: pd.DataFrame, response: str = "shift_toward") -> p
 
 
 def beside(fits: Sequence[Fit]) -> pd.DataFrame:
-    """Prefix and load effects of several fits, a row for each and group, to see whether the measure decides.
+    """Prefix and load effects by several metrics, to see whether the measure decides.
 
     Args:
-        fits: Of the same pairs by several metrics or responses.
+        fits: Of one response to the same pairs.
 
     Returns:
-        `response`, `metric` (its label) and `group`; then estimates with their 95 % intervals as text, uncorrected:
-        `prefix` alone (columns 1 and 2), `surprisal` and `entropy` beside it (5 and 6).
+        A row per metric and effect: `metric` (its label), `effect` (prefix, surprisal, entropy), and for each group
+        that is there, NLS or RTS, the estimate with its 95 % interval as text, uncorrected: of the prefix alone
+        (columns 1 and 2), of the loads beside it (5 and 6).
     """
-    return pd.DataFrame(row for fit in fits for row in _rows_beside(fit))
+    rows = []
+    for fit in fits:
+        found = list(_rows_beside(fit))
+        for effect in ("prefix", *LOADS.values()):
+            cells = {row["group"]: row[effect] for row in found}
+            rows.append({"metric": metric_label(fit.metric), "effect": effect, **cells})
+    return pd.DataFrame(rows)
 
 
 def _rows_beside(fit: Fit) -> Iterator[dict[str, str]]:
