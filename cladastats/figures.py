@@ -149,7 +149,7 @@ def prefix_figure(panel: pd.DataFrame, metric: str, trimmed: pd.DataFrame | None
             drawn = _means(axis, form, column, medians=row > 0)
             if row == 0:
                 axis.set_title(f"shift {title}")
-                axis.set_ylim(min(-0.08, *drawn), max(1.08, *drawn))
+                axis.set_ylim(min([-0.08, *drawn]), max([1.08, *drawn]))
                 axis.set_yticks([0, 0.5, 1], ["0: no change", "0.5", f"1: acts like {end}"])
                 axis.axhline(1, color="0.75", linewidth=0.6, zorder=0)
             else:
@@ -180,7 +180,7 @@ def prefix_figure(panel: pd.DataFrame, metric: str, trimmed: pd.DataFrame | None
 def _means(axis: Axes, panel: pd.DataFrame, column: str, *, medians: bool = False) -> list[float]:
     """Draw a column's means with intervals, and its medians; returns what is drawn, ends of intervals included."""
     table = responses_by_ratio(panel, column)
-    shown = ["ci_low", "ci_high", "median"] if medians else ["ci_low", "ci_high"]
+    shown = ["mean", "ci_low", "ci_high", *(["median"] if medians else [])]
     for group, look in GROUP_LOOKS.items():
         rows = table[table["group"] == group]
         # Side by side, so that one group's interval does not hide the other's.
@@ -192,7 +192,8 @@ def _means(axis: Axes, panel: pd.DataFrame, column: str, *, medians: bool = Fals
                 place, rows["median"], ":", color=look.color, marker=look.marker, markerfacecolor="white", linewidth=0.7
             )  # fmt: skip
     finish(axis)
-    return [float(value) for value in table[shown].to_numpy().ravel()]
+    drawn = table[shown].to_numpy(dtype=float).ravel()
+    return drawn[np.isfinite(drawn)].tolist()  # one pair has no interval
 
 
 @in_style

@@ -196,6 +196,15 @@ def test_means_and_their_intervals_are_those_of_other_libraries():
     assert (found["ci_low"], found["ci_high"]) == same(tuple(fit.conf_int().to_numpy()[0]))
 
 
+def test_a_panel_of_one_pair_or_one_group_is_drawn_without_what_it_lacks():
+    panel = panel_of(pairs=1)
+    assert responses_by_ratio(panel)["ci_low"].isna().all()
+    assert len(texts_of(prefix_figure(panel, "cosine"))) > 10
+    natural = panel_of()[lambda rows: rows["group"] == "nls"].assign(shift_matched=np.nan)
+    axes = prefix_figure(natural, "cosine").axes
+    assert [len(lines_at(axis, "o")) for axis in axes[:2]] == [1, 0]
+
+
 def test_population_cka_is_drawn_as_the_table_has_it():
     table = population_of()
     figure = population_figure(table)

@@ -121,7 +121,8 @@ def responses_by_ratio(panel: pd.DataFrame, response: str = "shift_toward") -> p
         record = {"group": group, "ratio": ratio, "prefix_len": part["prefix_len"].iloc[0], "mean": values.mean()}
         record |= {"ci_low": values.mean() - half, "ci_high": values.mean() + half, "median": values.median()}
         records.append({**record, "beyond": (values.abs() > 1).mean(), "pairs": n})
-    return pd.DataFrame(records)
+    columns = ["group", "ratio", "prefix_len", "mean", "ci_low", "ci_high", "median", "beyond", "pairs"]
+    return pd.DataFrame(records, columns=columns)
 
 
 def beside(fits: Sequence[Fit]) -> pd.DataFrame:
