@@ -44,10 +44,11 @@ from cladastats.figures import (
 )
 from cladastats.panel.case_study import case_study
 from cladastats.panel.claims import claims
-from cladastats.panel.overview import across_measures
+from cladastats.panel.overview import across_measures, responses_by_ratio
 from cladastats.people.gains import STEPS
 from cladastats.people.results import effect_table, read_results, show, verdicts
 from cladastats.placebo import earlier_token
+from cladastats.results.fit import RESPONSES
 from cladastats.results.robustness import with_interval
 from cladastats.sequences.pairs import tokens_sha256
 from cladastats.similarity import similarity
@@ -59,7 +60,14 @@ PAIRS = 100
 FEWER = {"smollm2-135m": 16, "gemma3-270m": 32}
 RATIOS = (0.25, 0.375, 0.5)
 LONG = (0.75, 0.9, 0.99)
-METRICS = ("cosine", "cosine_centred", "jaccard", "cka")  # the last is the one whose coefficients are kept
+METRICS = (
+    "cosine",
+    "cosine_centred",
+    "pearson",
+    "jaccard",
+    "cka_trimmed",
+    "cka",
+)  # the last is the one whose coefficients are kept
 KEPT = FIGURES / "studies"
 
 
@@ -272,8 +280,11 @@ def section(study: Study, extended: Study) -> str:
         cells = table.astype(object).where(table.notna(), None)
         return tabulate(cells.values.tolist(), list(cells.columns), tablefmt="github", floatfmt=".3g", missingval="")
 
-    means = pd.concat([study.panel("cka"), extended.panel("cka")]).groupby(["group", "ratio"])
-    shares = means[["shift_toward", "shift_matched", "shift_away"]].mean().reset_index()
+    both = pd.concat([study.panel("cka"), extended.panel("cka")])
+    responses = {name: RESPONSES[name] for name in ("toward", "matched", "away")}
+    shares = pd.concat(
+        [responses_by_ratio(both, column).assign(response=name) for name, column in responses.items()]
+    ).drop(columns="prefix_len")
     earlier = pd.read_csv(study.folder / "earlier.csv")
     case = pd.read_csv(study.folder / "case-cka.csv").drop(columns="margin")
     return (
@@ -282,7 +293,8 @@ def section(study: Study, extended: Study) -> str:
                 f"## {config.model}, {config.pairs} pairs a group, length {config.length:,}",
                 f"Claims of the paper's section 2 (`studies/{name}/fits/cka.json`, `fits/cosine.json`):",
                 markdown(verdicts),
-                f"Mean responses by prefix share (`studies/{name}/panel-cka.parquet` and `{extended.folder.name}`):",
+                f"Mean and median responses by prefix share (`studies/{name}/panel-cka.parquet` and "
+                f"`{extended.folder.name}`):",
                 markdown(shares),
                 "The same regressions of every measure. `toward` compares with B, `matched` with B*, which ends in A's "
                 "word; loads are those of columns 5 and 6, as shares of log2 of the vocabulary (entropy is at most 1); "

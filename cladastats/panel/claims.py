@@ -15,6 +15,7 @@ from scipy import stats
 
 from clada.errors import StudyError
 from cladastats.results.fit import PAPER_METRICS, Fit
+from cladastats.results.labels import metric_label
 from cladastats.results.verdicts import SIGNIFICANCE, verdict
 from cladastats.study import Study
 
@@ -72,7 +73,9 @@ def in_words(verdicts: pd.DataFrame) -> list[str]:
     """
     sentences = []
     for name, rows in verdicts.groupby("verdict", sort=False):
-        parts = [f"{claim} ({', '.join(of['metric'])})" for claim, of in rows.groupby("claim", sort=False)]
+        parts = [
+            f"{claim} ({'; '.join(map(metric_label, of['metric']))})" for claim, of in rows.groupby("claim", sort=False)
+        ]
         sentences.append(f"{str(name).capitalize()}: {'; '.join(parts)}.")
     return sentences
 

@@ -376,8 +376,8 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
         outcome: response column.
 
     Returns:
-        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
-        kinds with too few pairs of several complete rows are left out.
+        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval
+        and `median` of the rows; kinds with too few pairs of several complete rows are left out.
     """
     effects: dict[str, dict[str, Any]] = {}
     for group, rows in panel.groupby("group"):
@@ -393,6 +393,7 @@ def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[s
                 **within_summary(within)["prefix_len"],
                 "mean": mean["coef"],
                 "mean_ci": mean["ci"],
+                "median": float(data[outcome].median()),
                 "n_pairs": within.pairs,
             }
     return effects
