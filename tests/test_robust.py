@@ -15,19 +15,18 @@ from test_regress import TRUE, same, simulate_panel, unbalanced_panel
 
 from clada.errors import NotIdentifiedError
 from cladastats.panel.columns import complete_rows, fit_columns
+from cladastats.panel.contrasts import group_difference, ordered
+from cladastats.panel.power import power
 from cladastats.panel.robustness import (
     between,
     confirmatory,
     controlled,
-    group_difference,
     layers,
     mixed,
-    ordered,
-    placebos,
-    power,
     ratio_effects,
     two_way_clusters,
 )
+from cladastats.panel.strata import placebos
 from cladastats.panel.within import (
     Within,
     bootstrap,

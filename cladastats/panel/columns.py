@@ -18,6 +18,7 @@ from scipy import stats
 from clada.errors import InputError, NotIdentifiedError
 from cladastats.panel.within import pair_effects_ols, without_singletons
 from cladastats.results.fit import COLUMNS, LOADS, RESPONSE_SCALES, RESPONSES, Column, Fit
+from cladastats.results.verdicts import LITTLE_WITHIN
 
 # Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
 # more. A spread below 1e-6 of a variable's own root mean square is that rounding, whatever the variable's unit.
@@ -25,9 +26,6 @@ ROUNDING = 1e-6
 
 # With fewer clusters the clustered errors are too small and t(G - 1) does not make up for it (Cameron and Miller 2015).
 FEW_PAIRS = 20
-
-# Below this within-pair share of its variance, a load regressor is nearly a property of the pair.
-LITTLE_WITHIN = 0.01
 
 
 def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:
