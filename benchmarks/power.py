@@ -77,8 +77,8 @@ def sentences(rows: pd.DataFrame) -> list[str]:
                 [name(row) for row in part.itertuples() if getattr(row, column) is s] for s in (True, False)
             )
             said.append(
-                f"{metric}, {n:,} pairs a group, by the paper's {scale}: enough for {', '.join(seen) or 'nothing'}; too "
-                f"few for {', '.join(missed) or 'nothing'}."
+                f"{metric}, {n:,} pairs a group, by the paper's {scale}: enough for {', '.join(seen) or 'nothing'}; "
+                f"too few for {', '.join(missed) or 'nothing'}."
             )
     return said
 

@@ -7,7 +7,6 @@ themselves, and every row names its own. Fits that must agree are not corrected:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,9 +17,9 @@ from statsmodels.stats.multitest import multipletests
 
 from clada.errors import StudyError
 from cladastats.panel.contrasts import equivalence, welch
-from cladastats.panel.strata import mean_with_interval, over_clusters
+from cladastats.panel.within import clusters_of, mean_summary
 from cladastats.results.fit import CONFIRMATORY, LOADS, PAPER_METRICS, RESPONSE_SCALES, RESPONSES, Column, Fit
-from cladastats.results.verdicts import CLAIM_COLUMNS, SIGNIFICANCE, Agreeing, Claim, Evidence, judge
+from cladastats.results.verdicts import CLAIM_COLUMNS, SIGNIFICANCE, VERDICTS, Agreeing, Claim, Evidence, judge
 from cladastats.study import Study
 
 CLAIMED = {
@@ -142,9 +141,11 @@ class Judged:
                     column.within[term]["share_within"],
                     agreeing,
                     # No margin counts here: the study's is of the prefix.
-                    smallest_margin=equivalence(coef, se, column.n_pairs - 1, 0.0)["smallest_margin"],
+                    smallest_margin=equivalence(coef, se, column.n_clusters - 1, 0.0)["smallest_margin"],
                 )
                 test = f"Holm of {len(self.corrected)}"
+                if term in column.wild_p:  # of few clusters; it stands beside and decides nothing
+                    test += f"; wild bootstrap, not corrected: {column.wild_p[term]:.3f}"
                 yield self._row(claim, evidence, column.ci[term], test, f"column {number}, {term}")
 
     def _of_prefix(self, column: Column) -> tuple[Agreeing, ...]:
@@ -202,7 +203,7 @@ class Judged:
             return
         prefix = difference["prefix_len"]
         columns = {column.column: column for column in self.fit.columns}
-        agreeing = [self._contrasts_differ(columns[1].n_pairs, columns[2].n_pairs)]
+        agreeing = [self._contrasts_differ(columns[1].n_clusters, columns[2].n_clusters)]
         if self.fit.metric == "cka":
             trimmed = (self.fit.robustness.get("trimmed_checks") or {}).get("group_difference")
             agreeing.append(self._difference("trimmed difference", None if trimmed is None else trimmed["prefix_len"]))
@@ -215,13 +216,13 @@ class Judged:
         claim = "Observation 2's rival: both groups follow their prefix alike"
         yield self._row(claim, alike, prefix["ci"], "Welch, and equivalence", where)
 
-    def _contrasts_differ(self, *pairs: int) -> Agreeing:
+    def _contrasts_differ(self, *clusters: int) -> Agreeing:
         """The difference of the groups' ordered contrasts."""
         rts, nls = (self.fit.robustness["ordered"][group].get("contrast") for group in ("rts", "nls"))
         name = "difference of ordered contrasts"
         if rts is None or nls is None:
             return self._difference(name, None)
-        found = welch(nls["coef"] - rts["coef"], (rts["se"], nls["se"]), (pairs[0], pairs[1]))
+        found = welch(nls["coef"] - rts["coef"], (rts["se"], nls["se"]), (clusters[0], clusters[1]))
         return self._difference(name, found | equivalence(found["difference"], found["se"], found["df"], 0.0))
 
     def _difference(self, name: str, found: Mapping[str, Any] | None) -> Agreeing:
@@ -265,22 +266,22 @@ def _smallest(ci_90: Sequence[float]) -> float:
 def _domination(panel: pd.DataFrame, metric: str) -> Iterator[Claim]:
     """Section 2's "dominated by the prefix": how far do hybrids act like a text that half of their context is from?
 
-    A size and no test, as where domination begins would be a border of our own. Pairs that share documents count once.
-    The median's interval is exact for any distribution.
+    A size and no test, as where domination begins would be a border of our own. The median is over clusters, which are
+    independent, and its interval is exact for any distribution.
     """
     outcome = RESPONSES["toward"]
     ratio = min(panel["ratio"].unique(), key=lambda r: abs(r - 0.5))
     for group, rows in panel[panel["ratio"] == ratio].groupby("group"):
-        values = over_clusters(rows, outcome)
-        mean, mean_ci = mean_with_interval(values)
+        data = rows.dropna(subset=[outcome]).set_index(["pair", "ratio"])
+        mean = mean_summary(data, outcome)
+        values = data[outcome].groupby(clusters_of(data)).mean()
         ends = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
-        median_ci = None if math.isnan(ends.low) or math.isnan(ends.high) else (float(ends.low), float(ends.high))
-        for what, value, ci in (("mean", mean, mean_ci), ("median", float(values.median()), median_ci)):
+        for what, value, (low, high) in (
+            ("mean", mean["coef"], mean["ci"]),
+            ("median", float(values.median()), (float(ends.low), float(ends.high))),
+        ):
             claim = f"{group.upper()}: how far a prefix of {ratio:.0%} dominated activations, {what} response"
-            low, high = ci or (None, None)
-            test = f"{what} over {len(values)} clusters"
-            file, where = f"panel-{metric}.parquet", f"{outcome}, {group}, ratio {ratio:g}"
             yield Claim(
-                claim, metric, value, low, high, test, None, None, "", None, None, "estimate", "a size, not a test",
-                file, where,
+                claim, metric, value, low, high, f"{what}, {len(values)} clusters", None, None, "", None, None,
+                "estimate", VERDICTS["estimate"], f"panel-{metric}.parquet", f"{outcome}, {group}, ratio {ratio:g}",
             )  # fmt: skip

@@ -6,7 +6,6 @@ Effects of the prefix are in response points per 1,000 tokens.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from clada.errors import NotIdentifiedError
-from cladastats.panel.within import pair_effects_ols, pair_effects_summary
+from cladastats.panel.within import Within, summary_of
 from cladastats.results.fit import LOADS, Fit
 
 
@@ -29,7 +28,8 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
         `steps`, each with its interval and one-sided p for a rise; `contrast`, the ordered contrast, per 1,000 tokens;
         `p_rising`, of the test that every step is a rise (intersection-union: the largest of the steps' p);
         `p_some_fall`, that some step is a fall (the smallest p of a fall times the number of steps: Bonferroni), and
-        `p_some_rise`; `p_nonlinear`, of the Wald test that means lie on a line in tokens; None with two ratios.
+        `p_some_rise`; `p_nonlinear`, of the Wald test that means lie on a line in
+        tokens (F with clusters - 1 degrees of freedom); None with two ratios.
 
     Raises:
         NotIdentifiedError: There is one ratio only.
@@ -39,69 +39,59 @@ def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     if len(ratios) < 2:
         raise NotIdentifiedError("a study of one ratio has no steps between ratios; build it with more --ratios")
     place = data.index.get_level_values("ratio").to_numpy()
-    # A column that is 1 from a ratio on has the step to that ratio as its coefficient.
-    steps = {f"{low:g} to {high:g}": (place >= high).astype(float) for low, high in pairwise(ratios)}
-    found = pair_effects_summary(data.assign(**steps), outcome, list(steps))
-    rises, falls = (
-        [value["p"] / 2 if side * value["coef"] > 0 else 1 - value["p"] / 2 for value in found.values()]
-        for side in (1, -1)
-    )
-    k = len(rises)
+    dummies = {f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}
+    within = Within.of(data.assign(**dummies), outcome, list(dummies))
+    means, cov = within.estimate()  # of every ratio around the first one's
+    k, df = len(ratios) - 1, within.df
+    contrast = np.eye(k) - np.eye(k, k=-1)
+    size, se = contrast @ means, np.sqrt(np.diag(contrast @ cov @ contrast.T))
+    t, half = size / se, stats.t.ppf(0.975, df) * se
+    steps = [
+        {
+            "from": float(ratios[i]),
+            "to": float(ratios[i + 1]),
+            "change": float(size[i]),
+            "ci": [float(size[i] - half[i]), float(size[i] + half[i])],
+            "p_rise": float(stats.t.sf(t[i], df)),
+        }
+        for i in range(k)
+    ]
+    nonlinear = None
+    if k > 1:  # what is left of the means after the best line through the first ratio's zero, k - 1 directions
+        line = (lengths.to_numpy()[1:] - lengths.iloc[0])[:, None]
+        away = np.linalg.svd(line)[0][:, 1:].T
+        d, v = away @ means, away @ cov @ away.T
+        nonlinear = float(stats.f.sf(d @ np.linalg.solve(v, d) / (k - 1), k - 1, df))
+    rises, falls = stats.t.sf(t, df), stats.t.cdf(t, df)
+    weights = monotone_weights(lengths.to_numpy())[1:]
+    trend = summary_of(["trend"], [weights @ means], [math.sqrt(weights @ cov @ weights)], df)["trend"]
     return {
-        "steps": [
-            {"from": float(low), "to": float(high), "change": step["coef"], "ci": step["ci"], "p_rise": p}
-            for (low, high), step, p in zip(pairwise(ratios), found.values(), rises, strict=True)
-        ],
-        "contrast": _contrast(data, outcome, lengths),
-        "p_rising": max(rises),
-        "p_some_fall": min(1.0, k * min(falls)),
-        "p_some_rise": min(1.0, k * min(rises)),
-        "p_nonlinear": _nonlinear(data, outcome, lengths) if k > 1 else None,
+        "steps": steps,
+        "contrast": trend,
+        "p_rising": float(rises.max()),
+        "p_some_fall": float(min(1.0, k * falls.min())),
+        "p_some_rise": float(min(1.0, k * rises.min())),
+        "p_nonlinear": nonlinear,
     }
 
 
-def _contrast(data: pd.DataFrame, outcome: str, lengths: pd.Series) -> dict[str, Any]:
-    """The contrast of the ratios' means that sees the least favourable monotone growth best, per 1,000 tokens.
+def monotone_weights(lengths: np.ndarray) -> np.ndarray:
+    """Weights of ratios' means in the contrast that sees the least favourable monotone growth best.
 
-    With three ratios it is the last mean less the first, whatever the distances between them.
+    With three ratios they are those of the last mean less the first, whatever the distances between them.
 
     Args:
-        data: As in `ordered`.
-        outcome: As in `ordered`.
-        lengths: Prefix of each ratio in 1,000 tokens, in order.
+        lengths: [k], prefix of each ratio in 1,000 tokens, in order.
 
     Returns:
-        `coef`, `se`, `ci`, `p`.
+        [k], which sum to 0, in units that make the contrast a slope per 1,000 tokens.
 
     Source: Abelson and Tukey (1963), Efficient utilization of non-numerical information in quantitative analysis.
     """
     k = len(lengths)
     j = np.arange(1, k + 1)
     weights = np.sqrt((j - 1) * (1 - (j - 1) / k)) - np.sqrt(j * (1 - j / k))
-    weights /= weights @ lengths.to_numpy()
-    # Means around the first ratio's, in coordinates of which the contrast is the first, so that it is a coefficient.
-    other = np.linalg.svd(weights[None, 1:])[2][1:]
-    place = data.index.get_level_values("ratio").to_numpy()
-    dummies = (place[:, None] == lengths.index.to_numpy()[None, 1:]).astype(float)
-    coordinates = dummies @ np.linalg.inv(np.vstack([weights[1:], other]))
-    names = ["contrast", *(f"other {i}" for i in range(1, k - 1))]
-    columns = dict(zip(names, coordinates.T, strict=True))
-    return pair_effects_summary(data.assign(**columns), outcome, names)["contrast"]
-
-
-def _nonlinear(data: pd.DataFrame, outcome: str, lengths: pd.Series) -> float:
-    """P of the Wald test that the ratios' means lie on a line in tokens (F with pairs - 1 degrees of freedom)."""
-    k = len(lengths) - 1
-    place = data.index.get_level_values("ratio").to_numpy()
-    dummies = {f"r{i}": (place == ratio).astype(float) for i, ratio in enumerate(lengths.index[1:])}
-    result = pair_effects_ols(data[outcome], pd.DataFrame(dummies, index=data.index))
-    means, cov = result.params.to_numpy()[:k], result.cov.to_numpy()[:k, :k]
-    # What is left of the means after the best line through the first ratio's zero, k - 1 directions.
-    line = (lengths.to_numpy()[1:] - lengths.iloc[0])[:, None]
-    away = np.linalg.svd(line)[0][:, 1:].T
-    d, v = away @ means, away @ cov @ away.T
-    df = data.index.get_level_values("pair").nunique() - 1
-    return float(stats.f.sf(d @ np.linalg.solve(v, d) / (k - 1), k - 1, df))
+    return weights / (weights @ lengths)
 
 
 def group_difference(fit: Fit, margin: float, source: str = "") -> dict[str, dict[str, Any]] | None:
@@ -125,7 +115,7 @@ def group_difference(fit: Fit, margin: float, source: str = "") -> dict[str, dic
     for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
         a, b = columns[rts], columns[nls]
         difference = b.coef[term] - a.coef[term]
-        differences[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
+        differences[term] = welch(difference, (a.se[term], b.se[term]), (a.n_clusters, b.n_clusters))
         if term == "prefix_len":
             differences[term] |= equivalence(difference, differences[term]["se"], differences[term]["df"], margin)
             differences[term]["margin_source"] = source
@@ -136,20 +126,20 @@ def group_difference(fit: Fit, margin: float, source: str = "") -> dict[str, dic
     return differences
 
 
-def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
-    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's.
+def welch(difference: float, se: tuple[float, float], clusters: tuple[int, int]) -> dict[str, Any]:
+    """Test of a difference between two groups that share no cluster: errors add, degrees of freedom are Welch's.
 
     Args:
         difference: Of the two estimates.
         se: Their standard errors.
-        pairs: Their numbers of pairs.
+        clusters: Their numbers of clusters.
 
     Returns:
         `difference`, `se`, `df`, `ci` (95 %), `p` (two-sided).
 
     Source: Welch (1947), The generalization of "Student's" problem when several different variances are involved.
     """
-    parts = [(one**2, n - 1) for one, n in zip(se, pairs, strict=True)]
+    parts = [(one**2, n - 1) for one, n in zip(se, clusters, strict=True)]
     total = math.sqrt(sum(variance for variance, _ in parts))
     df = total**4 / sum(variance**2 / n for variance, n in parts)
     half = stats.t.ppf(0.975, df) * total

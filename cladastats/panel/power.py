@@ -36,19 +36,21 @@ class Design:
     Attributes:
         se: Standard error of the coefficient.
         pairs: Of the pilot.
+        clusters: Of the pilot's errors, fewer than pairs where pairs share documents.
         unit: Coefficient at which the term explains as much within pairs as is left unexplained. It turns coefficients
             into partial correlations.
     """
 
     se: float
     pairs: int
+    clusters: int
     unit: float
 
     @classmethod
     def of(cls, column: Column, term: str) -> Design:
         """From a fitted column: its unexplained variance within pairs, and the term's own, not shared with others."""
         left = math.sqrt((1 - column.r2["within"]) * column.vif[term])
-        return cls(column.se[term], column.n_pairs, left / _standard_unit(column, term))
+        return cls(column.se[term], column.n_pairs, column.n_clusters, left / _standard_unit(column, term))
 
     def smallest_effect(self, pairs: int | None = None, level: float = SIGNIFICANCE) -> float:
         """The smallest true coefficient that is found with probability 0.8: (t_0.975 + t_0.8) standard errors.
@@ -61,7 +63,8 @@ class Design:
         return self._smallest(self.pairs if pairs is None else pairs, level)
 
     def _smallest(self, pairs: float, level: float) -> float:
-        quantiles = stats.t.ppf([1 - level / 2, POWER], pairs - 1).sum()
+        df = max(pairs * self.clusters / self.pairs - 1, 1)  # clusters in proportion
+        quantiles = stats.t.ppf([1 - level / 2, POWER], df).sum()
         return float(quantiles * self.se * math.sqrt(self.pairs / pairs))
 
     def pairs_for(self, effect: float, level: float = SIGNIFICANCE) -> int | None:

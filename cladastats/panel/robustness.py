@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
 
@@ -25,7 +24,7 @@ from cladastats.panel.strata import placebos, strata, trimmed_form
 from cladastats.panel.within import (
     Within,
     bootstrap,
-    pair_effects_ols,
+    clusters_of,
     pair_effects_summary,
     per_pair,
     permutation,
@@ -86,8 +85,7 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
             for layer, rows in panel[panel["group"] == group].groupby("layer"):
                 data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
                 within = Within.of(data, outcome, names)
-                varies = varies_within(data, outcome)
-                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and varies:
+                if within.identified() and varies_within(data, outcome):
                     fits[int(layer)] = within_summary(within)
             for term in shown:
                 corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
@@ -183,7 +181,7 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
 
 
 def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
-    """Across pairs instead of within them: ordinary least squares on pair means with HC3 errors.
+    """Across pairs instead of within them: ordinary least squares on pair means, errors as within pairs.
 
     What the paper's reading of load needs, as load differs between texts far more than within a pair; but texts differ
     in much else.
@@ -196,12 +194,13 @@ def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str,
     Returns:
         Per regressor that differs between pairs `coef`, `se`, `ci` and `p`; empty with too few pairs.
     """
-    means = data.groupby(level="pair").mean()
+    means = data.assign(cluster=clusters_of(data)).groupby(level="pair").mean()
     names = [name for name in names if means[name].std() > 0]
-    if len(means) <= len(names) + 2:
+    across = Within.across(means, outcome, names)
+    df = len(means) - len(names) - 1
+    if df < 2 or not across.identified():
         return {}
-    result = sm.OLS(means[outcome], sm.add_constant(means[list(names)])).fit(cov_type="HC3", use_t=True)
-    return _terms(result, result.bse, dict.fromkeys(names, 1.0))
+    return summary_of(names, *across.fit(), min(across.df, df))
 
 
 def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
@@ -213,7 +212,9 @@ def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) 
         outcome: Response column.
 
     Returns:
-        `reused`: whether a text is in several pairs; if so, the coefficients of each group.
+        `reused`: whether a text is in several pairs; if so, the coefficients of each group whose texts are enough.
+
+    Source: Cameron, Gelbach and Miller (2011), Robust inference with multiway clustering.
     """
     corpus = study.corpus
     texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
@@ -221,13 +222,18 @@ def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) 
     if not counts.any():
         return {"reused": False}
     coefficients: dict[str, Any] = {"reused": True}
+    names = ["prefix_len", *LOADS]
     for group, rows in data.items():
         codes = texts.loc[group].reindex(rows.index.get_level_values("pair"))
-        clusters = pd.DataFrame({role: pd.factorize(codes[role])[0] for role in ("A", "B")}, index=rows.index)
-        names = ["prefix_len", *LOADS]
-        result = pair_effects_ols(rows[outcome], rows[names], clusters)
+        clusters = {role: pd.factorize(codes[role])[0] for role in ("A", "B")}
+        clusters["both"] = pd.factorize(clusters["A"] * len(rows) + clusters["B"])[0]
+        fits = {role: Within.of(rows.assign(cluster=of), outcome, names) for role, of in clusters.items()}
+        if not all(within.identified() for within in fits.values()):
+            continue
+        coef, _ = fits["A"].fit()
+        a, b, both = (np.diag(within.estimate()[1]) for within in fits.values())
         # Of fewer texts than rows: t with as many degrees of freedom as the rarer of both has texts, less one.
-        coefficients[group] = summary_of(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
+        coefficients[group] = summary_of(names, coef, np.sqrt(a + b - both), min(fits["A"].df, fits["B"].df))
     return coefficients
 
 

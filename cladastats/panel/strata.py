@@ -6,17 +6,15 @@ trimmed similarity whether a few neurons decide. Slopes are in response points p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cladastats.panel.columns import complete_rows, fit_columns
 from cladastats.panel.contrasts import group_difference, ordered
-from cladastats.panel.within import pair_effects_summary
+from cladastats.panel.within import Within, mean_summary, within_summary
 from cladastats.results.fit import CONFIRMATORY, LOADS, RESPONSES, Fit
 from cladastats.sequences.placebos import PLACEBOS
 
@@ -25,27 +23,6 @@ SEPARATOR_STRATA = ("no separator at any ratio", "a separator at some ratios", "
 
 DISTANCE_STRATA = 3
 """Parts of equal size into which pairs are divided by the target's distance from the beginning of its document."""
-
-
-def over_clusters(rows: pd.DataFrame, outcome: str) -> pd.Series:
-    """The mean of a panel's column in every cluster of pairs; rows without it are left out.
-
-    Pairs of one cluster share documents, so that they count once. A panel of an earlier version has no column
-    `cluster`, and every pair is then its own.
-
-    Args:
-        rows: Of one group.
-        outcome: The column.
-    """
-    by = "cluster" if "cluster" in rows else "pair"
-    return rows.groupby(by)[outcome].mean().dropna()
-
-
-def mean_with_interval(values: pd.Series) -> tuple[float, list[float]]:
-    """The mean of independent values, and its 95 % interval from Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values))
-    mean = float(values.mean())
-    return mean, [float(mean - half), float(mean + half)]
 
 
 def slope_and_mean(rows: pd.DataFrame, group: str, outcome: str) -> dict[str, Any] | None:
@@ -57,18 +34,16 @@ def slope_and_mean(rows: pd.DataFrame, group: str, outcome: str) -> dict[str, An
         outcome: Response column.
 
     Returns:
-        `coef`, `se`, `ci`, `p` of the slope (prefix alone); `mean` of the response and `mean_ci`, over clusters;
-        `n_pairs`. None with fewer than two clusters of pairs that have several complete rows.
+        `coef`, `se`, `ci`, `p` of the slope (prefix alone); `mean` of the response and `mean_ci`; `n_pairs`. None where
+        there are too few pairs of several complete rows.
     """
     data, _ = complete_rows(rows, group, outcome, ("prefix_len",))
-    pairs = data.index.get_level_values("pair").unique()
-    kept = rows[rows["pair"].isin(pairs) & (rows["group"] == group)]
-    means = over_clusters(kept, outcome)
-    if len(means) < 2:
+    within = Within.of(data, outcome, ["prefix_len"])
+    if not within.identified():
         return None
-    mean, interval = mean_with_interval(means)
-    slope = pair_effects_summary(data, outcome, ["prefix_len"])["prefix_len"]
-    return {**slope, "mean": mean, "mean_ci": interval, "n_pairs": len(pairs)}
+    mean = mean_summary(data, outcome)
+    slope = within_summary(within)["prefix_len"]
+    return {**slope, "mean": mean["coef"], "mean_ci": mean["ci"], "n_pairs": within.pairs}
 
 
 def strata(panel: pd.DataFrame, outcome: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -102,9 +77,9 @@ def strata(panel: pd.DataFrame, outcome: str) -> tuple[list[dict[str, Any]], lis
             for name, pairs in strata_of_pairs.items():
                 found = slope_and_mean(rows[rows["pair"].isin(pairs)], group, outcome)
                 if found is None:
-                    left_out.setdefault(
-                        f"fewer than two pairs are in the stratum '{name}', which is left out", []
-                    ).append(group)
+                    left_out.setdefault(f"too few pairs are in the stratum '{name}', which is left out", []).append(
+                        group
+                    )
                 else:
                     records.append({"group": group, "stratum": name, **found})
     notes = [f"{' and '.join(group.upper() for group in groups)}: {note}" for note, groups in left_out.items()]

@@ -109,8 +109,9 @@ def _permutation(fit: Fit) -> RowsOfCheck:
 def _per_pair(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["per_pair"].items():
         check = "median of the pairs' slopes"
-        yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note="Wilcoxon")
-        yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"])
+        note = f"{value['slopes']} slopes, one a cluster"
+        yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note=f"Wilcoxon; {note}")
+        yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"], note=note)
 
 
 def _ordered(fit: Fit) -> RowsOfCheck:
