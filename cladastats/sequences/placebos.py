@@ -114,7 +114,9 @@ def placebo_rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Itera
         texts = members[members["role"] == "B"].set_index("pair")["token_ids"]
         for pair, block in members.groupby("pair"):
             roles = block[block["role"] != "hybrid"]
-            yield from roles.assign(placebo=None, ratio=None, prefix_len=None).to_dict("records")
+            kept = roles.assign(placebo=None, ratio=None, prefix_len=None).astype(object)
+            # What a role has none of (B* no document) is read as NaN, which is no whole number.
+            yield from kept.where(kept.notna(), None).to_dict("records")
             a = roles.set_index("role")["token_ids"]["A"]
             for hybrid in block[block["role"] == "hybrid"].itertuples():
                 p = int(hybrid.prefix_len)
