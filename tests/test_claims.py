@@ -415,7 +415,7 @@ def test_strata_are_fits_of_their_pairs(panel):
         "target 100 to 119 tokens into its document", "target 120 to 139 tokens into its document",
         "target 140 to 159 tokens into its document",
     ]  # fmt: skip
-    assert notes == ["RTS: every pair is in the stratum 'target 512 to 512 tokens into its document'"]
+    assert notes == ["RTS: every pair is in the stratum 'target 512 tokens into its document'"]
     own = panel[never & (panel["group"] == "nls")]
     record = found["nls", "no separator at any ratio"]
     column = fit_columns(own, "cka").column(2)
@@ -429,7 +429,7 @@ def test_strata_are_fits_of_their_pairs(panel):
     assert records == []
     assert notes == [
         "NLS and RTS: every pair is in the stratum 'no separator at any ratio'",
-        "NLS and RTS: every pair is in the stratum 'target 512 to 512 tokens into its document'",
+        "NLS and RTS: every pair is in the stratum 'target 512 tokens into its document'",
     ]
     one = placed.assign(separator_between=panel["pair"] == 0, target_distance=512)
     records, notes = strata(one, Y)
@@ -437,7 +437,7 @@ def test_strata_are_fits_of_their_pairs(panel):
     assert sorted(notes) == sorted([
         "NLS and RTS: too few pairs are in the stratum 'a separator at some ratios', which is left out",
         "NLS and RTS: too few pairs are in the stratum 'a separator at every ratio', which is left out",
-        "NLS and RTS: every pair is in the stratum 'target 512 to 512 tokens into its document'",
+        "NLS and RTS: every pair is in the stratum 'target 512 tokens into its document'",
     ])  # fmt: skip
     records, notes = strata(panel, Y)
     assert records == []

@@ -55,9 +55,11 @@ def test_everything_is_answered_and_shown_in_every_format(checked):
         assert check in set(rows["check"]), check
     assert "independent_surprisal_norm" in set(rows["term"])
     assert fit.robustness["notes"] == [
-        "3 of 18 rows of NLS have no word frequency: left out between pairs and where it moderates the prefix",
         "too few pairs to fit loads and controls between pairs",  # six of them
+        "NLS and RTS: every pair is in the stratum 'no separator at any ratio'",
+        "RTS: every pair is in the stratum 'target 64 tokens into its document'",
     ]
+    assert rows["check"].str.startswith("stratum: target").sum() == 3  # thirds of the natural pairs
     assert fit.robustness["reuse"] == {"reused": False}
     equivalent = rows[rows["check"] == "equivalence"].iloc[0]
     assert "90 % interval" in equivalent["note"]
@@ -146,7 +148,7 @@ def test_every_claim_has_the_estimate_of_its_file_and_keeps_what_is_there(checke
         assert len(own) == 14
         row = own.loc["2.2, NLS: surprisal disturbs flocking"]
         assert row["estimate"] == checked.fit(metric).column(6).coef["surprisal_norm"]
-        assert row["test"].startswith("Holm of 12; wild bootstrap, not corrected: ")  # of six pairs
+        assert row["test"].startswith("Holm of 12 (wild p ")  # of six pairs
         assert not any("not there" in agreeing for agreeing in own["agreeing"])
 
 

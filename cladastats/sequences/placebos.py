@@ -85,7 +85,11 @@ def derived_study(
                 f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs"
             )
         schema = CORPUS_SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else CORPUS_SCHEMA
-        table = pa.Table.from_pylist(list(rows(n_pairs)), schema=schema)
+        made = list(rows(n_pairs))
+        for row in made:
+            if pd.isna(row.get("document")):  # random texts have none, which pandas read as NaN, and that is no number
+                row["document"] = None
+        table = pa.Table.from_pylist(made, schema=schema)
         corpus = {"made_of": config.corpus_sha256, **facts}
         derived = replace(config, pairs=n_pairs, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
         create_study(folder, derived, table)
@@ -114,9 +118,7 @@ def placebo_rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Itera
         texts = members[members["role"] == "B"].set_index("pair")["token_ids"]
         for pair, block in members.groupby("pair"):
             roles = block[block["role"] != "hybrid"]
-            kept = roles.assign(placebo=None, ratio=None, prefix_len=None).astype(object)
-            # What a role has none of (B* no document) is read as NaN, which is no whole number.
-            yield from kept.where(kept.notna(), None).to_dict("records")
+            yield from roles.assign(placebo=None, ratio=None, prefix_len=None).to_dict("records")
             a = roles.set_index("role")["token_ids"]["A"]
             for hybrid in block[block["role"] == "hybrid"].itertuples():
                 p = int(hybrid.prefix_len)
