@@ -38,7 +38,8 @@ from stored import RESULTS
 from tabulate import tabulate
 from tqdm.contrib.concurrent import process_map
 
-from cladastats.panel.robustness import between, equivalence, mixed, ordered, welch
+from cladastats.panel.contrasts import equivalence, ordered, welch
+from cladastats.panel.robustness import between, mixed
 from cladastats.panel.within import Within, bootstrap, few, per_pair, permutation
 
 RATIOS = (0.25, 0.375, 0.5)

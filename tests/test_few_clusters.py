@@ -15,7 +15,9 @@ from test_regress import same, simulate_panel
 from clada.errors import NotIdentifiedError
 from cladastats.panel.clustered import WILD_DRAWS, FewClusters
 from cladastats.panel.columns import complete_rows, fit_columns, summary_sentences
-from cladastats.panel.robustness import between, group_difference, ordered, power
+from cladastats.panel.contrasts import group_difference, ordered
+from cladastats.panel.power import power
+from cladastats.panel.robustness import between
 from cladastats.panel.within import (
     FEW_CLUSTERS,
     Within,

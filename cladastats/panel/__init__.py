@@ -4,6 +4,9 @@
     clustered.py   their errors by the libraries: linearmodels, and pyfixest where clusters are few
     within.py      the same regression in sums of each cluster, for resampling, and the rule of errors
     robustness.py  what a careful reader would ask of the table
+    contrasts.py   between the ratios, and between the groups
+    strata.py      parts of the pairs, placebo hybrids, the trimmed similarity
+    power.py       the smallest effect that a design sees
     claims.py      the paper's claims against a study, with verdicts
     overview.py    fits side by side, also with the published values
     case_study.py  the paper's 13 sentences and activation maps

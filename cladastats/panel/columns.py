@@ -19,9 +19,7 @@ from clada.errors import InputError, NotIdentifiedError
 from cladastats.panel.clustered import FewClusters, pair_effects_ols
 from cladastats.panel.within import FEW_CLUSTERS, ROUNDING, Within, clusters_of, few, without_singletons
 from cladastats.results.fit import COLUMNS, LOADS, RESPONSE_SCALES, RESPONSES, Column, Fit
-
-# Below this within-pair share of its variance, a load regressor is nearly a property of the pair.
-LITTLE_WITHIN = 0.01
+from cladastats.results.verdicts import LITTLE_WITHIN
 
 
 def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:

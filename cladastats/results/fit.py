@@ -44,6 +44,10 @@ COLUMNS = {
 
 LOADS = {"surprisal_norm": "surprisal", "entropy_norm": "entropy"}
 
+CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
+"""The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on. `cladastats.panel.claims`
+corrects them together, over both of the paper's metrics."""
+
 LABELS = {
     "prefix_len": "Prefix (1,000 tokens)",
     "surprisal_norm": "Surprisal (norm.)",

@@ -75,7 +75,7 @@ _LATEX = {
     **{sign: f"${sign}$" for sign in "<>|"},  # in text, old fonts have other signs in these places
 }
 
-_NUMBER = re.compile(r"[(]?-[\d.,e+-]+[)]?|[\d.]+e-\d+|\[[\d.,e+ -]+\]")
+_NUMBER = re.compile(r"[(]?-[\d.,e+-]+[)]?|[\d.]+e-\d+|(-?[\d.e+-]+ )?\[[\d.,e+ -]+\]")
 
 
 def _latex_cell(cell: str) -> str:
