@@ -34,8 +34,8 @@ def slope_and_mean(rows: pd.DataFrame, group: str, outcome: str) -> dict[str, An
         outcome: Response column.
 
     Returns:
-        `coef`, `se`, `ci`, `p` of the slope (prefix alone); `mean` of the response, `mean_ci`, `median` of the rows; `n_pairs`. None where
-        there are too few pairs of several complete rows.
+        `coef`, `se`, `ci`, `p` of the slope (prefix alone); `mean` of the response, `mean_ci`, `median` of the rows;
+        `n_pairs`. None where there are too few pairs of several complete rows.
     """
     data, _ = complete_rows(rows, group, outcome, ("prefix_len",))
     within = Within.of(data, outcome, ["prefix_len"])
