@@ -180,7 +180,8 @@ def page(rows: Sequence[RealStudy], kept: Sequence[Kept], people: Mapping[str, s
         "# Results",
         "Do the neurons of a language model follow the beginning of a text ('flocking'), and do surprising words "
         "disturb that? We exchange the beginning of a text A for that of another text B and compare the activations at "
-        "the last word. The response `toward` is 0 where this changes nothing, and 1 where they are those of B. NLS is natural text, RTS random words. This page is written by `python benchmarks/study.py publish` from "
+        "the last word. The response `toward` is 0 where this changes nothing, and 1 where they are those of B. NLS is "
+        "natural text, RTS random words. This page is written by `python benchmarks/study.py publish` from "
         "`figures/studies`.",
         *(_findings(rows, heads, kept, judged) if heads else ["No study of these models is finished."]),
         "## Reading times and brain responses",
