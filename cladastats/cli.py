@@ -22,14 +22,17 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="M", help="smollm2-135m (default), gemma3-270m, a folder, a GGUF file or a hub id"
     )
-    parser.add_argument("--pairs", type=positive_int, metavar="N", help="pairs in each group; default 2000")
-    parser.add_argument("--length", type=positive_int, metavar="L", help="tokens before the target; default 2048")
+    parser.add_argument("--pairs", type=positive_int, metavar="N", help="pairs in each group; default 100")
+    parser.add_argument("--length", type=positive_int, metavar="L", help="tokens before the target; default 512")
     parser.add_argument("--ratios", type=numbers, metavar="R,...", help="prefix shares; default 0.25,0.375,0.5")
     parser.add_argument("--seed", type=whole_number, metavar="S", help="of every draw; default 0")
     parser.add_argument(
         "--windows",
-        choices=("stream", "document"),
-        help="cut the joined documents (default), or stay within one document",
+        choices=("document", "stream"),
+        help="each sequence within one document (default), or cut from the joined documents",
+    )
+    parser.add_argument(
+        "--paper", action="store_true", help="the paper's shape: 2000 pairs of length 2048, windows of joined documents"
     )
     parser.add_argument(
         "--storage-dtype", choices=("float32", "float16"), help="of the activations on disk; default float32"
@@ -41,7 +44,14 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
         "--equivalence-margin",
         type=float,
         metavar="X",
-        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); 0.05",
+        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); default: 100 "
+        "divided by the length",
+    )
+    parser.add_argument(
+        "--margin-source",
+        dest="equivalence_margin_source",
+        metavar="TEXT",
+        help="where that margin is from, for the record: a pilot on other texts, for instance",
     )
 
 

@@ -26,19 +26,26 @@ from cladastats.sequences.sources import load_documents, source_sha256
 from cladastats.sequences.windows import separator_token
 from cladastats.study import STUDIES, Study, StudyConfig, create_study, read_config, write_table
 
-# What a study is when nothing else is asked for; the lengths, ratios and pairs are the paper's.
+# What a study is when nothing else is asked for: as long and as many as `news` gives within documents.
 DEFAULTS: dict[str, Any] = {
     "source": "news",
     "model": "smollm2-135m",
-    "pairs": 2000,
-    "length": 2048,
+    "pairs": 100,
+    "length": 512,
     "ratios": (0.25, 0.375, 0.5),
     "seed": 0,
-    "windows": "stream",
+    "windows": "document",
     "storage_dtype": "float32",
     "threads": None,
-    "equivalence_margin": 0.05,
+    "equivalence_margin": None,  # `default_margin`, which depends on the length
+    "equivalence_margin_source": None,
 }
+
+PAPER: dict[str, Any] = {"pairs": 2000, "length": 2048, "windows": "stream"}
+"""The shape of the paper's corpus, which `--paper` asks for (paper, section 2.1.1)."""
+
+MARGIN_SHARE = 0.1
+MARGIN_SOURCE = "a tenth of the slope of a response that rises from 0 to 1 in proportion to the prefix"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -47,17 +54,45 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    study = make_study(args.study, {name: getattr(args, name) for name in DEFAULTS})
+    study = make_study(args.study, asked_settings(args))
     report = study.config.corpus
     if "made_of" in report:
         raise InputError(f"{study.folder} is made of another study's corpus; give that study's own folder")
     print(
-        f"cladastats: {study.folder}: {study.config.pairs} pairs a group; part-of-speech ratios of random sequences "
+        f"cladastats: {study.folder}: {study.config.pairs} pairs a group, natural ones in {report['natural_clusters']} "
+        f"clusters of documents; part-of-speech ratios of random sequences "
         f"within {report['pos_distance_max']:.4f} of those of {report['tagged_words']:,} tagged words "
         f"(mean {report['pos_distance_mean']:.4f}; whole words alone leave {report['pos_distance_rounding_max']:.4f}), "
         f"punctuation within {report['punctuation_difference_max']:.4f}",
         file=sys.stderr,
     )
+
+
+def asked_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a user asked of a study, by the keys of `DEFAULTS`; None where nothing was said.
+
+    Args:
+        args: with an attribute for every key, and `paper`.
+
+    Raises:
+        InputError: the source of a margin that is not given.
+    """
+    asked = {name: getattr(args, name) for name in DEFAULTS}
+    if asked["equivalence_margin"] is None and asked["equivalence_margin_source"] is not None:
+        raise InputError("--margin-source says where a margin is from; give the margin too, with --equivalence-margin")
+    return {**asked, **{name: value for name, value in PAPER.items() if args.paper and asked[name] is None}}
+
+
+def default_margin(length: int) -> float:
+    """The equivalence margin of a study that names none: `MARGIN_SOURCE`.
+
+    Args:
+        length: tokens before the target.
+
+    Returns:
+        response points per 1,000 tokens.
+    """
+    return MARGIN_SHARE * 1000 / length
 
 
 def make_study(folder: str | None, options: dict[str, Any]) -> Study:
@@ -212,7 +247,10 @@ def _prepare(settings: dict[str, Any]) -> tuple[StudyConfig, PairCorpus]:
     import torch
 
     check_ratios(settings["ratios"], settings["length"])
-    if not (math.isfinite(settings["equivalence_margin"]) and settings["equivalence_margin"] > 0):
+    margin, margin_source = settings["equivalence_margin"], settings["equivalence_margin_source"]
+    if margin is None:
+        margin, margin_source = default_margin(settings["length"]), MARGIN_SOURCE
+    if not (math.isfinite(margin) and margin > 0):
         raise InputError("the equivalence margin must be a positive number of response points per 1,000 tokens")
     model_config = load_config(settings["model"])
     family_of(model_config)
@@ -227,7 +265,7 @@ def _prepare(settings: dict[str, Any]) -> tuple[StudyConfig, PairCorpus]:
         documents, tokenizer, **{k: settings[k] for k in ("pairs", "length", "ratios", "seed", "windows")}
     )
     config = StudyConfig(
-        **{name: settings[name] for name in DEFAULTS if name not in ("threads", "ratios")},
+        **{k: settings[k] for k in ("source", "model", "pairs", "length", "seed", "windows", "storage_dtype")},
         ratios=tuple(settings["ratios"]),
         threads=settings["threads"] or torch.get_num_threads(),
         batch=1,
@@ -239,5 +277,7 @@ def _prepare(settings: dict[str, Any]) -> tuple[StudyConfig, PairCorpus]:
         separator=separator_token(tokenizer) if settings["windows"] == "stream" else "",
         corpus=corpus.report,
         corpus_sha256=corpus.sha256,
+        equivalence_margin=margin,
+        equivalence_margin_source=margin_source or "given without a source",
     )
     return config, corpus

@@ -58,11 +58,14 @@ def earlier_token(study: Study, metric: str = "cka", pairs: int | None = None) -
                     [d for d in row.documents if d < config.length],
                     max(0, row.target_distance - 1),
                     following=np.append(row.token_ids[-1:], getattr(row, "following", ())).astype(np.int32),
+                    document=getattr(row, "document", None),
                 )
                 for role in ("A", "B")
                 for row in block[block["role"] == role].itertuples()
             )
-            yield from pair_rows(group, pair, a, b, config.ratios, config.length - 1)
+            cluster = block["cluster"].iloc[0] if "cluster" in block else pair
+            for made in pair_rows(group, pair, a, b, config.ratios, config.length - 1):
+                yield {**made, "cluster": cluster}
 
     earlier = derived_study(study, "earlier", pairs, rows, {}, config.length - 1)
     extract(earlier)

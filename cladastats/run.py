@@ -13,7 +13,7 @@ import argparse
 
 from clada.errors import InputError
 from clada.system.files import as_path
-from cladastats.corpus import DEFAULTS, make_study, repeat_study
+from cladastats.corpus import asked_settings, make_study, repeat_study
 from cladastats.extract import extract
 from cladastats.figures import draw
 from cladastats.panel.columns import summary_sentences
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         CladaError: a mistake of the user.
     """
-    settings = {name: getattr(args, name) for name in DEFAULTS}
+    settings = asked_settings(args)
     if args.recorded is not None:
         if any(value is not None for value in settings.values()):
             raise InputError("--from takes everything from the file; leave the other settings out")

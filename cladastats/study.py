@@ -73,12 +73,13 @@ class StudyConfig:
         pairs: pairs in each group.
         length: tokens before the target; a sequence has length + 1.
         ratios: prefix shares.
-        windows: `stream` (windows cut from the joined documents) or `document` (each within one document).
-        separator: the token that joins documents.
+        windows: `document` (each sequence within one document) or `stream` (cut from the joined documents).
+        separator: the token that joins documents; empty within documents.
         equivalence_margin: difference of the prefix coefficients of NLS and RTS (response points per 1,000 tokens)
             that counts as none; fixed here, before anything is measured.
         corpus: what building the corpus reported (encoding repair, tagger, distances).
         corpus_sha256: of all token ids, in order.
+        equivalence_margin_source: where the margin is from; empty in studies that do not say.
         versions: of the packages that computed it.
     """
 
@@ -101,6 +102,7 @@ class StudyConfig:
     equivalence_margin: float
     corpus: dict[str, Any]
     corpus_sha256: str
+    equivalence_margin_source: str = ""
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in RECORDED_PACKAGES})
 
     def identity(self) -> str:

@@ -9,25 +9,34 @@ source's part-of-speech ratios) and pair there are
                   activity; B* has A's word after B's whole context
 
 A, B and B* do not depend on the ratio and are stored once; `sequence_id` is a hash of the tokens.
+
+A natural sequence lies within one document: a separator between prefix and target is a rival explanation of any null
+result, as a model is trained to forget what stands before it. A and B are of different documents, and pairs that share
+a document bear the same number of a cluster, by which the regressions cluster their errors. Joined documents (the
+paper's form, `windows` = `stream`) have separators inside; the random sequences of such a study have them at the same
+places.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.cluster.hierarchy import DisjointSet
 
 from clada.errors import InputError
 from clada.models.open import bos_tokens
 from cladastats.language import language
 from cladastats.sequences.random_words import RandomSequences, tag_words
 from cladastats.sequences.sources import Documents
-from cladastats.sequences.windows import Window, natural_windows, usable_windows
+from cladastats.sequences.windows import Window, natural_windows, separator_token, usable_windows
 
 GROUPS = ("nls", "rts")
 
@@ -44,6 +53,8 @@ CORPUS_SCHEMA = pa.schema(
         ("target_distance", pa.int32()),
         ("pos_distance", pa.float64()),
         ("following", pa.list_(pa.int32())),
+        ("document", pa.int32()),
+        ("cluster", pa.int32()),
     ]
 )
 
@@ -103,7 +114,7 @@ def build_corpus(
     length: int,
     ratios: Sequence[float],
     seed: int,
-    windows: str = "stream",
+    windows: str = "document",
 ) -> PairCorpus:
     """Build both groups of a study.
 
@@ -114,7 +125,7 @@ def build_corpus(
         length: tokens before the target.
         ratios: prefix shares of the hybrids.
         seed: of every draw; the same seed gives the same corpus.
-        windows: `stream` cuts the joined documents, `document` stays within one document.
+        windows: `document` stays within one document, `stream` cuts the joined documents.
 
     Returns:
         the corpus: for every group and pair, in order, A, B, B* and the hybrids in the order of the ratios.
@@ -123,37 +134,109 @@ def build_corpus(
         InputError: too little text (the message says how many pairs fit), or ratios that give no hybrid.
     """
     check_ratios(ratios, length, len(bos_tokens(tokenizer)))
-    natural = usable_windows(natural_windows(documents.texts, tokenizer, length, windows), tokenizer, windows)
-    if len(natural) < 2 * pairs:
-        fit = len(natural) // 2
+    candidates = usable_windows(natural_windows(documents.texts, tokenizer, length, windows), tokenizer, windows)
+    rng = np.random.default_rng([seed, 0])
+    natural = list(stream_pairs(candidates, rng) if windows == "stream" else document_pairs(candidates, rng))
+    if len(natural) < pairs:
+        fit = len(natural)
+        remedy = f"--pairs {fit}, a shorter --length or more text" if fit else "a shorter --length or more text"
+        if windows == "document":
+            remedy += ", or join documents with --windows stream"
         raise InputError(
-            f"too little text: {fit:,} pairs of {length + 1:,} tokens fit, {pairs:,} asked; use "
-            + (f"--pairs {fit}, a shorter --length or more text" if fit else "a shorter --length or more text")
+            f"too little text: {fit:,} pairs of {length + 1:,} tokens "
+            f"{'within documents ' if windows == 'document' else ''}fit, {pairs:,} asked; use {remedy}"
         )
-    order = np.random.default_rng([seed, 0]).permutation(len(natural))[: 2 * pairs]
-    nls = [natural[i] for i in order]
+    natural = natural[:pairs]
     pool = tag_words(documents.texts, 2 * pairs * length, np.random.default_rng([seed, 1]))
     draw = RandomSequences(pool, tokenizer, length)
-    rts = [draw(np.random.default_rng([seed, 2, i])) for i in range(2 * pairs)]
+    separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer)) if windows == "stream" else None
 
     rows = []
-    for group, sequences in zip(GROUPS, (nls, rts), strict=True):
-        for pair in range(pairs):
-            a, b = sequences[2 * pair : 2 * pair + 2]
-            rows += pair_rows(group, pair, a, b, ratios, length)
+    drawn = []
+    for number, (a, b, _) in enumerate(natural):
+        for i, like in enumerate((a, b), start=2 * number):
+            drawn.append(draw(np.random.default_rng([seed, 2, i]), like.separators, separator))
+    random: list[Paired] = [(drawn[2 * i], drawn[2 * i + 1], i) for i in range(pairs)]
+    for group, paired in zip(GROUPS, (natural, random), strict=True):
+        for pair, (a, b, cluster) in enumerate(paired):
+            rows += [{**row, "cluster": cluster} for row in pair_rows(group, pair, a, b, ratios, length)]
     table = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
     report = {
         "encoding": documents.encoding,
-        "natural_windows": len(natural),
+        "natural_windows": len(candidates),
+        "natural_clusters": len({cluster for *_, cluster in natural}),
         "tagger": language().tagger_name,
         "tagged_words": len(pool.text),
         "pos_strata": len(pool.strata),
-        "pos_distance_mean": float(np.mean([s.pos_distance for s in rts])),
-        "pos_distance_max": float(np.max([s.pos_distance for s in rts])),
+        "pos_distance_mean": float(np.mean([s.pos_distance for s in drawn])),
+        "pos_distance_max": float(np.max([s.pos_distance for s in drawn])),
         "pos_distance_rounding_max": draw.rounding_max,
         "punctuation_difference_max": draw.punctuation_max,
     }
     return PairCorpus(table, tokens_sha256(table), report)
+
+
+Paired = tuple[Window, Window, int]
+"""A, B and the number of the pair's cluster: pairs that share a document have the same."""
+
+
+def stream_pairs(windows: Sequence[Window], rng: np.random.Generator) -> Iterator[Paired]:
+    """Windows of joined documents, paired at random; a cluster of its own each.
+
+    Neighbours in the stream share the document that the cut goes through, so that all of them hang together: there are
+    no clusters of documents to be told apart.
+    """
+    order = rng.permutation(len(windows))
+    for cluster, place in enumerate(range(0, len(order) - 1, 2)):
+        a, b = (windows[i] for i in order[place : place + 2])
+        yield a, b, cluster
+
+
+def document_pairs(windows: Sequence[Window], rng: np.random.Generator) -> Iterator[Paired]:
+    """Windows within documents, paired so that A and B are of different documents and clusters are many and small.
+
+    Two documents of about the same length are paired, and give a pair for each of their windows. One pair of every two
+    documents comes before the second of any. What is left over where one has more windows comes last, paired with what
+    other documents have left; there clusters grow together.
+
+    Args:
+        windows: each with its `document`.
+        rng: of the draw.
+
+    Yields:
+        A, B and the number of their cluster.
+    """
+    of_document: dict[int | None, list[Window]] = defaultdict(list)
+    for i in rng.permutation(len(windows)):
+        of_document[windows[i].document].append(windows[i])
+    documents = sorted(of_document, key=lambda document: -len(of_document[document]))  # stable: equal ones stay drawn
+    couples = [
+        (x, y, list(zip(of_document[x], of_document[y], strict=False))) for x, y in list(pairwise(documents))[::2]
+    ]
+    left = {document: of_document[document] for document in documents}
+    for x, y, made in couples:
+        left[x], left[y] = of_document[x][len(made) :], of_document[y][len(made) :]
+    extra = list(_pair_rest(left))
+    shared: Any = DisjointSet(documents)  # scipy has no types for it
+    for x, y in [*((x, y) for x, y, _ in couples), *((a.document, b.document) for a, b in extra)]:
+        shared.merge(x, y)
+    number = {document: i for i, document in enumerate(dict.fromkeys(shared[document] for document in documents))}
+    order = rng.permutation(len(couples))
+    for turn in range(max((len(made) for *_, made in couples), default=0)):
+        for i in order:
+            x, _, made = couples[i]
+            if turn < len(made):
+                yield *made[turn], number[shared[x]]
+    for a, b in extra:
+        yield a, b, number[shared[a.document]]
+
+
+def _pair_rest(left: dict[int | None, list[Window]]) -> Iterator[tuple[Window, Window]]:
+    """Pair windows of different documents, always of the two that have most left, until one document has all."""
+    left = {document: list(windows) for document, windows in left.items()}
+    while len(most := sorted((d for d in left if left[d]), key=lambda d: -len(left[d]))[:2]) == 2:
+        x, y = most
+        yield left[x].pop(), left[y].pop()
 
 
 def tokens_sha256(table: pa.Table | pd.DataFrame) -> str:
@@ -196,7 +279,8 @@ def pair_rows(
     rows = [_row(group, "A", pair, a), _row(group, "B", pair, b)]
     ids = np.append(b.token_ids[:length], a.token_ids[length]).astype(np.int32)
     # The target of B* opens nothing of B: only its own token is of another document.
-    matched = Window(ids, [*[d for d in b.documents if d < length], length], 0, following=a.following)
+    starts = [*[d for d in b.documents if d < length], length]
+    matched = Window(ids, starts, 0, following=a.following, document=a.document)
     rows.append(_row(group, "matched", pair, matched))
     for ratio in ratios:
         p = prefix_length(ratio, length)
@@ -209,7 +293,8 @@ def pair_rows(
                     f"their {shared} tokens; use a longer --length, other ratios or another --seed"
                 )
         starts = [*[d for d in b.documents if d < p], p, *[d for d in a.documents if d > p]]
-        hybrid = Window(ids, starts, min(a.target_distance, length - p), following=a.following)
+        distance = min(a.target_distance, length - p)
+        hybrid = Window(ids, starts, distance, following=a.following, document=a.document)
         rows.append(_row(group, "hybrid", pair, hybrid, ratio, p))
     return rows
 
@@ -229,4 +314,5 @@ def _row(
         "target_distance": s.target_distance,
         "pos_distance": s.pos_distance,
         "following": s.following,
+        "document": s.document,
     }

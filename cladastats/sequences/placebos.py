@@ -139,6 +139,8 @@ def placebo_rows(corpus: pd.DataFrame, pairs: int, bos: int, seed: int) -> Itera
                         "target_distance": None,
                         "pos_distance": None,
                         "following": getattr(hybrid, "following", None),
+                        "document": None,
+                        "cluster": getattr(hybrid, "cluster", pair),
                         "placebo": name,
                     }
 

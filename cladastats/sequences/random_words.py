@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,29 @@ def total_variation(count: np.ndarray, ratio: np.ndarray) -> float:
     return float(np.abs(count / count.sum() - ratio).sum() / 2)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Words of the pool as one text, in tokens.
+
+    Attributes:
+        words: int, indices into the pool.
+        ids: token ids of the text.
+        ends: end of each token in the text, characters.
+        word_ends: int, end of each word in the text, characters.
+    """
+
+    words: np.ndarray
+    ids: list[int]
+    ends: list[int]
+    word_ends: np.ndarray
+
+    def until(self, tokens: int) -> np.ndarray:
+        """The words that so many tokens reach into."""
+        if tokens == 0:
+            return self.words[:0]
+        return self.words[: int(np.searchsorted(self.word_ends, self.ends[tokens - 1])) + 1]
+
+
 class RandomSequences:
     """Draws random sequences that keep the part-of-speech ratios and the punctuation of the source.
 
@@ -115,31 +138,68 @@ class RandomSequences:
         self.rounding_max = 0.0
         self.punctuation_max = 0.0
 
-    def __call__(self, rng: np.random.Generator) -> Window:
+    def __call__(
+        self, rng: np.random.Generator, separators: Sequence[int] = (), separator: int | None = None
+    ) -> Window:
         """Draw one sequence.
+
+        Args:
+            rng: of the draw.
+            separators: positions that hold a separator of documents; a word ends before it, another begins after it.
+            separator: its token; None where there are no positions.
 
         Raises:
             InputError: the pool has too few words.
         """
-        shuffled = [rng.permutation(members) for members in self.members]
-        key = rng.random(len(self.pool.text))  # a word's place in the random order
-        n = round(self.tokens / self.size.mean())
-        chosen, ids, ends = self._fit(self._choose(n, shuffled, key), rng)
-        while len(ids) < self.tokens:  # a small pool may have no longer words left to swap in
-            n += 1
-            chosen, ids, ends = self._fit(self._choose(n, shuffled, key), rng)
-        characters = np.cumsum([len(self.pool.text[i]) for i in chosen])
-        kept = chosen[: int(np.searchsorted(characters, ends[self.tokens - 1])) + 1]
+        places = [place - len(self.bos) for place in separators]
+        bounds = np.array([-1, *places, self.tokens])
+        sizes = np.diff(bounds) - 1
+        whole = self._draw(int(sizes.sum()), rng)
+        pieces = [whole] if len(sizes) == 1 else self._split(whole.words, sizes, rng)
+        kept: list[int] = []
+        ids: list[int] = []
+        for piece, size in zip(pieces, sizes, strict=True):
+            kept += piece.until(size).tolist()
+            ids += [*piece.ids[:size], *([] if len(ids) + size == self.tokens or separator is None else [separator])]
         count = np.bincount(self.pool.stratum[kept], minlength=len(self.pool.strata))
         marks, ratio = self.pool.punctuation, self.pool.ratio
-        self.rounding_max = max(self.rounding_max, total_variation(quotas(ratio, n), ratio))
+        self.rounding_max = max(self.rounding_max, total_variation(quotas(ratio, len(whole.words)), ratio))
         self.punctuation_max = max(
             self.punctuation_max, abs(float(count[marks].sum() / count.sum() - ratio[marks].sum()))
         )
-        following = np.array(ids[self.tokens : self.tokens + FOLLOWING_TOKENS], dtype=np.int32)
-        ids = self.bos + ids[: self.tokens]
-        distance = total_variation(count, ratio)
-        return Window(np.array(ids, dtype=np.int32), [0], self.tokens - 1, distance, following)
+        return Window(
+            np.array(self.bos + ids, dtype=np.int32),
+            [0, *(place + 1 for place in separators)],
+            int(sizes[-1]) - 1,
+            total_variation(count, ratio),
+            np.array(piece.ids[size : size + FOLLOWING_TOKENS], dtype=np.int32),
+        )
+
+    def _draw(self, tokens: int, rng: np.random.Generator) -> Encoded:
+        """Words of the source's ratios, in random order, that fill so many tokens."""
+        shuffled = [rng.permutation(members) for members in self.members]
+        key = rng.random(len(self.pool.text))  # a word's place in the random order
+        n = round(tokens / self.size.mean())
+        drawn = self._fit(self._choose(n, shuffled, key), tokens, rng)
+        while len(drawn.ids) < tokens:  # a small pool may have no longer words left to swap in
+            n += 1
+            drawn = self._fit(self._choose(n, shuffled, key), tokens, rng)
+        return drawn
+
+    def _split(self, words: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> list[Encoded]:
+        """The words dealt out, in their order, to pieces of so many tokens; a word or two are swapped or added."""
+        pieces = []
+        for size in sizes:
+            n = int(np.searchsorted(np.cumsum(self.size[words]), size)) + 1 if size else 0
+            piece = self._fit(words[:n], size, rng, used=words)
+            while len(piece.ids) < size:
+                n += 1
+                if n > len(words):
+                    words = np.append(words, rng.integers(len(self.pool.text)))
+                piece = self._fit(words[:n], size, rng, used=words)
+            words = words[n:]
+            pieces.append(piece)
+        return pieces
 
     def _choose(self, n: int, shuffled: list[np.ndarray], key: np.ndarray) -> np.ndarray:
         count = quotas(self.pool.ratio, n)
@@ -151,22 +211,22 @@ class RandomSequences:
         chosen = np.concatenate([words[:c] for words, c in zip(shuffled, count, strict=True)])
         return chosen[np.argsort(key[chosen])]
 
-    def _fit(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[int]]:
-        """Swap words until the tokens fill the sequence; (words, token ids, end of each token in the text).
+    def _fit(self, chosen: np.ndarray, tokens: int, rng: np.random.Generator, used: Iterable[int] = ()) -> Encoded:
+        """Swap words until they fill so many tokens, as nearly as can be; `used` ones are not swapped in.
 
         Several rounds, as a token may span a mark and its neighbour: lengths add up only nearly.
         """
-        ids, ends = self._encode(chosen)
+        encoded = self._encode(chosen)
         for _ in range(20):
-            if len(ids) == self.tokens:
+            if len(encoded.ids) == tokens:
                 break
-            chosen = self._swap(chosen, self.tokens - len(ids), rng)
-            ids, ends = self._encode(chosen)
-        return chosen, ids, ends
+            chosen = self._swap(chosen, tokens - len(encoded.ids), rng, {*chosen.tolist(), *used})
+            encoded = self._encode(chosen)
+        return encoded
 
-    def _swap(self, chosen: np.ndarray, missing: int, rng: np.random.Generator) -> np.ndarray:
+    def _swap(self, chosen: np.ndarray, missing: int, rng: np.random.Generator, used: set[int]) -> np.ndarray:
         """Swap words at random places for unused ones of their stratum that bring the length nearer."""
-        chosen, used = chosen.copy(), set(chosen.tolist())
+        chosen = chosen.copy()
         for place in rng.permutation(len(chosen)):
             if missing == 0:
                 break
@@ -182,7 +242,8 @@ class RandomSequences:
                 missing -= int(self.size[fresh] - self.size[word])
         return chosen
 
-    def _encode(self, chosen: np.ndarray) -> tuple[list[int], list[int]]:
-        text = "".join(self.pool.text[i] for i in chosen)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
+    def _encode(self, chosen: np.ndarray) -> Encoded:
+        texts = [self.pool.text[i] for i in chosen]
+        encoded = self.tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = [end for _, end in encoded["offset_mapping"]]
+        return Encoded(chosen, encoded["input_ids"], ends, np.cumsum([len(text) for text in texts]))

@@ -22,6 +22,7 @@ class Window:
         token_ids: int32 [length + 1].
         documents: positions at which a document (or the rest of one) begins; the first is 0.
         target_distance: tokens since the target's document began, which may be before the sequence.
+        document: number in the source of the document that the target belongs to; None for random sequences.
         pos_distance: total-variation distance of its part-of-speech ratios from the source's; NaN for natural text.
         following: int32, what follows the target in its document, `FOLLOWING_TOKENS` at most; no part of the sequence,
             but the target's word may go on there. None: not known.
@@ -32,6 +33,12 @@ class Window:
     target_distance: int
     pos_distance: float = float("nan")
     following: np.ndarray | None = None
+    document: int | None = None
+
+    @property
+    def separators(self) -> list[int]:
+        """Positions of the separators between its documents: each stands right before a document's first token."""
+        return [begin - 1 for begin in self.documents[1:]]
 
 
 def separator_token(tokenizer: Any) -> str:
@@ -91,8 +98,9 @@ def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: 
                 [0],
                 i + size - 1,
                 following=np.array(ids[i + size : i + size + FOLLOWING_TOKENS], dtype=np.int32),
+                document=number,
             )
-            for ids in encoded
+            for number, ids in enumerate(encoded)
             for i in range(0, len(ids) - size + 1, size)
         ]
     separator = tokenizer.convert_tokens_to_ids(separator_token(tokenizer))
@@ -103,9 +111,9 @@ def natural_windows(texts: Sequence[str], tokenizer: Any, length: int, windows: 
     for begin in range(0, len(stream) - size + 1, size):
         end = begin + size
         inside = starts[np.searchsorted(starts, begin, side="right") : np.searchsorted(starts, end)]
-        document_start = starts[np.searchsorted(starts, end - 1, side="right") - 1]
+        document = int(np.searchsorted(starts, end - 1, side="right")) - 1
         ids = np.concatenate([np.array(bos, dtype=np.int32), stream[begin:end]])
         rest = stream[end : min(end + FOLLOWING_TOKENS, separators[np.searchsorted(separators, end - 1)])]
         documents = [0, *(inside - begin + len(bos)).tolist()]
-        cut.append(Window(ids, documents, int(end - 1 - document_start), following=rest))
+        cut.append(Window(ids, documents, int(end - 1 - starts[document]), following=rest, document=document))
     return cut

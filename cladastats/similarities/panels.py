@@ -71,7 +71,7 @@ def _compare_block(block: Block, metric: Metric, transform: Transform) -> list[t
 
 
 def row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
-    """Load of the hybrids' targets and lengths of their sequences.
+    """Load of the hybrids' targets, lengths of their sequences, and what stands between prefix and target.
 
     Args:
         study: A study.
@@ -79,10 +79,20 @@ def row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per hybrid: `panel_keys(study)`, prefix_len and token_len (tokens), surprisal_bits, entropy_bits (bits),
-        surprisal_norm, entropy_norm (the same in shares of log2 of the vocabulary).
+        surprisal_norm, entropy_norm (the same in shares of log2 of the vocabulary); target_distance, tokens from the
+        beginning of the target's document (in A, also where a prefix replaces it) to the target; separator_between,
+        whether a separator of documents stands between the end of the prefix and the target; cluster, the number that
+        pairs of a group share whose texts share a document.
     """
     corpus = study.corpus
-    hybrids = corpus.loc[corpus["role"] == "hybrid", [*panel_keys(study), "prefix_len", "sequence_id"]]
+    if "cluster" not in corpus:  # of an earlier version
+        corpus = corpus.assign(cluster=corpus["pair"])
+    hybrids = corpus.loc[corpus["role"] == "hybrid", [*panel_keys(study), "prefix_len", "cluster", "sequence_id"]]
+    a = corpus.loc[corpus["role"] == "A", ["group", "pair", "target_distance", "documents"]]
+    hybrids = hybrids.merge(a, on=["group", "pair"])
+    # A document's first token follows its separator, so one that begins right at the prefix's end has lost that.
+    between = [(row.documents > row.prefix_len).any() for row in hybrids.itertuples()]
+    hybrids = hybrids.assign(separator_between=np.array(between, dtype=bool)).drop(columns="documents")
     facts = hybrids.merge(index[["sequence_id", "surprisal_bits", "entropy_bits"]], on="sequence_id").drop(
         columns="sequence_id"
     )
@@ -91,6 +101,7 @@ def row_facts(study: Study, index: pd.DataFrame) -> pd.DataFrame:
         surprisal_norm=facts["surprisal_bits"] / bits,
         entropy_norm=facts["entropy_bits"] / bits,
         prefix_len=facts["prefix_len"].astype("int64"),
+        cluster=facts["cluster"].astype("int64"),
         token_len=study.config.length,
     )
 
