@@ -125,8 +125,14 @@ def _regress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robust",
         action="store_true",
-        help="bootstrap, permutation, monotonicity, NLS-RTS equivalence, corrections, layers, mixed model, controls, "
+        help="bootstrap, permutation, monotonicity, NLS-RTS equivalence, strata, layers, mixed model, controls, "
         "between-pair fits, placebo, power",
+    )
+    parser.add_argument(
+        "--claims",
+        action="store_true",
+        help="the verdicts on the paper's claims by cka and cosine instead of a table; robustness checks that are not "
+        "there are made first (with --robust: all of them again)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument(

@@ -19,7 +19,7 @@ from clada.errors import InputError, StudyError
 from clada.methods.coefficients import COEFFICIENTS_SCHEMA
 from clada.system.jsonfile import write_json
 from cladastats.panel.columns import fit_columns
-from cladastats.results.fit import Fit, undefined_to_none
+from cladastats.results.fit import PAPER_METRICS, Fit, undefined_to_none
 from cladastats.results.robustness import render_robustness
 from cladastats.similarities.metrics import POPULATION, metric_name
 from cladastats.study import Study, kept_where_possible
@@ -36,6 +36,14 @@ def main(args: argparse.Namespace) -> None:
     """
     study = Study(args.study)
     metric = metric_name(args.metric, args.estimator)
+    if args.claims:
+        if metric != PAPER_METRICS[0] or args.response != "toward" or args.controls:
+            raise InputError(
+                f"--claims judges both of the paper's metrics, {' and '.join(PAPER_METRICS)}, by the response toward; "
+                "leave --metric, --estimator, --response and --controls out"
+            )
+        print(show_claims(study, args.format, again=args.robust))
+        return
     if metric == POPULATION:
         raise InputError(
             "population CKA compares sets of pairs, so there is no panel to regress; use another estimator"
@@ -65,6 +73,31 @@ def main(args: argparse.Namespace) -> None:
             f"cladastats: {coefficients} now holds lambda and gamma of metric {metric}, response {fit.response}",
             file=sys.stderr,
         )
+
+
+def show_claims(study: Study, fmt: str, *, again: bool = False) -> str:
+    """The verdicts on the paper's claims, in one of `FORMATS`; what they rest on is made where it is not there.
+
+    Args:
+        study: A study with activations, or with the fits of both of the paper's metrics and their robustness checks.
+        fmt: The format.
+        again: Make the fits and their checks again, also where they are there.
+
+    Raises:
+        CladaError: What is needed is not there, and cannot be made.
+    """
+    from cladastats.panel.claims import claims
+    from cladastats.results.verdicts import render_verdicts
+
+    for metric in PAPER_METRICS:
+        there = study.fit_path(metric, "toward").exists() and study.fit(metric).robustness
+        if again or not there:
+            from cladastats.similarity import similarity  # it imports torch
+
+            similarity(study, metric)
+            regress(study, metric, robust=True)
+    table = claims(study)
+    return render_verdicts(table, fmt, table.attrs["notes"])
 
 
 def regress(study: Study, metric: str, response: str = "toward", *, robust: bool = False) -> Fit:

@@ -15,19 +15,17 @@ from test_regress import TRUE, same, simulate_panel, unbalanced_panel
 
 from clada.errors import NotIdentifiedError
 from cladastats.panel.columns import complete_rows, fit_columns
+from cladastats.panel.contrasts import group_difference, ordered
+from cladastats.panel.power import power
 from cladastats.panel.robustness import (
     between,
-    confirmatory,
     controlled,
-    group_difference,
     layers,
     mixed,
-    ordered,
-    placebos,
-    power,
     ratio_effects,
     two_way_clusters,
 )
+from cladastats.panel.strata import placebos
 from cladastats.panel.within import (
     Within,
     bootstrap,
@@ -206,20 +204,6 @@ def test_group_difference_is_the_interaction_and_the_equivalence_test_is_two_one
         low, high = test["prefix_len"]["ci_90"]
         assert (test["prefix_len"]["equivalence_p"] < 0.05) == (-margin < low and high < margin)
     assert group_difference(fit_columns(panel[panel["group"] == "nls"], "cka"), 0.05) is None
-
-
-def test_holm_over_the_hypotheses_tests():
-    fit = fit_columns(simulate_panel(n_pairs=25, noise=0.3), "cka")
-    found = confirmatory(fit)
-    assert [(t["column"], t["term"]) for t in found] == [
-        (1, "prefix_len"), (2, "prefix_len"), (5, "surprisal_norm"), (5, "entropy_norm"), (6, "surprisal_norm"),
-        (6, "entropy_norm"),
-    ]  # fmt: skip
-    expected, worst = {}, 0.0
-    for rank, i in enumerate(np.argsort([t["p"] for t in found])):
-        worst = max(worst, min(1.0, (6 - rank) * found[i]["p"]))
-        expected[i] = worst
-    assert [t["p_holm"] for t in found] == same([expected[i] for i in range(6)])
 
 
 def test_mixed_model_finds_what_was_put_in_and_agrees_with_statsmodels_formula():

@@ -3,6 +3,9 @@
     columns.py     the six columns, with an effect for every pair
     within.py      the same regression in sums of each pair, for resampling
     robustness.py  what a careful reader would ask of the table
+    contrasts.py   between the ratios, and between the groups
+    strata.py      parts of the pairs, placebo hybrids, the trimmed similarity
+    power.py       the smallest effect that a design sees
     claims.py      the paper's claims against a study, with verdicts
     overview.py    fits side by side, also with the published values
     case_study.py  the paper's 13 sentences and activation maps

@@ -16,27 +16,20 @@ import pandas as pd
 from scipy import stats
 
 from clada.errors import InputError, NotIdentifiedError
-from cladastats.panel.within import pair_effects_ols, without_singletons
+from cladastats.panel.clustered import FewClusters, pair_effects_ols
+from cladastats.panel.within import FEW_CLUSTERS, ROUNDING, Within, clusters_of, few, without_singletons
 from cladastats.results.fit import COLUMNS, LOADS, RESPONSE_SCALES, RESPONSES, Column, Fit
-
-# Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
-# more. A spread below 1e-6 of a variable's own root mean square is that rounding, whatever the variable's unit.
-ROUNDING = 1e-6
-
-# With fewer clusters the clustered errors are too small and t(G - 1) does not make up for it (Cameron and Miller 2015).
-FEW_PAIRS = 20
-
-# Below this within-pair share of its variance, a load regressor is nearly a property of the pair.
-LITTLE_WITHIN = 0.01
+from cladastats.results.verdicts import LITTLE_WITHIN
 
 
 def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", controls: Sequence[str] = ()) -> Fit:
     """Fit the paper's six columns: prefix, then surprisal, then entropy, each for RTS (odd) and NLS (even).
 
-    Ordinary least squares with pair effects. Standard errors are clustered by pair, with the small-sample factor
-    G / (G - 1) * (n - 1) / (n - k - 1) for n rows, G pairs and k regressors: pair effects are nested in the clusters
-    and do not count. All columns of a group use the same rows, those with a response and every regressor, of pairs that
-    have several.
+    Ordinary least squares with pair effects. Clusters are the pairs, or, where the panel has a column `cluster`, the
+    pairs with the same number there, which share documents. Errors of G clusters are CR1 (linearmodels), and under
+    `FEW_CLUSTERS` of them CR3 (pyfixest), beside which stands the wild cluster bootstrap's p; intervals and p are from
+    t(G - 1). All columns of a group use the same rows, those with a response and every regressor, of pairs that have
+    several.
 
     Args:
         panel: One row per group, pair and ratio, as in `panel-<metric>.parquet`.
@@ -48,8 +41,10 @@ def fit_columns(panel: pd.DataFrame, metric: str, response: str = "toward", cont
         The fitted columns.
 
     Raises:
-        InputError: The panel lacks a column, repeats a row, is too small, or its response does not vary within pairs.
-        NotIdentifiedError: A regressor does not vary within pairs, or follows from the others.
+        InputError: The panel lacks a column, repeats a row, is too small, is one cluster, splits a pair between
+            clusters, or its response does not vary within pairs.
+        NotIdentifiedError: A regressor does not vary within pairs, follows from the others, or does so without one of
+            few clusters.
 
     Source: Yang et al., arXiv 2502.19078, Section 2 and Table 2.
     """
@@ -106,7 +101,10 @@ def summary_sentences(fit: Fit, *, vocab_size: int) -> list[str]:
         + f" bits) goes with {_effects(fulls, term)}"
         for term, load in LOADS.items()
     )
-    size = " and ".join(f"{column.n_pairs:,} {column.group.upper()} pairs ({column.n_obs:,} rows)" for column in fulls)
+    size = " and ".join(
+        f"{column.n_pairs:,} {column.group.upper()} pairs ({column.n_obs:,} rows; errors {column.cov})"
+        for column in fulls
+    )
     shares = ", ".join(
         f"{load} "
         + " and ".join(f"{column.within[term]['share_within']:.1%} in {column.group.upper()}" for column in fulls)
@@ -164,7 +162,7 @@ def complete_rows(
         regressors: columns, `prefix_len` among them.
 
     Returns:
-        Rows indexed by pair and ratio; notes.
+        Rows indexed by pair and ratio, with a column `cluster`: the panel's where it has one, else the pair; notes.
     """
     rows = panel[panel["group"] == group].set_index(["pair", "ratio"], drop=False)
     if not rows.index.is_unique:
@@ -172,6 +170,13 @@ def complete_rows(
         raise InputError(f"the panel holds {group.upper()} pair {pair} at ratio {ratio} more than once; remove copies")
     data = rows[[outcome, *regressors]].astype(float).replace([np.inf, -np.inf], np.nan)
     data["prefix_len"] /= 1000
+    data["cluster"] = rows["cluster" if "cluster" in rows else "pair"]
+    split = data["cluster"].groupby(level="pair").nunique() != 1
+    if split.any():
+        raise InputError(
+            f"{group.upper()} pair {split.idxmax()} is in no cluster, or in several, and its effect needs one; mend "
+            "the panel's column cluster"
+        )
     complete = data.dropna()
     notes = []
     left_out = len(data) - len(complete)
@@ -195,17 +200,26 @@ def _fit_column(
 ) -> Column:
     """One model on complete rows indexed by pair and ratio."""
     names = list(regressors)
+    clusters = clusters_of(data)
+    data = data[[outcome, *names]]
     demeaned = data - data.groupby(level="pair").transform("mean")
-    n_obs, n_pairs = len(data), data.index.get_level_values("pair").nunique()
+    n_obs, n_pairs, n_clusters = len(data), data.index.get_level_values("pair").nunique(), len(np.unique(clusters))
     try:
-        _require_estimable(data, demeaned, outcome, names)
+        _require_estimable(data, demeaned, outcome, names, clusters)
     except (InputError, NotIdentifiedError) as error:
         raise type(error)(f"column {number} ({group.upper()}): {error}") from None
 
-    result = pair_effects_ols(data[outcome], data[names])
-    coef, se = result.params, result.std_errors
+    result = pair_effects_ols(data[outcome], data[names], clusters)
+    coef, se, wild_p = result.params, result.std_errors, {}
+    if few(n_clusters):
+        library = FewClusters(demeaned[outcome], demeaned[names], clusters)
+        wild_p = library.wild_p()
+        # The constant is the mean response less that of the regressors' means, an error pyfixest has no name for.
+        _, cov = Within.of(data.assign(cluster=clusters), outcome, names).estimate()
+        mean = data[names].mean().to_numpy()
+        se = pd.Series({**library.errors(), "const": math.sqrt(mean @ cov @ mean)})
     t = coef / se
-    df = n_pairs - 1
+    df = n_clusters - 1
     half_width = stats.t.ppf(0.975, df) * se
     inclusive = float(result.rsquared_inclusive)
 
@@ -236,13 +250,11 @@ def _fit_column(
         },
         n_obs=n_obs,
         n_pairs=n_pairs,
-        cov="clustered by pair",
+        n_clusters=n_clusters,
+        cov=f"clustered by {'document' if n_clusters < n_pairs else 'pair'}, "
+        + ("CR3 (jackknife)" if few(n_clusters) else "CR1"),
+        wild_p=wild_p,
         notes=notes
-        + (
-            (f"only {n_pairs} pairs: clustered errors need some {FEW_PAIRS} to be trusted",)
-            if n_pairs < FEW_PAIRS
-            else ()
-        )
         + tuple(
             f"only {share_within[name]:.2%} of the variance of {name} lies within pairs, so "
             f"its coefficient rests on little"
@@ -251,7 +263,9 @@ def _fit_column(
     )
 
 
-def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str, names: list[str]) -> None:
+def _require_estimable(
+    data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str, names: list[str], clusters: np.ndarray
+) -> None:
     """Refuse what pair effects cannot estimate, naming the regressor, the reason and the remedy."""
     n_pairs = data.index.get_level_values("pair").nunique()
     if n_pairs == 0:
@@ -262,6 +276,11 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
     if n_pairs == 1:
         # The residuals of a single pair cancel in its score, which would give standard errors of zero.
         raise InputError("1 pairs with several complete rows, and clustered errors need 2; add pairs")
+    if clusters.max() == 0:
+        raise InputError(
+            f"all {n_pairs} pairs share documents, so that they are one cluster, and clustered errors need 2; build "
+            "the study with pairs of other documents"
+        )
     size = np.sqrt((data**2).mean())
     spread = np.sqrt(((data - data.mean()) ** 2).mean())
     spread_within = np.sqrt((demeaned**2).mean())
@@ -282,6 +301,12 @@ def _require_estimable(data: pd.DataFrame, demeaned: pd.DataFrame, outcome: str,
     if not varies_within(data, outcome):
         raise InputError(f"the response {outcome} is constant within every pair: nothing to explain; check the panel")
     _require_independent(demeaned[names])
+    within = Within.of(data.assign(cluster=clusters), outcome, names)
+    if not within.identified():
+        raise NotIdentifiedError(
+            f"{', '.join(names)} are not identified without one of the {clusters.max() + 1} clusters, and errors of "
+            f"fewer than {FEW_CLUSTERS} leave out each in turn (jackknife); add pairs"
+        )
 
 
 def varies_within(data: pd.DataFrame, name: str) -> bool:

@@ -14,25 +14,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
-from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
 
-from clada.errors import NotIdentifiedError
 from cladastats.panel.columns import complete_rows, varies_within
+from cladastats.panel.contrasts import group_difference, ordered
+from cladastats.panel.power import power
+from cladastats.panel.strata import placebos, strata, trimmed_form
 from cladastats.panel.within import (
     Within,
     bootstrap,
-    pair_effects_ols,
+    clusters_of,
     pair_effects_summary,
     per_pair,
     permutation,
     summary_of,
     within_summary,
 )
-from cladastats.results.fit import COLUMNS, LOADS, RESPONSES, Fit
-from cladastats.sequences.placebos import PLACEBOS
+from cladastats.results.fit import COLUMNS, CONFIRMATORY, LOADS, RESPONSES, Fit
 from cladastats.similarities.metrics import METRICS
 from cladastats.study import Study
 
@@ -42,151 +41,18 @@ INDEPENDENT = "independent_surprisal_bits"
 STATIC_CONTROLS = ("frequency_zipf", "target_length")
 """Controls that are properties of the pair's target."""
 
-CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
-"""The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on, corrected together."""
-
-
-def ordered(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
-    """Ratio dummies instead of a line: the steps between ratios, whether all rise, whether a line is enough.
-
-    Args:
-        data: Complete rows of one group, indexed by pair and ratio, prefix in 1,000 tokens.
-        outcome: Response column.
-
-    Returns:
-        `steps`, each with its interval and one-sided p for a rise; `p_rising`, of the test that every step is one
-        (intersection-union: the largest of the steps' p); `p_some_fall`, that some step is a fall (the smallest p of
-        a fall times the number of steps: Bonferroni); `p_nonlinear`, of the Wald test that means lie on a line in
-        tokens (F with pairs - 1 degrees of freedom); None with two ratios.
-
-    Raises:
-        NotIdentifiedError: There is one ratio only.
-    """
-    lengths = data.groupby(level="ratio")["prefix_len"].first()
-    ratios = lengths.index.to_numpy()
-    if len(ratios) < 2:
-        raise NotIdentifiedError("a study of one ratio has no steps between ratios; build it with more --ratios")
-    place = data.index.get_level_values("ratio").to_numpy()
-    dummies = pd.DataFrame({f"r{i}": (place == r).astype(float) for i, r in enumerate(ratios[1:])}, index=data.index)
-    result = pair_effects_ols(data[outcome], dummies)
-    k, df = len(ratios) - 1, data.index.get_level_values("pair").nunique() - 1
-    means = result.params.to_numpy()[:k]
-    cov = result.cov.to_numpy()[:k, :k]
-    contrast = np.eye(k) - np.eye(k, k=-1)
-    size, se = contrast @ means, np.sqrt(np.diag(contrast @ cov @ contrast.T))
-    t, half = size / se, stats.t.ppf(0.975, df) * se
-    steps = [
-        {
-            "from": float(ratios[i]),
-            "to": float(ratios[i + 1]),
-            "change": float(size[i]),
-            "ci": [float(size[i] - half[i]), float(size[i] + half[i])],
-            "p_rise": float(stats.t.sf(t[i], df)),
-        }
-        for i in range(k)
-    ]
-    nonlinear = None
-    if k > 1:  # what is left of the means after the best line through the first ratio's zero, k - 1 directions
-        line = (lengths.to_numpy()[1:] - lengths.iloc[0])[:, None]
-        away = np.linalg.svd(line)[0][:, 1:].T
-        d, v = away @ means, away @ cov @ away.T
-        nonlinear = float(stats.f.sf(d @ np.linalg.solve(v, d) / (k - 1), k - 1, df))
-    rises = stats.t.sf(t, df)
-    return {
-        "steps": steps,
-        "p_rising": float(rises.max()),
-        "p_some_fall": float(min(1.0, k * stats.t.cdf(t, df).min())),
-        "p_nonlinear": nonlinear,
-    }
-
-
-def group_difference(fit: Fit, margin: float) -> dict[str, dict[str, Any]] | None:
-    """NLS minus RTS of every coefficient (the interaction with the group), and an equivalence test of the prefix's.
-
-    The margin was fixed before anything was measured.
-
-    Args:
-        fit: with columns of both groups.
-        margin: largest difference of the prefix's coefficients that counts as none.
-
-    Returns:
-        per term; for the prefix (columns 1 and 2) also `equivalence_p`, its 90 % interval and a verdict; None without
-        one of the groups.
-    """
-    columns = {column.column: column for column in fit.columns}
-    if len({column.group for column in fit.columns}) < 2:
-        return None
-    differences: dict[str, dict[str, Any]] = {}
-    for term, (rts, nls) in {"prefix_len": (1, 2), **dict.fromkeys(LOADS, (5, 6))}.items():
-        a, b = columns[rts], columns[nls]
-        difference = b.coef[term] - a.coef[term]
-        differences[term] = welch(difference, (a.se[term], b.se[term]), (a.n_pairs, b.n_pairs))
-        if term == "prefix_len":
-            differences[term] |= equivalence(difference, differences[term]["se"], differences[term]["df"], margin)
-            equivalent, differs = differences[term]["equivalence_p"] < 0.05, differences[term]["p"] < 0.05
-            differences[term]["verdict"] = (
-                "equivalent within the margin" if equivalent else "no decision on equivalence"
-            ) + (", different from zero" if differs else ", not different from zero")
-    return differences
-
-
-def welch(difference: float, se: tuple[float, float], pairs: tuple[int, int]) -> dict[str, Any]:
-    """Test of a difference between two groups that share no pair: errors add, degrees of freedom are Welch's.
-
-    Args:
-        difference: Of the two estimates.
-        se: Their standard errors.
-        pairs: Their numbers of pairs.
-
-    Returns:
-        `difference`, `se`, `df`, `ci` (95 %), `p` (two-sided).
-
-    Source: Welch (1947), The generalization of "Student's" problem when several different variances are involved.
-    """
-    parts = [(one**2, n - 1) for one, n in zip(se, pairs, strict=True)]
-    total = math.sqrt(sum(variance for variance, _ in parts))
-    df = total**4 / sum(variance**2 / n for variance, n in parts)
-    half = stats.t.ppf(0.975, df) * total
-    return {
-        "difference": difference,
-        "se": total,
-        "df": df,
-        "ci": [difference - half, difference + half],
-        "p": float(2 * stats.t.sf(abs(difference) / total, df)),
-    }
-
-
-def equivalence(difference: float, se: float, df: float, margin: float) -> dict[str, Any]:
-    """Two one-sided tests that a difference is smaller than the margin, and its 90 % interval.
-
-    Args:
-        difference: The estimate.
-        se: Its standard error.
-        df: Degrees of freedom of its t distribution.
-        margin: The largest difference that counts as none.
-
-    Returns:
-        `margin`, `equivalence_p` (the larger of the two tests' p), `ci_90`.
-
-    Source: Schuirmann (1987), A comparison of the two one-sided tests procedure and the power approach.
-    """
-    p = max(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
-    half = stats.t.ppf(0.95, df) * se
-    return {"margin": margin, "equivalence_p": float(p), "ci_90": [difference - half, difference + half]}
-
 
 def confirmatory(fit: Fit) -> list[dict[str, Any]]:
-    """The tests of the hypotheses (`CONFIRMATORY`), their p-values corrected together by Holm's method.
+    """The tests of the hypotheses (`CONFIRMATORY`), not corrected: their family is both of the paper's metrics.
 
     Args:
         fit: With columns 1, 2, 5 and 6, as far as its groups are there.
 
     Returns:
-        A record per test: column, group, term, coef, p, p_holm.
+        A record per test: column, group, term, coef, p.
     """
     columns = {column.column: column for column in fit.columns}
     tests = [(columns[number], term) for number, term in CONFIRMATORY if number in columns]
-    corrected = multipletests([column.p[term] for column, term in tests], method="holm")[1]
     return [
         {
             "column": column.column,
@@ -194,9 +60,8 @@ def confirmatory(fit: Fit) -> list[dict[str, Any]]:
             "term": term,
             "coef": column.coef[term],
             "p": column.p[term],
-            "p_holm": float(p),
         }
-        for (column, term), p in zip(tests, corrected, strict=True)
+        for column, term in tests
     ]
 
 
@@ -220,8 +85,7 @@ def layers(panel: pd.DataFrame, outcome: str) -> list[dict[str, Any]]:
             for layer, rows in panel[panel["group"] == group].groupby("layer"):
                 data, _ = complete_rows(rows, group, outcome, ("prefix_len", *LOADS))
                 within = Within.of(data, outcome, names)
-                varies = varies_within(data, outcome)
-                if len(within.xy) > 1 and within.rows > len(within.xy) + len(names) and varies:
+                if within.identified() and varies_within(data, outcome):
                     fits[int(layer)] = within_summary(within)
             for term in shown:
                 corrected = multipletests([fit[term]["p"] for fit in fits.values()], method="fdr_bh")[1]
@@ -317,7 +181,7 @@ def controlled(data: pd.DataFrame, outcome: str, extra: Sequence[str]) -> dict[s
 
 
 def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, Any]:
-    """Across pairs instead of within them: ordinary least squares on pair means with HC3 errors.
+    """Across pairs instead of within them: ordinary least squares on pair means, errors as within pairs.
 
     What the paper's reading of load needs, as load differs between texts far more than within a pair; but texts differ
     in much else.
@@ -330,73 +194,13 @@ def between(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str,
     Returns:
         Per regressor that differs between pairs `coef`, `se`, `ci` and `p`; empty with too few pairs.
     """
-    means = data.groupby(level="pair").mean()
+    means = data.assign(cluster=clusters_of(data)).groupby(level="pair").mean()
     names = [name for name in names if means[name].std() > 0]
-    if len(means) <= len(names) + 2:
+    across = Within.across(means, outcome, names)
+    df = len(means) - len(names) - 1
+    if df < 2 or not across.identified():
         return {}
-    result = sm.OLS(means[outcome], sm.add_constant(means[list(names)])).fit(cov_type="HC3", use_t=True)
-    return _terms(result, result.bse, dict.fromkeys(names, 1.0))
-
-
-def power(fit: Fit, target: float = 0.8, level: float = 0.05) -> list[dict[str, Any]]:
-    """The smallest true effect that this design finds with probability 0.8: (t_0.975 + t_0.8) standard errors.
-
-    Args:
-        fit: A fit.
-        target: The probability.
-        level: Of the two-sided test.
-
-    Returns:
-        A record per column and term: `smallest_effect` in the coefficient's unit, and `standardised`, in within-pair
-        standard deviations of the response per one of the regressor.
-    """
-    effects = []
-    for column in fit.columns:
-        for term in column.regressors:
-            df = column.n_pairs - 1
-            size = (stats.t.ppf(1 - level / 2, df) + stats.t.ppf(target, df)) * column.se[term]
-            one = column.standardised[term] / column.coef[term] if column.coef[term] else float("nan")
-            effects.append(
-                {
-                    "column": column.column,
-                    "group": column.group,
-                    "term": term,
-                    "smallest_effect": float(size),
-                    "standardised": float(size * one),
-                }
-            )
-    return effects
-
-
-def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:
-    """The prefix's slope and the mean response of placebo hybrids, beside those of the genuine ones of the same pairs.
-
-    Args:
-        panel: of the placebo study.
-        genuine: the study's panel.
-        outcome: response column.
-
-    Returns:
-        per group and kind, `genuine` first: slope (prefix alone), its interval, mean response with a 95 % interval;
-        kinds with fewer than two pairs of several complete rows are left out.
-    """
-    effects: dict[str, dict[str, Any]] = {}
-    for group, rows in panel.groupby("group"):
-        same = genuine[(genuine["group"] == group) & genuine["pair"].isin(rows["pair"].unique())]
-        effects[group] = {}
-        for kind, part in {"genuine": same, **{kind: rows[rows["placebo"] == kind] for kind in PLACEBOS}}.items():
-            data, _ = complete_rows(part, group, outcome, ("prefix_len",))
-            means = data[outcome].groupby(level="pair").mean()
-            if len(means) < 2:
-                continue
-            half = stats.t.ppf(0.975, len(means) - 1) * means.std() / math.sqrt(len(means))
-            effects[group][kind] = {
-                **pair_effects_summary(data, outcome, ["prefix_len"])["prefix_len"],
-                "mean": float(means.mean()),
-                "mean_ci": [float(means.mean() - half), float(means.mean() + half)],
-                "n_pairs": len(means),
-            }
-    return effects
+    return summary_of(names, *across.fit(), min(across.df, df))
 
 
 def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) -> dict[str, Any]:
@@ -408,7 +212,9 @@ def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) 
         outcome: Response column.
 
     Returns:
-        `reused`: whether a text is in several pairs; if so, the coefficients of each group.
+        `reused`: whether a text is in several pairs; if so, the coefficients of each group whose texts are enough.
+
+    Source: Cameron, Gelbach and Miller (2011), Robust inference with multiway clustering.
     """
     corpus = study.corpus
     texts = corpus[corpus["role"].isin(["A", "B"])].pivot(index=["group", "pair"], columns="role", values="sequence_id")
@@ -416,13 +222,18 @@ def two_way_clusters(study: Study, data: dict[str, pd.DataFrame], outcome: str) 
     if not counts.any():
         return {"reused": False}
     coefficients: dict[str, Any] = {"reused": True}
+    names = ["prefix_len", *LOADS]
     for group, rows in data.items():
         codes = texts.loc[group].reindex(rows.index.get_level_values("pair"))
-        clusters = pd.DataFrame({role: pd.factorize(codes[role])[0] for role in ("A", "B")}, index=rows.index)
-        names = ["prefix_len", *LOADS]
-        result = pair_effects_ols(rows[outcome], rows[names], clusters)
+        clusters = {role: pd.factorize(codes[role])[0] for role in ("A", "B")}
+        clusters["both"] = pd.factorize(clusters["A"] * len(rows) + clusters["B"])[0]
+        fits = {role: Within.of(rows.assign(cluster=of), outcome, names) for role, of in clusters.items()}
+        if not all(within.identified() for within in fits.values()):
+            continue
+        coef, _ = fits["A"].fit()
+        a, b, both = (np.diag(within.estimate()[1]) for within in fits.values())
         # Of fewer texts than rows: t with as many degrees of freedom as the rarer of both has texts, less one.
-        coefficients[group] = summary_of(names, result.params, result.std_errors, int(clusters.nunique().min()) - 1)
+        coefficients[group] = summary_of(names, coef, np.sqrt(a + b - both), min(fits["A"].df, fits["B"].df))
     return coefficients
 
 
@@ -528,22 +339,25 @@ def robustness(
         placebo: Panel of the study's placebo hybrids; None: there are none.
 
     Returns:
-        Ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `placebo`, `reuse`, `trimmed`, and per
-        group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `ratio_effects`, `mixed`, `controls`,
-        `between`. What a study does not allow is None or left out, and `notes` says why.
+        Ready for JSON: `confirmatory`, `group_difference`, `power`, `layers`, `strata`, `placebo`, `reuse`, `trimmed`,
+        `trimmed_checks`, and per group `bootstrap` (by column), `permutation`, `per_pair`, `ordered`, `ratio_effects`,
+        `mixed`, `controls`, `between`. What a study does not allow is None or left out, and `notes` says why.
     """
     checked = Checked.of(study, fit, controls)
+    margin = (study.config.equivalence_margin, study.config.equivalence_margin_source)
+    strata_records, strata_notes = strata(checked.panel, checked.outcome)
     answers: dict[str, Any] = {
         "confirmatory": confirmatory(fit),
-        "group_difference": group_difference(fit, study.config.equivalence_margin),
+        "group_difference": group_difference(fit, *margin),
         "power": power(fit),
+        "strata": strata_records,
         "reuse": two_way_clusters(study, checked.rows, checked.outcome),
         "bootstrap": checked.bootstrap(),
         **checked.group_checks(),
     }
     if METRICS[fit.metric].per_layer:
         answers["layers"] = layers(study.panel(f"layers-{fit.metric}"), checked.outcome)
-    answers["trimmed"] = None if trimmed is None else _trimmed(trimmed, fit, checked.outcome)
+    answers |= {"trimmed": None} if trimmed is None else trimmed_form(trimmed, fit, margin)
     if placebo is not None:
         answers["placebo"] = placebos(placebo, checked.panel, checked.outcome)
     reasons = {
@@ -553,19 +367,7 @@ def robustness(
         "too few pairs to fit loads and controls between pairs": all(answers["between"].values()),
         "no placebo hybrids: cladastats placebo adds them": placebo is not None,
     }
-    return {**answers, "notes": [note for note, complete in reasons.items() if not complete]}
-
-
-def _trimmed(panel: pd.DataFrame, fit: Fit, outcome: str) -> dict[str, Any]:
-    """The prefix's slope and the loads' without the few neurons of massive activity, which dominate similarities."""
-    full = ("prefix_len", *LOADS)
-    coefficients = {}
-    for group in dict.fromkeys(column.group for column in fit.columns):
-        data, _ = complete_rows(panel, group, outcome, full)
-        alone = pair_effects_summary(data, outcome, ["prefix_len"])
-        beside = pair_effects_summary(data, outcome, full)
-        coefficients[group] = {**alone, **{load: beside[load] for load in LOADS}}
-    return coefficients
+    return {**answers, "notes": [*(note for note, complete in reasons.items() if not complete), *strata_notes]}
 
 
 def _terms(result: Any, se: pd.Series, units: Mapping[str, float]) -> dict[str, dict[str, Any]]:

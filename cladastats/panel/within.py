@@ -1,8 +1,10 @@
-"""Regression with pair effects: by linearmodels, and in the sums of each pair for what is fitted thousands of times.
+"""Regression with pair effects in the sums of each cluster, and the one rule of its errors.
 
-`pair_effects_ols` is the estimator. `Within` gives the same coefficients and errors from sums that are made once, so
-that a bootstrap draw costs a product of small matrices in the place of a pass over the rows; the tests hold it to
-linearmodels.
+Clusters are pairs, or pairs that share documents. Under `FEW_CLUSTERS` of them errors are CR3, the jackknife over
+clusters, else CR1; intervals and p are from t with one degree of freedom less than clusters. `Within` makes all this
+from sums that are made once, so that a bootstrap draw costs products of small matrices in the place of a pass over the
+rows. The tests hold it to linearmodels (CR1) and pyfixest (CR3), which fit the six columns
+(`cladastats.panel.clustered`).
 """
 
 from __future__ import annotations
@@ -13,10 +15,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from linearmodels.panel import PanelOLS
 from scipy import stats
 
+from clada.errors import NotIdentifiedError
+
 DRAWS = 1999  # of the bootstrap and of permutations: the Monte-Carlo error of a p-value of 0.05 is 0.005
+
+# CR1 errors of fewer clusters are too small: at 30 pairs intervals of the loads cover 0.93 (benchmarks/simulate.py).
+FEW_CLUSTERS = 50
+
+# Log-probabilities and activations are float32, whose relative rounding is 1.2e-7, and sums of them round a few times
+# more. A spread below 1e-6 of a variable's own root mean square is that rounding, whatever the variable's unit.
+ROUNDING = 1e-6
+
+
+def few(clusters: int) -> bool:
+    """Whether errors of that many clusters are CR3 in the place of CR1: the rule of all regressions of a study."""
+    return clusters < FEW_CLUSTERS
+
+
+def clusters_of(data: pd.DataFrame) -> np.ndarray:
+    """The cluster of every row, counted from 0: the column `cluster` where there is one, else the pair.
+
+    Args:
+        data: [n], indexed by pair and ratio.
+    """
+    labels = data["cluster"] if "cluster" in data else data.index.get_level_values("pair")
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def without_singletons(data: pd.DataFrame) -> pd.DataFrame:
@@ -30,107 +55,141 @@ def without_singletons(data: pd.DataFrame) -> pd.DataFrame:
     return data[data.groupby(level="pair").transform("size") > 1]
 
 
-def pair_effects_ols(response: pd.Series, regressors: pd.DataFrame, clusters: pd.DataFrame | None = None) -> Any:
-    """Least squares with pair effects and a constant, by linearmodels; pairs of one row are left out.
-
-    Standard errors are clustered, with the small-sample factor G / (G - 1) * (n - 1) / (n - k - 1) for n rows, G
-    clusters and k regressors: pair effects are nested in the clusters and do not count.
-
-    Args:
-        response: [n], indexed by pair and ratio.
-        regressors: [n, k], without the constant.
-        clusters: [n, 1 or 2] numbers of the clusters; None: pairs.
-
-    Returns:
-        linearmodels' `PanelEffectsResults`, with the constant `const` last.
-    """
-    regressors = without_singletons(regressors)
-    rows = regressors.index
-    by = {"cluster_entity": True} if clusters is None else {"clusters": clusters.loc[rows]}
-    return PanelOLS(response[rows], regressors.assign(const=1.0), entity_effects=True).fit(
-        cov_type="clustered",
-        **by,
-        group_debias=True,
-        debiased=True,
-        auto_df=False,  # else linearmodels ignores the next choice and makes its own
-        count_effects=False,
-    )
-
-
 @dataclass(frozen=True)
 class Within:
-    """A regression with pair effects, in the sums of each pair: G pairs, k regressors.
-
-    Kept beside linearmodels for the bootstrap, twelve thousand fits a table, and for the layers, four fits each: a fit
-    of sums that are there is hundreds of times as fast.
+    """A regression with pair effects, in the sums of each cluster: G clusters, k regressors.
 
     Attributes:
-        names: of the regressors.
+        names: of the k regressors.
         xx: [G, k, k], of regressors around their pair's mean.
         xy: [G, k].
-        rows: of the panel.
+        rows: [G], of the panel.
+        pairs: How many have an effect.
     """
 
     names: tuple[str, ...]
     xx: np.ndarray
     xy: np.ndarray
-    rows: int
+    rows: np.ndarray
+    pairs: int
 
     @classmethod
     def of(cls, data: pd.DataFrame, outcome: str, names: Sequence[str]) -> Within:
-        """From complete rows indexed by pair and ratio; pairs of one row are left out."""
+        """From complete rows indexed by pair and ratio, clusters as `clusters_of` has them.
+
+        Pairs of one row are left out.
+        """
         data = without_singletons(data)
         pairs, place = np.unique(data.index.get_level_values("pair"), return_inverse=True)
         values = data[[outcome, *names]].to_numpy(float)
         sums = np.zeros((len(pairs), values.shape[1]))
         np.add.at(sums, place, values)
         values = values - (sums / np.bincount(place)[:, None])[place]
-        y, x = values[:, 0], values[:, 1:]
-        xx = np.zeros((len(pairs), x.shape[1], x.shape[1]))
-        np.add.at(xx, place, x[:, :, None] * x[:, None, :])
-        xy = np.zeros((len(pairs), x.shape[1]))
-        np.add.at(xy, place, x * y[:, None])
-        return cls(tuple(names), xx, xy, len(data))
+        return cls(tuple(names), *_sums(values[:, 1:], values[:, 0], clusters_of(data)), len(pairs))
 
-    def fit(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients and their standard errors clustered by pair, as `cladastats.panel.columns.fit_columns` has them.
+    @classmethod
+    def across(cls, means: pd.DataFrame, outcome: str, names: Sequence[str]) -> Within:
+        """The same without pair effects, of a row a pair with its `cluster`: the constant is the last coefficient."""
+        x = np.column_stack([means[list(names)], np.ones(len(means))])
+        return cls(tuple(names), *_sums(x, means[outcome].to_numpy(float), clusters_of(means)), 0)
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of intervals and tests: clusters less one."""
+        return len(self.xy) - 1
+
+    def identified(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """[...]: whether the coefficients are identified and, with few clusters, stay so without any one of these.
 
         Args:
-            weights: [..., G], how often each pair counts; None: once.
+            weights: [..., G], how often each cluster counts; None: once.
+        """
+        weights = np.ones(len(self.xy)) if weights is None else np.asarray(weights, float)
+        size = np.sqrt(np.einsum("gii->i", self.xx))
+        if (size == 0).any() or self.df < 1 or self.rows.sum() <= self.pairs + len(size):
+            return np.zeros(weights.shape[:-1], bool)
+        left = self._without_each(weights) if few(len(self.xy)) else np.tensordot(weights, self.xx, 1)[..., None, :, :]
+        # A variance of the regressors, in any direction, below that of rounding is none.
+        return np.all(np.linalg.eigvalsh(left / size[:, None] / size)[..., 0] > ROUNDING**2, axis=-1)
+
+    def _without_each(self, weights: np.ndarray) -> np.ndarray:
+        """[..., G, k, k]: `xx` of all clusters, each less one copy of one cluster that counts."""
+        total = np.tensordot(weights, self.xx, 1)
+        return total[..., None, :, :] - (weights > 0)[..., None, None] * self.xx
+
+    def estimate(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and their clustered covariance: CR3 under `FEW_CLUSTERS` clusters, else CR1.
+
+        CR3 is (G - 1) / G times the sum of outer products of the differences that leaving out a cluster makes, CR1 has
+        the factor G / (G - 1) * (n - 1) / (n - k - 1) for n rows.
+
+        Args:
+            weights: [..., G], how often each cluster counts; None: once.
+
+        Returns:
+            ([..., k], [..., k, k]).
+
+        Source: MacKinnon, Nielsen and Webb (2023), Cluster-robust inference: a guide to empirical practice.
+        """
+        clusters, k = len(self.xy), len(self.names)
+        weights = np.ones(clusters) if weights is None else np.asarray(weights, float)
+        bread = np.linalg.inv(np.tensordot(weights, self.xx, 1))
+        xy = weights @ self.xy
+        coef = np.einsum("...ij,...j->...i", bread, xy)
+        if few(clusters):
+            left = xy[..., None, :] - (weights > 0)[..., None] * self.xy
+            moved = np.linalg.solve(self._without_each(weights), left[..., None])[..., 0] - coef[..., None, :]
+            factor = np.asarray((clusters - 1) / clusters)
+        else:
+            scores = self.xy - np.einsum("gij,...j->...gi", self.xx, coef)
+            moved = np.einsum("...ij,...gj->...gi", bread, scores)
+            n = weights @ self.rows
+            factor = np.asarray(clusters / (clusters - 1) * (n - 1) / (n - k - 1))
+        return coef, factor[..., None, None] * np.einsum("...g,...gi,...gj->...ij", weights, moved, moved)
+
+    def fit(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and their standard errors, as `cladastats.panel.columns.fit_columns` has them.
+
+        Args:
+            weights: [..., G], how often each cluster counts; None: once.
 
         Returns:
             ([..., k], [..., k]).
         """
-        pairs, k = self.xy.shape
-        weights = np.ones(pairs) if weights is None else np.asarray(weights, float)
-        bread = np.linalg.inv(np.tensordot(weights, self.xx, 1))
-        coef = np.einsum("...ij,...j->...i", bread, weights @ self.xy)
-        scores = self.xy - np.einsum("gij,...j->...gi", self.xx, coef)
-        meat = np.einsum("...g,...gi,...gj->...ij", weights, scores, scores)
-        factor = pairs / (pairs - 1) * (self.rows - 1) / (self.rows - k - 1)
-        variance = factor * np.einsum("...ij,...jk,...ki->...i", bread, meat, bread)
-        return coef, np.sqrt(variance)
+        coef, cov = self.estimate(weights)
+        return coef, np.sqrt(np.einsum("...ii->...i", cov))
+
+
+def _sums(x: np.ndarray, y: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`xx`, `xy` and `rows` of every cluster."""
+    rows = np.bincount(cluster)
+    xx = np.zeros((len(rows), x.shape[1], x.shape[1]))
+    np.add.at(xx, cluster, x[:, :, None] * x[:, None, :])
+    xy = np.zeros((len(rows), x.shape[1]))
+    np.add.at(xy, cluster, x * y[:, None])
+    return xx, xy, rows
 
 
 def bootstrap(within: Within, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, dict[str, Any]]:
-    """Cluster bootstrap over pairs: studentised (bootstrap-t) and percentile 95 % intervals.
+    """Cluster bootstrap: studentised (bootstrap-t) and percentile 95 % intervals.
 
     Not scipy's bootstrap, which has no studentised interval; the tests compare the percentile one with it.
 
     Args:
         within: The regression.
         rng: Of the draws.
-        draws: Of as many pairs as there are, with replacement.
+        draws: Of as many clusters as there are, with replacement.
 
     Returns:
-        Per regressor `se`, `ci` (studentised) and `ci_percentile`; empty where most draws of so few pairs do not
-        identify the coefficients.
+        Per regressor `se`, `ci` (studentised) and `ci_percentile`; empty where most draws of so few clusters do not
+        identify the coefficients and their errors.
 
     Source: Cameron, Gelbach and Miller (2008), Bootstrap-based improvements for inference with clustered errors.
     """
-    pairs, k = within.xy.shape
-    weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
-    weights = weights[(weights > 0).sum(1) > k]  # fewer distinct pairs than that may not identify the coefficients
+    clusters, k = within.xy.shape
+    weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    weights = weights[(weights > 0).sum(1) > k]  # fewer distinct ones have no error to speak of, whatever they identify
+    weights = weights[within.identified(weights)]
     if len(weights) < draws / 2:
         return {}
     coef, se = within.fit()
@@ -152,7 +211,8 @@ def permutation(data: pd.DataFrame, outcome: str, rng: np.random.Generator, draw
     """Within-pair permutation of the ratios: is the prefix's slope larger than when ratios are dealt at random?
 
     Exact for the hypothesis that the ratio changes nothing about any pair's responses; two-sided. Slopes of the pairs'
-    own that cancel are against it, and rejected more often than 5 %. Not scipy's permutation test, which needs equally
+    own that cancel are against it, and rejected more often than 5 %. The pairs of a cluster are dealt the same order,
+    as their responses may move together. Not scipy's permutation test, which needs equally
     many rows in every pair; the tests compare with it where there are.
 
     Args:
@@ -168,27 +228,32 @@ def permutation(data: pd.DataFrame, outcome: str, rng: np.random.Generator, draw
     order = np.argsort(place, kind="stable")
     place = place[order]
     values = data[[outcome, "prefix_len"]].to_numpy(float)[order]
+    cluster = clusters_of(data)[order]
+    ratios, ratio = np.unique(data.index.get_level_values("ratio")[order], return_inverse=True)
     sums = np.zeros((len(pairs), 2))
     np.add.at(sums, place, values)
     y, x = (values - (sums / np.bincount(place)[:, None])[place]).T
     slope = float(y @ x / (x @ x))
     extreme = 0
     for _ in range(draws):
-        extreme += abs(y @ x[np.lexsort((rng.random(len(x)), place))]) >= abs(y @ x) * (1 - 1e-12)
+        key = rng.random((cluster.max() + 1, len(ratios)))[cluster, ratio]
+        extreme += abs(y @ x[np.lexsort((key, place))]) >= abs(y @ x) * (1 - 1e-12)
     return {"coef": slope, "p": (1 + int(extreme)) / (1 + draws), "draws": draws}
 
 
 def per_pair(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
     """The prefix's slope of every pair by itself: their median, the share that rises, Wilcoxon's signed-rank test.
 
-    Needs no variance and no normality, and no outlier decides it.
+    Needs no variance and no normality, and no outlier decides it. Pairs that share documents have one slope together,
+    as the test is of independent ones.
 
     Args:
         data: Complete rows, indexed by pair and ratio.
         outcome: Response column.
 
     Returns:
-        `median` slope per 1,000 tokens, `rising` (a share) with `rising_ci` (95 %, Wilson), `wilcoxon_p`, `n_pairs`.
+        `median` slope per 1,000 tokens, `rising` (a share) with `rising_ci` (95 %, Wilson), `wilcoxon_p`, `slopes`
+        (how many).
     """
     within = Within.of(data, outcome, ["prefix_len"])
     several = within.xx[:, 0, 0] > 0  # lengths that rounding makes equal give no slope
@@ -200,8 +265,30 @@ def per_pair(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
         "rising": rising / len(slopes),
         "rising_ci": [float(share.low), float(share.high)],
         "wilcoxon_p": float(stats.wilcoxon(slopes).pvalue) if slopes.any() else 1.0,
-        "n_pairs": len(slopes),
+        "slopes": len(slopes),
     }
+
+
+def mean_summary(data: pd.DataFrame, outcome: str) -> dict[str, Any]:
+    """The mean over pairs of a response, by the rule of the regressions' errors.
+
+    Where every pair is a cluster of its own, CR1 and CR3 are the plain standard error of a mean.
+
+    Args:
+        data: Rows indexed by pair and ratio.
+        outcome: Response column.
+
+    Returns:
+        `coef`, `se`, `ci` (95 %) and `p` (against 0).
+    """
+    means = data.assign(cluster=clusters_of(data)).groupby(level="pair")[[outcome, "cluster"]].mean()
+    sums, sizes = (means.groupby("cluster")[outcome].agg(what).to_numpy() for what in ("sum", "size"))
+    clusters, mean = len(sums), float(means[outcome].mean())
+    if few(clusters):
+        variance = (clusters - 1) / clusters * (((sums.sum() - sums) / (sizes.sum() - sizes) - mean) ** 2).sum()
+    else:
+        variance = clusters / (clusters - 1) * ((sums - mean * sizes) ** 2).sum() / sizes.sum() ** 2
+    return summary_of(["mean"], [mean], [np.sqrt(variance)], clusters - 1)["mean"]
 
 
 def pair_effects_summary(data: pd.DataFrame, outcome: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -214,14 +301,21 @@ def pair_effects_summary(data: pd.DataFrame, outcome: str, names: Sequence[str])
 
     Returns:
         Per regressor `coef`, `se`, `ci` (95 %) and `p`.
+
+    Raises:
+        NotIdentifiedError: One of the coefficients or its error is not identified.
     """
-    result = pair_effects_ols(data[outcome], data[list(names)])
-    return summary_of(names, result.params, result.std_errors, data.index.get_level_values("pair").nunique() - 1)
+    return within_summary(Within.of(data, outcome, names))
 
 
 def within_summary(within: Within) -> dict[str, dict[str, Any]]:
     """The same as `pair_effects_summary`, of sums that are there."""
-    return summary_of(within.names, *within.fit(), len(within.xy) - 1)
+    if not within.identified():
+        raise NotIdentifiedError(
+            f"{', '.join(within.names)} are not identified in all data, or in those without one of {len(within.xy)} "
+            "clusters, which jackknife errors need; add pairs"
+        )
+    return summary_of(within.names, *within.fit(), within.df)
 
 
 def summary_of(names: Sequence[str], coef: Any, se: Any, df: int) -> dict[str, dict[str, Any]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from clada.errors import InputError
 from clada.system.jsonfile import check_checksum, with_checksum
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
+
+if TYPE_CHECKING:
+    from maketables import MTable
 
 FIT_SCHEMA = "cladastats/fit/1"
 
@@ -40,6 +43,10 @@ COLUMNS = {
 
 LOADS = {"surprisal_norm": "surprisal", "entropy_norm": "entropy"}
 
+CONFIRMATORY = ((1, "prefix_len"), (2, "prefix_len"), *((column, load) for column in (5, 6) for load in LOADS))
+"""The hypotheses (2.1 and 2.2) as column and term: what the paper's conclusions rest on. `cladastats.panel.claims`
+corrects them together, over both of the paper's metrics."""
+
 LABELS = {
     "prefix_len": "Prefix (1,000 tokens)",
     "surprisal_norm": "Surprisal (norm.)",
@@ -58,9 +65,9 @@ class Column:
         group: "rts" or "nls".
         regressors: Names in order, controls last, without the constant.
         coef: Coefficient of each regressor and of "const"; `prefix_len` per 1,000 tokens.
-        se: Standard errors, clustered by pair.
+        se: Standard errors, clustered, as `cov` says.
         t: `coef / se`.
-        p: Two-sided, from Student's t with `n_pairs - 1` degrees of freedom.
+        p: Two-sided, from Student's t with `n_clusters - 1` degrees of freedom.
         ci: 95 % interval from the same distribution.
         standardised: Coefficient in within-pair standard deviations of the response per within-pair standard
             deviation of the regressor.
@@ -72,7 +79,10 @@ class Column:
             counts as a parameter.
         n_obs: Rows used: complete, and of pairs with several of them.
         n_pairs: Pairs used.
-        cov: How the standard errors were made.
+        n_clusters: Clusters of the errors: pairs, or pairs that share documents together.
+        cov: How the standard errors were made, in words: "clustered by pair, CR1", "clustered by document, CR3
+            (jackknife)".
+        wild_p: With few clusters, two-sided p of each regressor by the restricted wild cluster bootstrap; else empty.
         notes: What the reader must know about this column.
     """
 
@@ -90,7 +100,9 @@ class Column:
     r2: dict[str, float]
     n_obs: int
     n_pairs: int
+    n_clusters: int
     cov: str
+    wild_p: dict[str, float]
     notes: tuple[str, ...]
 
 
@@ -143,6 +155,16 @@ class Fit:
         """The fit as text, markdown, latex, csv, html or json (see `cladastats.results.fit.render`)."""
         return render(self, fmt)
 
+    def maketable(self) -> MTable:
+        """The table as an object of maketables: `.save("docx", "fit.docx")` writes Word, `.make("typst")` is Typst."""
+        from maketables import MTable  # it imports libraries of Word files, which no other format needs
+
+        return MTable(layout(self), caption=_title(self), notes=". ".join(_notes(self)))
+
+    def great_table(self) -> Any:
+        """The table as an object of great_tables, to be styled further in a notebook."""
+        return self.maketable().make("gt")
+
     def __repr__(self) -> str:
         return self.table("text")
 
@@ -187,12 +209,15 @@ def tidy(fit: Fit) -> pd.DataFrame:
             "se": column.se[term],
             "t": column.t[term],
             "p": column.p[term],
+            "wild_p": column.wild_p.get(term),
             "ci_low": column.ci[term][0],
             "ci_high": column.ci[term][1],
             "standardised": column.standardised.get(term),
             "vif": column.vif.get(term),
             "n_obs": column.n_obs,
             "n_pairs": column.n_pairs,
+            "n_clusters": column.n_clusters,
+            "cov": column.cov,
             **{f"r2_{name}": value for name, value in column.r2.items()},
         }
         for column in fit.columns
@@ -203,28 +228,39 @@ def tidy(fit: Fit) -> pd.DataFrame:
 def layout(fit: Fit) -> pd.DataFrame:
     """The table's cells as text: rows as in the paper's Table 2 with intervals for stars, one column a model."""
     terms = list(dict.fromkeys(term for column in fit.columns for term in column.regressors))
-    labels = [label for term in terms for label in (LABELS.get(term, term), "(t)", "95 % CI low", "95 % CI high")]
-    labels += ["Observations", "Pairs", "Within R-squared", "Overall R-squared", "Adjusted R-squared"]
-    labels += ["Individual FE", "Constant"]
-    cells = {f"({column.column}) {column.group.upper()}": _cells(column, terms) for column in fit.columns}
+    wild = any(column.wild_p for column in fit.columns)
+    below = ["(t)", "95 % CI low", "95 % CI high", *(["p, wild bootstrap"] if wild else [])]
+    labels = [label for term in terms for label in (LABELS.get(term, term), *below)]
+    labels += ["Observations", "Pairs", "Clusters", "Errors", "Within R-squared", "Overall R-squared"]
+    labels += ["Adjusted R-squared", "Individual FE", "Constant"]
+    cells = {f"({column.column}) {column.group.upper()}": _cells(column, terms, wild) for column in fit.columns}
     return pd.DataFrame(cells, index=labels)
 
 
-def _cells(column: Column, terms: list[str]) -> list[str]:
+def _cells(column: Column, terms: list[str], wild: bool) -> list[str]:
     cells = []
     for term in terms:
+        shown = [""] * (5 if wild else 4)
         if term in column.regressors:
             low, high = column.ci[term]
-            cells += [number_text(column.coef[term]), f"({column.t[term]:.2f})", number_text(low), number_text(high)]
-        else:
-            cells += [""] * 4
-    cells += [f"{column.n_obs:,}", f"{column.n_pairs:,}"]
+            shown[:4] = number_text(column.coef[term]), f"({column.t[term]:.2f})", number_text(low), number_text(high)
+            if column.wild_p:
+                shown[4] = f"{column.wild_p[term]:.4f}"
+        cells += shown
+    _, _, errors = column.cov.partition(", ")
+    cells += [f"{column.n_obs:,}", f"{column.n_pairs:,}", f"{column.n_clusters:,}", errors.partition(" ")[0]]
     cells += [number_text(column.r2[name]) for name in ("within", "overall", "adjusted")]
     return [*cells, "YES", "YES"]
 
 
 def _title(fit: Fit) -> str:
-    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects, errors clustered by pair"
+    """What is shown, and how errors were made: once where all columns have the same, else by group."""
+    errors: dict[str, list[str]] = {}
+    for column in fit.columns:
+        groups = errors.setdefault(column.cov, [])
+        groups += [column.group.upper()] * (column.group.upper() not in groups)
+    said = " and ".join(cov + (f" ({', '.join(groups)})" if len(errors) > 1 else "") for cov, groups in errors.items())
+    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects, errors {said}"
 
 
 def _notes(fit: Fit) -> list[str]:
@@ -256,7 +292,8 @@ def _none_to_nan(value: Any) -> Any:
 
 
 def _column_from_dict(data: dict[str, Any]) -> Column:
-    values = _none_to_nan(data)
+    # Fits of earlier versions were clustered by pair, with CR1 errors.
+    values = {"n_clusters": data["n_pairs"], "wild_p": {}, **_none_to_nan(data)}
     values["regressors"], values["notes"] = tuple(values["regressors"]), tuple(values["notes"])
     values["ci"] = {name: tuple(interval) for name, interval in values["ci"].items()}
     return Column(**values)

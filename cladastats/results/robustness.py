@@ -90,8 +90,8 @@ def _of_each_group(name: str, check: str) -> Callable[[Fit], RowsOfCheck]:
 
 def _confirmatory(fit: Fit) -> RowsOfCheck:
     for test in fit.robustness["confirmatory"]:
-        note = f"column {test['column']}"
-        yield _row("Holm", test["group"], test["term"], test["coef"], p=test["p_holm"], note=note)
+        note = f"column {test['column']}, not corrected: 'cladastats regress --claims' is"
+        yield _row("test of a hypothesis", test["group"], test["term"], test["coef"], p=test["p"], note=note)
 
 
 def _bootstrap(fit: Fit) -> RowsOfCheck:
@@ -109,8 +109,9 @@ def _permutation(fit: Fit) -> RowsOfCheck:
 def _per_pair(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["per_pair"].items():
         check = "median of the pairs' slopes"
-        yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note="Wilcoxon")
-        yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"])
+        note = f"{value['slopes']} slopes, one a cluster"
+        yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note=f"Wilcoxon; {note}")
+        yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"], note=note)
 
 
 def _ordered(fit: Fit) -> RowsOfCheck:
@@ -118,6 +119,9 @@ def _ordered(fit: Fit) -> RowsOfCheck:
         for step in value["steps"]:
             check = f"step {step['from']:g} to {step['to']:g}"
             yield _row(check, group, "response", step["change"], step["ci"], step["p_rise"], "one-sided, rise")
+        if "contrast" in value:  # fits of earlier versions lack it
+            contrast = value["contrast"]
+            yield _row("ordered contrast", group, "prefix_len", contrast["coef"], contrast["ci"], contrast["p"])
         yield _row("every step rises", group, "response", None, p=value["p_rising"], note="intersection-union")
         if value["p_nonlinear"] is not None:
             yield _row("not a line", group, "response", None, p=value["p_nonlinear"], note="Wald")
@@ -127,8 +131,10 @@ def _group_difference(fit: Fit) -> RowsOfCheck:
     for term, value in (fit.robustness["group_difference"] or {}).items():
         yield _row("NLS - RTS", "both", term, value["difference"], value["ci"], value["p"])
         if "verdict" in value:
-            note = f"margin {value['margin']:g}: {value['verdict']}"
-            note += f", 90 % interval {number_text(value['ci_90'][0])} to {number_text(value['ci_90'][1])}"
+            smallest = max(abs(end) for end in value["ci_90"])
+            note = f"margin {value['margin']:g} ({value.get('margin_source') or 'source not recorded'}): "
+            note += f"{value['verdict']}, 90 % interval {number_text(value['ci_90'][0])} to "
+            note += f"{number_text(value['ci_90'][1])}; smallest margin that would pass: {number_text(smallest)}"
             yield _row("equivalence", "both", term, value["difference"], p=value["equivalence_p"], note=note)
 
 
@@ -150,12 +156,22 @@ def _two_way_clusters(fit: Fit) -> RowsOfCheck:
             yield from _terms("clustered by both texts", group, value)
 
 
+def _slope_and_mean(check: str, group: str, value: Mapping[str, Any]) -> RobustnessRow:
+    """The row of some pairs' slope; their mean response stands in the note."""
+    note = f"{value['n_pairs']} pairs, mean response {with_interval(value['mean'], value['mean_ci'])}"
+    return _row(check, group, "prefix_len", value["coef"], value["ci"], value["p"], note)
+
+
+def _strata(fit: Fit) -> RowsOfCheck:
+    for value in fit.robustness.get("strata", []):
+        yield _slope_and_mean(f"stratum: {value['stratum']}", value["group"], value)
+
+
 def _placebos(fit: Fit) -> RowsOfCheck:
     for group, kinds in fit.robustness.get("placebo", {}).items():
         for kind, value in kinds.items():
             check = f"placebo: {kind}" if kind != "genuine" else "placebo's pairs, genuine"
-            note = f"{value['n_pairs']} pairs, mean response {with_interval(value['mean'], value['mean_ci'])}"
-            yield _row(check, group, "prefix_len", value["coef"], value["ci"], value["p"], note)
+            yield _slope_and_mean(check, group, value)
 
 
 def _layers(fit: Fit) -> RowsOfCheck:
@@ -192,6 +208,7 @@ _ROWS_OF_CHECKS: tuple[Callable[[Fit], RowsOfCheck], ...] = (
     _of_each_group("between", "between pairs"),
     _two_way_clusters,
     _of_each_group("trimmed", "without massive neurons"),
+    _strata,
     _placebos,
     _layers,
     _power,
