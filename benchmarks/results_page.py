@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from results_people import people_answer, write_people_tables
 from results_tables import (
-    ALPHA,
     SHOWN,
     TITLES,
     Kept,
@@ -28,13 +27,15 @@ from results_tables import (
     shares_text,
     short_claim,
     smallest_slopes,
+    verdict_rule,
     write_tables,
 )
 from stored import FIGURES
 
 from cladastats.figures import coefficient_figure, gain_figure, gain_layers_figure, layer_figure, prefix_figure
-from cladastats.panel.claims import LOAD_CLAIMS, PREFIX_CLAIMS, claims
+from cladastats.panel.claims import CLAIMED, claims
 from cladastats.people.results import effect_table, read_results
+from cladastats.results.verdicts import SIGNIFICANCE
 from cladastats.study import STUDIES as FOLDER
 from cladastats.study import Study
 
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 KEPT = FIGURES / "studies"
 METRICS = ("cosine", "cosine_centred", "jaccard", "cka")  # the last is the one whose coefficients are kept
-
-CLAIM = {(column, term): text for text, column, term, _ in (*PREFIX_CLAIMS, *LOAD_CLAIMS)}
-"""What each claim about a coefficient is called, by the coefficient."""
 
 
 def publish(rows: Sequence[RealStudy], former: Sequence[RealStudy]) -> None:
@@ -200,7 +198,7 @@ def _findings(
     """What the studies say of the paper's two hypotheses."""
     return [
         "## The answer",
-        *_caution(rows, heads),
+        *_caution(rows, heads, [o for one in heads.values() for o in (one, *longer(one, kept))], judged),
         *_answer(heads, kept, judged),
         "## The claims",
         *_claims(heads, judged),
@@ -210,14 +208,25 @@ def _findings(
     ]
 
 
-def _caution(rows: Iterable[RealStudy], heads: Mapping[str, Kept]) -> Iterator[str]:
-    """What must be known before the answer, where the primary studies are not finished."""
+def _caution(
+    rows: Iterable[RealStudy],
+    heads: Mapping[str, Kept],
+    told: Iterable[Kept],
+    judged: Mapping[str, pd.DataFrame],
+) -> Iterator[str]:
+    """What must be known before the answer: primary studies that are not finished, checks that files lack."""
     missing = [row.name for row in rows if row.role == "primary" and not _is_head(row, heads)]
     if missing:
         yield (
             f"**The primary studies are not finished** ({', '.join(missing)}). In their place stands the paper's own "
             "form: windows of joined documents, in which another document often begins between prefix and target. A "
             "model is trained to forget what stands before such a border, so that a null result says little."
+        )
+    lacking = [one.row.name for one in told if judged[one.row.name]["agreeing"].str.contains("not there").any()]
+    if lacking:
+        yield (
+            f"**Verdicts are undecided where a fit is missing** that must agree with a test before it counts: "
+            f"{', '.join(lacking)} were made by an earlier version, which did not make all of those fits."
         )
 
 
@@ -258,7 +267,7 @@ def longest_share(studies: Mapping[str, Kept]) -> str:
 
 def _verdict(judged: pd.DataFrame, column: int, term: str, metric: str = SHOWN) -> str:
     """The verdict on a coefficient's claim."""
-    of = judged[(judged["claim"] == CLAIM[column, term]) & (judged["metric"] == metric)]
+    of = judged[(judged["claim"] == CLAIMED[column, term][0]) & (judged["metric"] == metric)]
     return str(of["verdict"].iloc[0]) if len(of) else "not judged"
 
 
@@ -282,15 +291,15 @@ def _claims(heads: Mapping[str, Kept], judged: Mapping[str, pd.DataFrame]) -> It
     yield (
         f"Each row is a claim of the paper's section 2 on one model, by `{SHOWN}`. Effects of the prefix are response "
         "points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals that are not "
-        f"corrected. Verdicts follow the rule in `cladastats/results/verdicts.py`. From {files}; recomputed by "
-        f"{commands}."
+        f"corrected. From {files}; recomputed by {commands}. [What each verdict rests on](tables/claims.md)."
     )
     yield markdown(pd.DataFrame(rows), "claims")
+    yield verdict_rule()
     yield "By cosine the verdicts are the same." if not differ else f"Other verdicts by cosine: {'; '.join(differ)}."
     slopes = on_models({m: f"{smallest_slopes(one.study).get('nls', float('nan')):.2g}" for m, one in heads.items()})
     yield (
-        f"What could have been seen: a test at {100 * ALPHA:g} % finds a slope of natural text of {slopes} in four of "
-        "five such studies ([designs](tables/designs.md))."
+        f"What could have been seen: a test at {100 * SIGNIFICANCE:g} % finds a slope of natural text of {slopes} in "
+        "four of five such studies ([designs](tables/designs.md))."
     )
 
 
@@ -308,11 +317,12 @@ def _contrast(heads: Mapping[str, Kept], kept: Sequence[Kept], judged: Mapping[s
         table = judged[one.row.name]
         for row in table[table["metric"] == SHOWN].itertuples():
             line = rows.setdefault(str(row.claim), {"claim": short_claim(str(row.claim))})
-            line[TITLES[model]] = str(row.verdict)
+            is_size = row.verdict == "estimate"
+            line[TITLES[model]] = estimate(row.estimate, row.ci_low, row.ci_high) if is_size else str(row.verdict)
     where = ", ".join(f"`{one.path}` ({separator_share(one.study)})" for one in contrasts.values())
     yield (
-        "The same in the paper's own form, windows of joined documents. In parentheses is the share of natural rows in "
-        f"which another document begins between prefix and target: {where}."
+        "The verdicts in the paper's own form, windows of joined documents. In parentheses is the share of natural "
+        f"rows in which another document begins between prefix and target: {where}."
     )
     yield markdown(pd.DataFrame(rows.values()).fillna("not judged"), "contrast")
 

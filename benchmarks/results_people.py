@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from results_tables import ALPHA, markdown, on_models, stacked, write_csv, write_page
+from results_tables import markdown, on_models, stacked, write_csv, write_page
 
 from cladastats.people.gains import STEPS
 from cladastats.people.results import (
@@ -24,6 +24,7 @@ from cladastats.people.results import (
     thousandths,
     verdicts,
 )
+from cladastats.results.verdicts import SIGNIFICANCE
 
 LEADS = {
     "surprisal": "Surprisal over the baseline (length, frequency, number of tokens, norm of hidden state, position)",
@@ -82,7 +83,7 @@ def _page(
         "## In words",
         *_list(verdicts(table)),
         "## What could explain effort's gains",
-        f"Those with p < {ALPHA:g} before correction:",
+        f"Those with p < {SIGNIFICANCE:g} before correction:",
         *_list(explained(results) or ["There are none."]),
         *(_changed_section(changed) if len(changed) else []),
         "![Gains](../studies/human/gains.png)",
@@ -164,7 +165,7 @@ def explained(results: Sequence[dict[str, Any]]) -> list[str]:
     for result in results:
         for measure in result["measures"]:
             row, effort = measure["rows"][STEPS.index("effort")], measure["effort"]
-            if measure["confirmatory"] and row["p"] < ALPHA:
+            if measure["confirmatory"] and row["p"] < SIGNIFICANCE:
                 left, placebo = effort["with_controls"], effort["placebo"]
                 lines.append(
                     f"{result['corpus']} {measure['measure']}: {1000 * row['delta_ll']:+.1f} nats per 1,000 words, "
@@ -222,7 +223,7 @@ def _changed_section(changed: pd.DataFrame) -> list[str]:
     left_out = [
         f"{1000 * row.then_lags:+.1f} of {row.corpus} {row.measure} (p {row.then_lags_p_holm:.3f} by Holm's correction)"
         for row in changed.itertuples()
-        if row.then_lags_p_holm < ALPHA
+        if row.then_lags_p_holm < SIGNIFICANCE
     ]
     outside = f" On this model it held gains of {' and '.join(left_out)}." if left_out else ""
     return [
@@ -258,7 +259,7 @@ def people_answer(human: Path, models: Mapping[str, str]) -> list[str]:
     surprisal, signs, effort, pooled, beside = {}, {}, {}, {}, {}
     for model in models:
         table = effect_table(human / model)
-        better = table[table["p_holm"] < ALPHA].groupby("predictor").size()
+        better = table[table["p_holm"] < SIGNIFICANCE].groupby("predictor").size()
         of = table[table["predictor"] == "surprisal"]
         known = of[of["sign"] != 0]
         surprisal[model] = f"{better.get('surprisal', 0)} of {len(of)} measures"
@@ -268,8 +269,8 @@ def people_answer(human: Path, models: Mapping[str, str]) -> list[str]:
         pooled[model] = interval(*over.loc[("effort", "effect"), ["estimate", "low", "high"]])
         beside[model] = f"{over.loc[('surprisal', 'effect'), 'estimate']:+.2g}"
     return [
-        f"**Surprisal**, the positive control, predicts unseen texts better in {on_models(surprisal)} (p < {ALPHA:g} "
-        f"after Holm's correction), and its effect has the known sign in {on_models(signs)}.",
+        f"**Surprisal**, the positive control, predicts unseen texts better in {on_models(surprisal)} "
+        f"(p < {SIGNIFICANCE:g} after Holm's correction), and its effect has the known sign in {on_models(signs)}.",
         "**Effort** (the share of neurons that a word needs) predicts them better than surprisal and entropy alone in "
         f"{on_models(effort)}.",
         "**Over all corpora**, a reading time grows with one standard deviation of effort by this many of its own, "

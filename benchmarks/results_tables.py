@@ -13,28 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from scipy import stats
 from tabulate import tabulate
 
 from cladastats.panel.claims import claims
-from cladastats.results.fit import LABELS, LOADS, RESPONSES
+from cladastats.panel.power import plan
+from cladastats.panel.within import mean_summary
+from cladastats.results.fit import CONFIRMATORY, LABELS, LOADS, PAPER_METRICS, RESPONSES
 from cladastats.results.robustness import with_interval
+from cladastats.results.verdicts import VERDICTS
 from cladastats.study import Study
 
 if TYPE_CHECKING:
     from study import RealStudy
 
 WIDEST = 120  # characters of a row: more are no longer one line on a screen
-ALPHA = 0.05
 SHOWN = "cka"  # the metric of the responses and the checks
+FAMILY = len(CONFIRMATORY) * len(PAPER_METRICS)  # of the tests that Holm's method corrects together
 TITLES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma 3 270M"}
 """Models in the order of columns, by the name that opens them."""
 SHORTER = (
     ("Observation", "Obs."),
     ("natural text", "NLS"),
     ("random words", "RTS"),
-    ("activations are dominated by a prefix of", "dominated by a prefix of"),
-    (" (response above 0.5)", ""),
+    ("both groups follow their prefix alike", "NLS and RTS follow it alike"),
+    ("how far a prefix of", "prefix of"),
+    (" dominated activations", ""),
 )
 """What a claim's text is shortened by to fit a row beside its numbers; CSV files have the whole text."""
 
@@ -108,18 +111,17 @@ def mean_responses(kept: Iterable[Kept], metric: str = SHOWN) -> pd.DataFrame:
         metric: Of their panels.
 
     Returns:
-        A row per study, group, ratio and response: `pairs` that have it, `mean` with its 95 % interval (t, errors
-        clustered by `cluster` where the panel has it, else by pair), `median`.
+        A row per study, group, ratio and response: `pairs` that have it, `mean` with its 95 % interval (errors by the
+        rule of the regressions), `median`.
     """
     rows = []
     for one in kept:
         panel = one.study.panel(metric)
         for (group, ratio), block in panel.groupby(["group", "ratio"]):
             for response in ("toward", "matched", "away"):
-                whole = block.dropna(subset=[RESPONSES[response]])
+                whole = block.dropna(subset=[RESPONSES[response]]).set_index(["pair", "ratio"])
                 values = whole[RESPONSES[response]]
-                clusters = whole["cluster" if "cluster" in whole else "pair"]
-                low, high = _interval(values, clusters)
+                low, high = mean_summary(whole, RESPONSES[response])["ci"]
                 rows.append(
                     {
                         "study": one.row.name, "group": group, "ratio": ratio, "response": response,
@@ -128,15 +130,6 @@ def mean_responses(kept: Iterable[Kept], metric: str = SHOWN) -> pd.DataFrame:
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _interval(values: pd.Series, clusters: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of a mean; with a cluster for every value the usual one of Student's t."""
-    sums = (values - values.mean()).groupby(clusters).sum()
-    number = len(sums)
-    error = math.sqrt(number / (number - 1) * (sums**2).sum()) / len(values)
-    half = stats.t.ppf(1 - ALPHA / 2, number - 1) * error
-    return values.mean() - half, values.mean() + half
 
 
 def effects(kept: Iterable[Kept]) -> pd.DataFrame:
@@ -208,14 +201,14 @@ Page = tuple[list[str], dict[str, pd.DataFrame]]
 
 
 def claims_page(kept: Sequence[Kept]) -> Page:
-    """Every claim by every metric, with its verdict."""
+    """Every claim by every metric, with its verdict and what that rests on."""
     parts = [
         "# The claims, study by study",
         "Each row is a claim of the paper's section 2, judged by one regression or test. Effects of the prefix are "
         "response points per 1,000 tokens (response `toward`: 0 the prefix changes nothing, 1 the hybrid acts like the "
-        "text of its prefix); those of load are points per log2 of the vocabulary. Intervals are 95 %, not corrected; "
-        "p is of the test that [claims.csv](claims.csv) names. Verdicts follow the rule in "
-        "`cladastats/results/verdicts.py`. NLS is natural text, RTS random words.",
+        "text of its prefix); those of load are points per log2 of the vocabulary. Intervals are 95 %, not corrected. "
+        "NLS is natural text, RTS random words. [claims.csv](claims.csv) has all of this with every column.",
+        f"{verdict_rule()} The list below each table says what each row's verdict rests on, and where its numbers are.",
     ]
     tables = {}
     for one in kept:
@@ -224,15 +217,34 @@ def claims_page(kept: Sequence[Kept]) -> Page:
         for metric, rows in found.groupby("metric", sort=False):
             shown = pd.DataFrame(
                 {
+                    "": str(number),
                     "claim": short_claim(row.claim),
                     "estimate": estimate(row.estimate, row.ci_low, row.ci_high),
                     "p": p_text(row.p),
                     "verdict": row.verdict,
                 }
-                for row in rows.itertuples()
+                for number, row in enumerate(rows.itertuples(), 1)
             )
-            parts += [f"By `{metric}` (`{one.path}/fits/{metric}.json`):", markdown(shown, f"claims of {one.title}")]
+            parts += [f"By `{metric}`:", markdown(shown, f"claims of {one.title}")]
+            parts.append("\n".join(f"{i}. {_evidence(one, row)}" for i, row in enumerate(rows.itertuples(), 1)))
+        parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in found.attrs["notes"]))
     return parts, {"claims": stacked(tables)} if tables else {}
+
+
+def verdict_rule() -> str:
+    """What each verdict means, and where the rule is."""
+    meanings = "; ".join(f"*{name}*: {meaning}" for name, meaning in VERDICTS.items())
+    return f"Verdicts ({meanings}) follow the rule in `cladastats/results/verdicts.py`."
+
+
+def _evidence(one: Kept, row: Any) -> str:
+    """What a verdict rests on, and where its numbers are."""
+    said = [f"{row.why[0].upper()}{row.why[1:]}", f"test: {row.test}"]
+    if row.agreeing:
+        said.append(f"must agree: {row.agreeing}")
+    if not pd.isna(row.smallest_margin):
+        said.append(f"smallest margin that passes: {_cell(row.smallest_margin)}")
+    return f"{'; '.join(said)} (`{one.path}/{row.file}`, {row.where})."
 
 
 def percent(share: float) -> str:
@@ -399,7 +411,37 @@ def designs_page(kept: Sequence[Kept]) -> Page:
         parts.append(markdown(shown, "designs"))
     parts += ["Sources of texts and of margins:"]
     parts.append("\n".join(f"- {row['study']}: `{row['source']}`. Margin: {row['margin_source']}." for row in rows))
-    return parts, {"designs": table}
+    powers = {one.row.name: _power(one, kept) for one in kept if one.row.role == "pilot"}
+    if powers:
+        parts += [
+            "## What the pilots say that the studies see",
+            "Each row is a test and a number of pairs. `smallest effect` is found in four of five such studies by a "
+            "test at 5 %, in the coefficient's unit, and `as r` is the same as a partial correlation within pairs. "
+            "The paper's effects are known as r, from its t values. `pairs needed` see that r, in parentheses at the "
+            "strictest level of Holm's correction. Nothing of a pilot counts but its errors and variances. "
+            "[power.csv](power.csv) has the same numbers.",
+        ]
+    for name, power in powers.items():
+        shown = pd.DataFrame(
+            {
+                "test": f"{row.group.upper()}, {LABELS[str(row.term)]}",
+                "pairs": str(row.pairs),
+                "smallest effect": row.smallest_effect,
+                "as r": row.smallest_r,
+                "paper's r": row.paper_r,
+                "seen": "yes" if row.sees_r else "no",
+                "pairs needed": f"{row.pairs_for_r:,.0f} ({row.pairs_for_r_corrected:,.0f})",
+            }
+            for row in power.itertuples()
+        )
+        parts += [f"{name} (`figures/studies/{name}/fits/{SHOWN}.json`):", markdown(shown, f"power of {name}")]
+    return parts, {"designs": table} | ({"power": stacked(powers)} if powers else {})
+
+
+def _power(pilot: Kept, kept: Sequence[Kept]) -> pd.DataFrame:
+    """What the pairs of the pilot and of its model's other studies see."""
+    pairs = sorted({one.row.pairs for one in kept if one.row.model == pilot.row.model})
+    return plan(pilot.study.fit(SHOWN), pairs, FAMILY)
 
 
 def _design(one: Kept) -> dict[str, Any]:
