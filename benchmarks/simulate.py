@@ -13,9 +13,9 @@ the pair and differs a little within it, entropy that goes along with it. Errors
 The default errors are those of the six columns: CR3 under 50 clusters, else CR1, with t(G - 1). Coverage is of the 95 %
 interval around the true coefficients of column 6; size is how often a true null hypothesis is rejected at 5 %, on other
 panels than coverage; bias is the mean error of a coefficient. Every row says how far that is from the nominal value in
-Monte-Carlo standard errors. The wild bootstrap has 399 draws here, and 9,999 in a study. The mixed model is fitted to
-fewer panels. `benchmarks/results/simulation.jsonl` has a line per design and procedure; designs that are there are not
-simulated again.
+Monte-Carlo standard errors. The wild bootstrap has 399 draws here, and 9,999 in a study. Checks have 500 panels, the
+mixed model 100 or 300. `benchmarks/results/simulation.jsonl` has a line per design and procedure; designs that are
+there are not simulated again.
 """
 
 from __future__ import annotations
@@ -26,52 +26,84 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from stored import RESULTS
 from tabulate import tabulate
 from tqdm.contrib.concurrent import process_map
 
 from cladastats.panel.contrasts import equivalence, ordered, welch
 from cladastats.panel.robustness import between, mixed
-from cladastats.panel.within import Within, bootstrap, few, per_pair, permutation, within_summary
+from cladastats.panel.within import Within, bootstrap, few, per_pair, permutation
 
 RATIOS = (0.25, 0.375, 0.5)
 LENGTH = 2048
 TRUE = {"prefix_len": 0.05, "surprisal_norm": -0.02, "entropy_norm": 0.01}
 MARGIN = 0.05
 ERRORS = ("clustered", "plain", "documents")  # the place is part of a panel's seed
-# Panels that the mixed model is fitted to, which is slow and knows pairs only, no clusters of them.
-MIXED = {"plain": 100, "clustered": 300}
 WILD_DRAWS = 399
 Y = "shift_toward"
 LOADS = ["surprisal_norm", "entropy_norm"]
 
 
-def panel(rng: np.random.Generator, pairs: int, errors: str) -> pd.DataFrame:
-    """Complete rows of one group, indexed by pair and ratio, prefix in 1,000 tokens; `noise` is the error."""
-    n = len(RATIOS)
-    prefix = np.tile(np.round(np.array(RATIOS) * LENGTH) / 1000, (pairs, 1))
-    surprisal = np.clip(rng.gamma(2, 0.15, (pairs, 1)) + 0.03 * rng.normal(size=(pairs, n)), 0, None)
-    entropy = 0.2 + 0.4 * surprisal + 0.1 * rng.normal(size=(pairs, 1)) + 0.02 * rng.normal(size=(pairs, n))
-    noise = rng.normal(size=(pairs, n))
-    cluster = np.arange(pairs)
-    if errors == "documents":
-        cluster = np.repeat(cluster, np.resize([1, 2, 3], pairs))[:pairs]
-    if errors != "plain":
-        scale = np.exp(rng.uniform(-math.log(2), math.log(2), (cluster[-1] + 1, 1)))[cluster]  # a fourfold range
-        slope = 3 * rng.normal(size=(cluster[-1] + 1, 1))[cluster]
-        noise = scale * (noise * np.linspace(1, 2, n) + slope * (prefix - prefix.mean()))
-    noise = 0.02 * noise
-    effect = TRUE["prefix_len"] * prefix + TRUE["surprisal_norm"] * surprisal + TRUE["entropy_norm"] * entropy
-    response = rng.normal(0.1, 0.05, (pairs, 1)) + effect + noise
-    index = pd.MultiIndex.from_product([range(pairs), RATIOS], names=["pair", "ratio"])
-    values = {Y: response, "noise": noise, "prefix_len": prefix, "surprisal_norm": surprisal, "entropy_norm": entropy}
-    table = pd.DataFrame({name: value.ravel() for name, value in values.items()}, index=index)
-    return table.assign(cluster=np.repeat(cluster, n))
+@dataclass(frozen=True)
+class Drawn:
+    """A panel of one group.
+
+    Attributes:
+        regressors: [pairs, ratios, 3], in the order of `TRUE`, prefix in 1,000 tokens.
+        response: [pairs, ratios].
+        noise: [pairs, ratios], the response without effects.
+        cluster: [pairs].
+    """
+
+    regressors: np.ndarray
+    response: np.ndarray
+    noise: np.ndarray
+    cluster: np.ndarray
+
+    @classmethod
+    def of(cls, rng: np.random.Generator, pairs: int, errors: str) -> Drawn:
+        """Draw one."""
+        n = len(RATIOS)
+        prefix = np.tile(np.round(np.array(RATIOS) * LENGTH) / 1000, (pairs, 1))
+        surprisal = np.clip(rng.gamma(2, 0.15, (pairs, 1)) + 0.03 * rng.normal(size=(pairs, n)), 0, None)
+        entropy = 0.2 + 0.4 * surprisal + 0.1 * rng.normal(size=(pairs, 1)) + 0.02 * rng.normal(size=(pairs, n))
+        noise = rng.normal(size=(pairs, n))
+        cluster = np.arange(pairs)
+        if errors == "documents":
+            cluster = np.repeat(cluster, np.resize([1, 2, 3], pairs))[:pairs]
+        if errors != "plain":
+            scale = np.exp(rng.uniform(-math.log(2), math.log(2), (cluster[-1] + 1, 1)))[cluster]  # a fourfold range
+            slope = 3 * rng.normal(size=(cluster[-1] + 1, 1))[cluster]
+            noise = scale * (noise * np.linspace(1, 2, n) + slope * (prefix - prefix.mean()))
+        noise = 0.02 * noise
+        regressors = np.stack([prefix, surprisal, entropy], axis=-1)
+        response = rng.normal(0.1, 0.05, (pairs, 1)) + regressors @ np.array(list(TRUE.values())) + noise
+        return cls(regressors, response, noise, cluster)
+
+    def rows(self, outcome: np.ndarray) -> pd.DataFrame:
+        """As a study's complete rows, indexed by pair and ratio."""
+        pairs, n = outcome.shape
+        index = pd.MultiIndex.from_product([range(pairs), RATIOS], names=["pair", "ratio"])
+        values = pd.DataFrame(self.regressors.reshape(-1, len(TRUE)), index, list(TRUE))
+        return values.assign(**{Y: outcome.ravel()}, cluster=np.repeat(self.cluster, n))
+
+    def sums(self, outcome: np.ndarray, k: int) -> Within:
+        """`Within.of` of the first k regressors, without a table on the way."""
+        x = self.regressors[..., :k] - self.regressors[..., :k].mean(1, keepdims=True)
+        y = outcome - outcome.mean(1, keepdims=True)
+        of = np.eye(self.cluster[-1] + 1)[self.cluster]
+        xx = np.einsum("pg,pri,prj->gij", of, x, x, optimize=True)
+        xy = np.einsum("pg,pri,pr->gi", of, x, y, optimize=True)
+        rows = len(RATIOS) * of.sum(0).astype(int)
+        return Within(tuple(TRUE)[:k], xx, xy, rows, len(self.cluster))
 
 
 def wild_p(within: Within, i: int, rng: np.random.Generator) -> float:
@@ -96,73 +128,84 @@ Outcome = tuple[str, str, float]  # procedure, what of it, nominal value
 DEFAULT = "default errors, t(G - 1)"
 
 
-def outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
+@cache
+def critical(df: int) -> float:
+    """The 97.5 % point of Student's t."""
+    return float(stats.t.ppf(0.975, df))
+
+
+def default_outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
     """What happened (1, 0), or the error of an estimate, for one panel and a second one of another group."""
-    data, other = panel(rng, pairs, errors), panel(rng, pairs, errors)
-    within = Within.of(data, Y, list(TRUE))
-    yield from _estimates(DEFAULT, within_summary(within))
-    for name, term in bootstrap(within, rng, 399).items():
+    one, other = Drawn.of(rng, pairs, errors), Drawn.of(rng, pairs, errors)
+    within = one.sums(one.response, 3)
+    for name, true, coef, se in zip(TRUE, TRUE.values(), *within.fit(), strict=True):
+        yield (DEFAULT, f"coverage, {name}", 0.95), abs(coef - true) <= critical(within.df) * se
+        yield (DEFAULT, f"bias, {name}", 0.0), coef - true
+    null = other.sums(other.noise, 3)
+    for i, (name, coef, se) in enumerate(zip(TRUE, *null.fit(), strict=True)):
+        yield (DEFAULT, f"size, {name}", 0.05), abs(coef) > critical(null.df) * se
+        if few(len(null.xy)):
+            what = f"size, {name} ({WILD_DRAWS} draws)"
+            yield ("wild cluster bootstrap", what, 0.05), wild_p(null, i, rng) <= 0.05
+    alone = [drawn.sums(drawn.noise, 1) for drawn in (one, other)]
+    (a, b), (se_a, se_b) = (np.concatenate(values) for values in zip(*(each.fit() for each in alone), strict=True))
+    yield (DEFAULT, "size, prefix alone", 0.05), abs(a) > critical(within.df) * se_a
+    found = welch(b - a, (se_a, se_b), (within.df + 1, null.df + 1))
+    yield ("NLS - RTS, Welch", "size", 0.05), found["p"] < 0.05
+    at_margin = equivalence(found["difference"] + MARGIN, found["se"], found["df"], MARGIN)
+    yield ("equivalence", "size, at the margin (at most)", 0.05), at_margin["equivalence_p"] < 0.05
+
+
+def other_outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
+    """The same of the checks."""
+    drawn = Drawn.of(rng, pairs, errors)
+    for name, term in bootstrap(drawn.sums(drawn.response, 3), rng, 199).items():
         for kind, label in (("ci", "studentised"), ("ci_percentile", "percentile")):
             covered = term[kind][0] <= TRUE[name] <= term[kind][1]
             yield (f"cluster bootstrap, {label}", f"coverage, {name}", 0.95), covered
-    null, second = (one.assign(**{Y: one["noise"]}) for one in (data, other))
-    full = Within.of(second, Y, list(TRUE))
-    for i, (name, term) in enumerate(within_summary(full).items()):
-        yield (DEFAULT, f"size, {name}", 0.05), term["p"] < 0.05
-        if few(len(full.xy)):
-            what = f"size, {name} ({WILD_DRAWS} draws)"
-            yield ("wild cluster bootstrap", what, 0.05), wild_p(full, i, rng) <= 0.05
-    prefix, unlike = (within_summary(Within.of(one, Y, ["prefix_len"]))["prefix_len"] for one in (null, second))
-    yield (DEFAULT, "size, prefix alone", 0.05), prefix["p"] < 0.05
+    null = drawn.rows(drawn.noise)
     yield ("permuted ratios", "size, prefix alone", 0.05), permutation(null, Y, rng, 199)["p"] <= 0.05
     yield ("Wilcoxon of the pairs' slopes", "size, prefix alone", 0.05), per_pair(null, Y)["wilcoxon_p"] < 0.05
     steps = ordered(null, Y)
     yield ("Wald test of a line", "size", 0.05), steps["p_nonlinear"] < 0.05
     yield ("every step rises", "size, no step does (at most)", 0.05), steps["p_rising"] < 0.05
-    yield from _difference(prefix, unlike, len(within.xy))
     found = between(null, Y, LOADS)
     if found:
         yield ("between pairs", "size, surprisal", 0.05), found["surprisal_norm"]["p"] < 0.05
 
 
 def mixed_outcomes(rng: np.random.Generator, pairs: int, errors: str) -> Iterator[tuple[Outcome, float]]:
-    """The same of the mixed model."""
+    """The same of the mixed model, which knows pairs only, no clusters of them."""
+    drawn = Drawn.of(rng, pairs, errors)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = mixed(panel(rng, pairs, errors), Y, list(TRUE))
+        fitted = mixed(drawn.rows(drawn.response), Y, list(TRUE))
     yield ("mixed model", "no fit", 0.0), not fitted["terms"]
-    if fitted["terms"]:
-        yield from _estimates("mixed model", fitted["terms"])
+    for name, term in fitted["terms"].items():
+        if name in TRUE:
+            yield ("mixed model", f"coverage, {name}", 0.95), term["ci"][0] <= TRUE[name] <= term["ci"][1]
+            yield ("mixed model", f"bias, {name}", 0.0), term["coef"] - TRUE[name]
 
 
-def _estimates(procedure: str, terms: dict) -> Iterator[tuple[Outcome, float]]:
-    """Coverage and error of every coefficient."""
-    for name, true in TRUE.items():
-        low, high = terms[name]["ci"]
-        yield (procedure, f"coverage, {name}", 0.95), low <= true <= high
-        yield (procedure, f"bias, {name}", 0.0), terms[name]["coef"] - true
-
-
-def _difference(a: dict, b: dict, clusters: int) -> Iterator[tuple[Outcome, float]]:
-    """The test of equal slopes, and the equivalence test where the true difference is the margin."""
-    found = welch(b["coef"] - a["coef"], (a["se"], b["se"]), (clusters, clusters))
-    yield ("NLS - RTS, Welch", "size", 0.05), found["p"] < 0.05
-    at_margin = equivalence(found["difference"] + MARGIN, found["se"], found["df"], MARGIN)
-    yield ("equivalence", "size, at the margin (at most)", 0.05), at_margin["equivalence_p"] < 0.05
+PARTS = {
+    "default": (default_outcomes, dict.fromkeys(ERRORS, math.inf)),
+    "checks": (other_outcomes, dict.fromkeys(ERRORS, 500)),
+    "mixed model": (mixed_outcomes, {"plain": 100, "clustered": 300}),  # fits are slow
+}
+"""Of a design: what happens, and the most panels for each kind of errors."""
 
 
 def one(i: int, pairs: int, errors: str, part: str) -> list[tuple[Outcome, float]]:
     """The outcomes of panel i of a design."""
     rng = np.random.default_rng([pairs, ERRORS.index(errors), i])
-    of = mixed_outcomes if part == "mixed model" else outcomes
-    return [(outcome, float(value)) for outcome, value in of(rng, pairs, errors)]
+    return [(outcome, float(value)) for outcome, value in PARTS[part][0](rng, pairs, errors)]
 
 
 def design(pairs: int, errors: str, part: str, panels: int) -> list[dict]:
-    """The rows of one design: of the mixed model, or of all else."""
+    """The rows of one part of a design."""
     happened: dict[Outcome, list[float]] = {}
     run = partial(one, pairs=pairs, errors=errors, part=part)
-    drawn = min(panels, MIXED[errors]) if part == "mixed model" else panels
+    drawn = int(min(panels, PARTS[part][1][errors]))
     title = f"{pairs} pairs, {errors}, {part}"
     for found in process_map(run, range(drawn), desc=title, max_workers=os.cpu_count(), chunksize=8):
         for outcome, value in found:
@@ -175,6 +218,7 @@ def design(pairs: int, errors: str, part: str, panels: int) -> list[dict]:
             {
                 "pairs": pairs,
                 "errors": errors,
+                "part": part,
                 "procedure": procedure,
                 "what": what,
                 "nominal": nominal,
@@ -196,11 +240,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.out.read_text("utf-8").splitlines()] if args.out.is_file() else []
     rows = [row for row in rows if row["drawn"] == args.panels]
-    done = {(row["pairs"], row["errors"], row["procedure"] == "mixed model") for row in rows}
-    parts = [(errors, "all else") for errors in ERRORS] + [(errors, "mixed model") for errors in MIXED]
-    for pairs in args.pairs:
-        for errors, part in parts:
-            if (pairs, errors, part == "mixed model") not in done:
+    done = {(row["part"], row["pairs"], row["errors"]) for row in rows}
+    for part, (_, most) in PARTS.items():
+        for pairs, errors in product(args.pairs, most):
+            if (part, pairs, errors) not in done:
                 rows += design(pairs, errors, part, args.panels)
                 args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(tabulate([list(row.values()) for row in rows], list(rows[0]), tablefmt="github", floatfmt=".4g"))

@@ -15,6 +15,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _wild_bootstrap_compiled_once():
+    """wildboottest compiles its inner loop at every call, half a second each; here the same code is compiled once."""
+    from unittest.mock import patch
+
+    import numba
+    import wildboottest.wildboottest as library
+
+    compiled = {}
+
+    def njit(**options):
+        return lambda loop: compiled.setdefault(loop.__code__, numba.njit(**options)(loop))
+
+    with patch.object(library, "njit", njit):
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory):
     """A real study, small: SmolLM2 on the news, 6 pairs a group at length 64, run through the command. Not to be

@@ -29,7 +29,6 @@ from cladastats.panel.strata import placebos
 from cladastats.panel.within import (
     Within,
     bootstrap,
-    pair_effects_ols,
     pair_effects_summary,
     per_pair,
     permutation,
@@ -54,13 +53,13 @@ def test_a_pair_of_one_row_counts_in_no_check():
     pd.testing.assert_frame_equal(data, other)
     whole = with_singles[with_singles["group"] == "nls"].set_index(["pair", "ratio"]).astype({"prefix_len": float})
     assert Within.of(whole, Y, FULL).xy.shape == (25, 3)
-    assert pair_effects_ols(whole[Y], whole[list(FULL)]).nobs == 75
     kinds = [part.assign(placebo=kind) for part in (with_singles, without) for kind in PLACEBOS]
     half = len(PLACEBOS)
     assert placebos(pd.concat(kinds[:half]), with_singles, Y) == placebos(pd.concat(kinds[half:]), without, Y)
     assert layers(with_singles.assign(layer=0), Y) == layers(without.assign(layer=0), Y)
 
 
+# 60 pairs, so that errors are CR1 and linearmodels has them; those of few clusters are in test_few_clusters.py.
 @pytest.mark.parametrize("panel", [simulate_panel(), unbalanced_panel()], ids=["balanced", "unbalanced"])
 def test_sums_of_pairs_are_linearmodels(panel):
     fit = fit_columns(panel, "cka")
@@ -85,19 +84,23 @@ def test_sums_of_pairs_are_linearmodels(panel):
             assert term["ci"] == pytest.approx(ours["ci"], rel=1e-10)
 
 
-def test_a_bootstrap_draw_is_the_fit_of_the_drawn_pairs():
-    data = nls(simulate_panel(n_pairs=20))
+@pytest.mark.parametrize("pairs", [20, 60])  # CR3 and CR1
+def test_a_bootstrap_draw_is_the_fit_of_the_drawn_pairs(pairs):
+    data = nls(simulate_panel(n_pairs=pairs))
     within = Within.of(data, Y, FULL)
-    weights = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20))
-    drawn = [data.xs(pair, level="pair") for pair in np.repeat(np.arange(20), weights)]
-    copies = pd.concat(dict(enumerate(drawn)), names=["pair"])
+    weights = np.random.default_rng(0).multinomial(pairs, np.full(pairs, 1 / pairs))
+    drawn = [data.xs(pair, level="pair") for pair in np.repeat(np.arange(pairs), weights)]
+    copies = pd.concat(dict(enumerate(drawn)), names=["pair"]).drop(columns="cluster")
+    coef, se = within.fit(np.stack([weights, np.ones(pairs)]))
     result = PanelOLS(copies[Y], copies[list(FULL)].assign(const=1.0), entity_effects=True).fit(
         cov_type="clustered", cluster_entity=True, group_debias=True, debiased=True, count_effects=False
     )
-    coef, se = within.fit(np.stack([weights, np.ones(20)]))
     assert coef[0].tolist() == same(result.params[list(FULL)].tolist())
-    assert se[0].tolist() == same(result.std_errors[list(FULL)].tolist())
-    assert coef[1].tolist() == same(within.fit()[0].tolist())
+    if pairs == 60:
+        assert se[0].tolist() == same(result.std_errors[list(FULL)].tolist())
+    assert se[0].tolist() == same(Within.of(copies, Y, FULL).fit()[1].tolist())
+    for ours, whole in zip((coef[1], se[1]), within.fit(), strict=True):
+        assert ours.tolist() == same(whole.tolist())
 
 
 def test_bootstrap_intervals_hold_the_clustered_ones_to_their_own_error():
@@ -145,22 +148,22 @@ def test_permutation_p_is_that_of_scipys_exact_test():
 
 
 def test_steps_are_mean_differences_within_pairs():
-    panel = simulate_panel(n_pairs=40)
+    panel = simulate_panel(n_pairs=60)
     data = nls(panel)
-    y = data[Y].to_numpy().reshape(40, 3)
+    y = data[Y].to_numpy().reshape(60, 3)
     found = ordered(data, Y)
-    factor = 40 / 39 * 119 / 117  # groups, and rows less two dummies and the constant
+    factor = 60 / 59 * 179 / 177  # groups, and rows less two dummies and the constant
     for step, (i, j) in zip(found["steps"], [(0, 1), (1, 2)], strict=True):
         difference = y[:, j] - y[:, i]
         assert step["change"] == same(difference.mean())
-        se = math.sqrt(((difference - difference.mean()) ** 2).sum() * factor) / 40
-        half = stats.t.ppf(0.975, 39) * se
+        se = math.sqrt(((difference - difference.mean()) ** 2).sum() * factor) / 60
+        half = stats.t.ppf(0.975, 59) * se
         assert step["ci"] == same([difference.mean() - half, difference.mean() + half])
-        assert step["p_rise"] == same(stats.t.sf(difference.mean() / se, 39))
+        assert step["p_rise"] == same(stats.t.sf(difference.mean() / se, 59))
     # The ratios are equally far apart, so that a line means equal steps.
     bend = y[:, 2] - 2 * y[:, 1] + y[:, 0]
-    se = math.sqrt(((bend - bend.mean()) ** 2).sum() * factor) / 40
-    assert found["p_nonlinear"] == pytest.approx(2 * stats.t.sf(abs(bend.mean() / se), 39), rel=1e-6)
+    se = math.sqrt(((bend - bend.mean()) ** 2).sum() * factor) / 60
+    assert found["p_nonlinear"] == pytest.approx(2 * stats.t.sf(abs(bend.mean() / se), 59), rel=1e-6)
     assert found["p_rising"] == max(step["p_rise"] for step in found["steps"])
     assert found["p_rising"] < 0.05 < 0.95 < found["p_some_fall"]
     # One step that falls refutes that every step rises, whatever the others do.
@@ -230,13 +233,22 @@ def test_mixed_model_finds_what_was_put_in_and_agrees_with_statsmodels_formula()
 
 
 def test_between_pairs_is_ordinary_least_squares_on_means():
+    names = ["surprisal_norm", "entropy_norm"]
     data = nls(simulate_panel(n_pairs=40))
-    found = between(data, Y, ["surprisal_norm", "entropy_norm"])
     means = data.groupby(level="pair").mean()
-    result = sm.OLS(means[Y], sm.add_constant(means[["surprisal_norm", "entropy_norm"]])).fit(cov_type="HC3")
-    for name, term in found.items():
-        assert (term["coef"], term["se"]) == same((result.params[name], result.bse[name]))
-    assert between(data[:9], Y, ["surprisal_norm", "entropy_norm"]) == {}
+    few = sm.OLS(means[Y], sm.add_constant(means[names])).fit(cov_type="HC3", use_t=True)
+    for name, term in between(data, Y, names).items():
+        # HC3 leaves out every pair too; the jackknife's factor makes it a little smaller.
+        assert (term["coef"], term["se"]) == same((few.params[name], few.bse[name] * math.sqrt(39 / 40)))
+        assert term["p"] == same(2 * stats.t.sf(abs(term["coef"] / term["se"]), 37))
+    data = nls(simulate_panel(n_pairs=60))
+    means = data.groupby(level="pair").mean()
+    many = sm.OLS(means[Y], sm.add_constant(means[names])).fit(
+        cov_type="cluster", cov_kwds={"groups": np.arange(60)}, use_t=True
+    )
+    for name, term in between(data, Y, names).items():
+        assert (term["coef"], term["se"]) == same((many.params[name], many.bse[name]))
+    assert between(data[:9], Y, names) == {}
 
 
 def test_layers_are_fits_of_their_own_rows_with_benjamini_hochberg():
@@ -283,11 +295,8 @@ def test_coverage_size_and_power_by_simulation():
 
 def test_the_smallest_effect_seen_is_found_in_four_panels_of_five():
     draws, pairs = 400, 30
-    sizes = [
-        next(p for p in power(fit_columns(simulate_panel(n_pairs=pairs, seed=seed), "cka"))
-             if (p["column"], p["term"]) == (6, "surprisal_norm"))["smallest_effect"]
-        for seed in range(20)
-    ]  # fmt: skip
+    t = stats.t.ppf([0.975, 0.8], pairs - 1).sum()  # as `power` has it, see above
+    sizes = [t * Within.of(nls(simulate_panel(n_pairs=pairs, seed=seed)), Y, FULL).fit()[1][1] for seed in range(20)]
     added = float(np.mean(sizes)) - TRUE["nls"]["surprisal_norm"]
     found = 0
     for seed in range(draws):
@@ -334,13 +343,15 @@ def test_texts_in_several_pairs_are_clustered_by_both():
     found = two_way_clusters(study, {"nls": data}, Y)
     pair = data.index.get_level_values("pair").to_numpy()
 
-    # Cameron, Gelbach and Miller: the variances by one text and by the other, less that by both together.
+    def slope(rows):
+        return PanelOLS(rows[Y], rows[list(FULL)].assign(const=1.0), entity_effects=True).fit().params["prefix_len"]
+
+    # Cameron, Gelbach and Miller: the variances by one text and by the other, less that by both together; each the
+    # jackknife's, as there are fewer than 50 of either.
     def variance(clusters):
-        result = PanelOLS(data[Y], data[list(FULL)].assign(const=1.0), entity_effects=True).fit(
-            cov_type="clustered", clusters=pd.DataFrame({"c": clusters}, index=data.index), group_debias=True,
-            debiased=True, count_effects=False,
-        )  # fmt: skip
-        return result.cov.loc["prefix_len", "prefix_len"]
+        labels = np.unique(clusters)
+        moved = np.array([slope(data[clusters != label]) - slope(data) for label in labels])
+        return (len(labels) - 1) / len(labels) * (moved**2).sum()
 
     both = variance(pair % 10) + variance(pair // 4) - variance(pair)
     assert found["nls"]["prefix_len"]["se"] ** 2 == pytest.approx(both, rel=1e-6)

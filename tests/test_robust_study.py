@@ -1,20 +1,19 @@
 """Robustness checks, controls, placebos, claims, case study and maps of a real study."""
 
 import ast
+import io
 import json
 import math
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
-from test_regress import same, simulate_panel
+from test_regress import same
 
 from clada.errors import InputError, StudyError
 from clada.models.open import load_model, load_tokenizer
@@ -23,8 +22,7 @@ from cladastats.cli import main
 from cladastats.controls import controls
 from cladastats.figures import coefficient_figure, layer_figure
 from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study
-from cladastats.panel.claims import claims, in_words
-from cladastats.panel.columns import fit_columns
+from cladastats.panel.claims import claims
 from cladastats.panel.overview import across_measures, descriptive, side_by_side
 from cladastats.placebo import earlier_token
 from cladastats.results.fit import FORMATS
@@ -40,8 +38,7 @@ def checked(small_study, tmp_path_factory):
     shutil.copytree(small_study.folder, folder)
     assert main(["placebo", "--study", str(folder), "--pairs", "3"]) == 0
     assert main(["controls", "--study", str(folder), "--independent", "gemma3-270m"]) == 0
-    for metric in ("cosine", "cka"):
-        assert main(["regress", "--study", str(folder), "--metric", metric, "--robust"]) == 0
+    assert main(["regress", "--study", str(folder), "--claims"]) == 0  # it makes the checks of both metrics
     return Study(folder)
 
 
@@ -50,16 +47,19 @@ def test_everything_is_answered_and_shown_in_every_format(checked):
     rows = robustness_rows(fit)
     assert list(rows.columns) == list(ROBUST_COLUMNS)
     for check in (
-        "Holm", "cluster bootstrap", "permuted ratios", "every step rises", "NLS - RTS", "equivalence", "mixed model",
+        "test of a hypothesis", "ordered contrast", "cluster bootstrap", "permuted ratios", "every step rises",
+        "NLS - RTS", "equivalence", "mixed model",
         "with controls", "without massive neurons", "placebo: end", "median of the layers", "with ratio effects",
         "smallest effect seen at 80 % power", "share of pairs that rise",
     ):  # fmt: skip
         assert check in set(rows["check"]), check
     assert "independent_surprisal_norm" in set(rows["term"])
     assert fit.robustness["notes"] == [
-        "3 of 18 rows of NLS have no word frequency: left out between pairs and where it moderates the prefix",
         "too few pairs to fit loads and controls between pairs",  # six of them
+        "NLS and RTS: every pair is in the stratum 'no separator at any ratio'",
+        "RTS: every pair is in the stratum 'target 64 tokens into its document'",
     ]
+    assert rows["check"].str.startswith("stratum: target").sum() == 3  # thirds of the natural pairs
     assert fit.robustness["reuse"] == {"reused": False}
     equivalent = rows[rows["check"] == "equivalence"].iloc[0]
     assert "90 % interval" in equivalent["note"]
@@ -136,70 +136,20 @@ def test_controls_are_of_the_target_and_its_word(checked):
     assert table["frequency_zipf"].max() > 4  # some target is a common word
 
 
-def test_every_claim_has_the_estimate_and_the_test_it_names(checked):
+def test_every_claim_has_the_estimate_of_its_file_and_keeps_what_is_there(checked, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in (checked.folder / "fits").iterdir()}
+    assert main(["regress", "--study", str(checked.folder), "--claims", "--format", "csv"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (checked.folder / "fits").iterdir()} == before
+    shown = pd.read_csv(io.StringIO(capsys.readouterr().out))
     table = claims(checked)
+    assert shown["estimate"].to_numpy() == pytest.approx(table["estimate"].to_numpy(), rel=1e-12)  # written as text
     for metric in ("cka", "cosine"):
         own = table[table["metric"] == metric].set_index("claim")
-        assert len(own) == 11
-        fit = checked.fit(metric)
+        assert len(own) == 14
         row = own.loc["2.2, NLS: surprisal disturbs flocking"]
-        assert row["estimate"] == fit.column(6).coef["surprisal_norm"]
-        assert (row["ci_low"], row["ci_high"]) == tuple(fit.column(6).ci["surprisal_norm"])
-        holm = {(test["column"], test["term"]): test["p_holm"] for test in fit.robustness["confirmatory"]}
-        assert (row["test"], row["p"]) == ("Holm of six", holm[6, "surprisal_norm"])
-        half = own.loc["RTS: activations are dominated by a prefix of 50% (response above 0.5)"]
-        panel = checked.panel(metric)
-        values = panel[(panel["group"] == "rts") & (panel["ratio"] == 0.5)]["shift_toward"]
-        assert half["estimate"] == same(values.mean())
-        assert half["p"] == same(stats.ttest_1samp(values, 0.5).pvalue)
-
-
-def test_verdicts_follow_from_the_numbers():
-    """Fits made by hand: every verdict that there is, and the correction where it decides."""
-    fit = fit_columns(simulate_panel(), "cka")
-
-    def verdict(claim, holm=0.01, coef=1.0, rising=0.5, fall=0.5, difference=-1.0, p=0.01):
-        columns = tuple(replace(c, coef=dict.fromkeys(c.coef, coef), p=dict.fromkeys(c.p, 0.001)) for c in fit.columns)
-        checks = {
-            "confirmatory": [
-                {"column": n, "term": term, "p_holm": holm}
-                for n, term in [(1, "prefix_len"), (2, "prefix_len")]
-                + [(n, f"{load}_norm") for n in (5, 6) for load in ("surprisal", "entropy")]
-            ],
-            "ordered": {"nls": {"steps": [{"change": 0.1}], "p_rising": rising, "p_some_fall": fall}},
-            "group_difference": {"prefix_len": {"difference": difference, "ci": (-2.0, 0.0), "p": p}},
-        }
-        made = replace(fit, columns=columns, robustness=checks)
-        panel = simulate_panel().assign(ratio=0.5)
-        study = SimpleNamespace(
-            fit=lambda metric: replace(made, metric=metric), panel=lambda _metric: panel, folder="x"
-        )
-        table = claims(study)
-        (row,) = table[(table["metric"] == "cka") & table["claim"].str.startswith(claim)].itertuples()
-        return row.verdict
-
-    follow, disturb, none = "2.1, NLS: activations", "2.2, NLS: surprisal", "2.2, RTS: entropy"
-    assert [verdict(follow), verdict(follow, coef=-1.0)] == ["supported", "contradicted"]
-    assert verdict(follow, holm=0.06) == "undecided"  # 0.001 before correction
-    assert [verdict(disturb), verdict(disturb, coef=-1.0)] == ["contradicted", "supported"]
-    assert [verdict(none), verdict(none, holm=0.06)] == ["contradicted", "not contradicted"]
-    steps = "2.1, NLS: every longer"
-    assert [verdict(steps), verdict(steps, rising=0.01), verdict(steps, fall=0.01)] == [
-        "undecided", "supported", "contradicted",
-    ]  # fmt: skip
-    between_groups = "Observation 2"
-    assert [verdict(between_groups), verdict(between_groups, difference=1.0), verdict(between_groups, p=0.06)] == [
-        "supported", "contradicted", "undecided",
-    ]  # fmt: skip
-    assert verdict("NLS: activations are dominated") == "contradicted"
-
-
-def test_verdicts_in_words_name_every_claim_once():
-    table = pd.DataFrame({
-        "claim": ["one", "two", "one"], "metric": ["cka", "cka", "cosine"],
-        "verdict": ["undecided", "supported", "undecided"],
-    })  # fmt: skip
-    assert in_words(table) == ["Undecided: one (cka, cosine).", "Supported: two (cka)."]
+        assert row["estimate"] == checked.fit(metric).column(6).coef["surprisal_norm"]
+        assert row["test"].startswith("Holm of 12 (wild p ")  # of six pairs
+        assert not any("not there" in agreeing for agreeing in own["agreeing"])
 
 
 def test_every_measure_beside_each_other(checked):

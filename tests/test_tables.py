@@ -4,8 +4,11 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
+import docx
 import pandas as pd
 import pytest
 
@@ -42,7 +45,9 @@ def column(number: int, notes: tuple[str, ...] = ()) -> Column:
         r2={"within": 0.11, "between": math.nan, "overall": -0.33, "inclusive": 0.44, "adjusted": 0.55},
         n_obs=6000,
         n_pairs=2000,
-        cov="clustered by pair",
+        n_clusters=2000,
+        cov="clustered by pair, CR1",
+        wild_p={},
         notes=notes,
     )
 
@@ -61,6 +66,8 @@ TERM_LABELS = ["Prefix (1,000 tokens)", "previous_surprisal", "Surprisal (norm.)
 FOOT_LABELS = [
     "Observations",
     "Pairs",
+    "Clusters",
+    "Errors",
     "Within R-squared",
     "Overall R-squared",
     "Adjusted R-squared",
@@ -79,12 +86,64 @@ def test_layout_is_the_papers_table_with_intervals(fit: Fit) -> None:
         *["0.5432", "(-10.00)", "0.3432", "0.7432"],
         *["1.23e+04", "(-10.00)", "1.23e+04", "1.23e+04"],
         *[""] * 8,
-        *["6,000", "2,000", "0.1100", "-0.3300", "0.5500", "YES", "YES"],
+        *["6,000", "2,000", "2,000", "CR1", "0.1100", "-0.3300", "0.5500", "YES", "YES"],
     ]
     assert list(cells["(6) NLS"][8:16]) == [
         *["-4.8000", "(-10.00)", "-5.0000", "-4.6000"],
         *["7.40e-05", "(-10.00)", "-0.1999", "0.2001"],
     ]
+
+
+def test_few_clusters_show_their_errors_and_the_wild_bootstraps_p(fit: Fit) -> None:
+    assert fit.table().splitlines()[0].endswith("pair fixed effects, errors clustered by pair, CR1")
+    few = {
+        column.column: replace(
+            column,
+            n_clusters=12,
+            cov="clustered by document, CR3 (jackknife)",
+            wild_p=dict.fromkeys(column.regressors, 0.0321),
+        )
+        for column in fit.columns
+        if column.group == "nls"
+    }
+    mixed = replace(fit, columns=tuple(few.get(column.column, column) for column in fit.columns))
+    cells = layout(mixed)
+    assert cells.loc["p, wild bootstrap"].to_numpy().tolist() == [
+        [*["", "0.0321"] * 3],
+        [*["", "0.0321"] * 3],
+        [*[""] * 3, "0.0321", "", "0.0321"],
+        [*[""] * 5, "0.0321"],
+    ]
+    assert list(cells.loc["Errors"]) == ["CR1", "CR3"] * 3
+    assert list(cells.loc["Clusters"]) == ["2,000", "12"] * 3
+    for fmt in FORMATS:
+        shown = mixed.table(fmt)
+        assert "0.0321" in shown
+        assert "clustered by document, CR3 (jackknife)" in shown
+    lines = mixed.table().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[0].endswith("pair fixed effects")
+    assert "(1, 3, 5) errors clustered by pair, CR1" in lines
+    assert "(2, 4, 6) errors clustered by document, CR3 (jackknife)" in lines
+    rows = pd.read_csv(io.StringIO(mixed.table("csv"))).query("column == 6").set_index("term")
+    assert rows["wild_p"].drop("const").to_dict() == dict.fromkeys(mixed.column(6).regressors, 0.0321)
+    assert math.isnan(rows.loc["const", "wild_p"])
+
+
+def test_tables_for_word_typst_and_notebooks_hold_the_same_cells(fit: Fit, tmp_path: Path) -> None:
+    expected = [["", *HEADERS]]
+    expected += [[label, *cells] for label, cells in zip(LABELS, layout(fit).to_numpy().tolist(), strict=True)]
+    parser = TableCells()
+    page = fit.great_table().as_raw_html()
+    parser.feed(page[page.index("<thead>") : page.index("</tbody>")])
+    assert [row for row in parser.rows if len(row) == 7] == expected
+    assert NOTE.replace("&", "&amp;") in page
+    fit.maketable().save("docx", str(tmp_path / "fit.docx"), show=False)
+    document = docx.Document(str(tmp_path / "fit.docx"))
+    rows = [[cell.text for cell in row.cells] for row in document.tables[0].rows]
+    assert rows[: len(expected)] == expected
+    typst = fit.maketable().make("typst")
+    assert "[Surprisal (norm.)]" in typst
 
 
 def test_text_fits_a_terminal_and_names_the_columns_of_a_note(fit: Fit) -> None:

@@ -1,7 +1,8 @@
 """Panel regressions of the response on prefix and load, and what they say about the claims.
 
     columns.py     the six columns, with an effect for every pair
-    within.py      the same regression in sums of each pair, for resampling
+    clustered.py   their errors by the libraries: linearmodels, and pyfixest where clusters are few
+    within.py      the same regression in sums of each cluster, for resampling, and the rule of errors
     robustness.py  what a careful reader would ask of the table
     contrasts.py   between the ratios, and between the groups
     strata.py      parts of the pairs, placebo hybrids, the trimmed similarity

@@ -145,7 +145,7 @@ class Judged:
                 )
                 test = f"Holm of {len(self.corrected)}"
                 if term in column.wild_p:  # of few clusters; it stands beside and decides nothing
-                    test += f"; wild bootstrap, not corrected: {column.wild_p[term]:.3f}"
+                    test += f" (wild p {column.wild_p[term]:.3f}, not corrected)"
                 yield self._row(claim, evidence, column.ci[term], test, f"column {number}, {term}")
 
     def _of_prefix(self, column: Column) -> tuple[Agreeing, ...]:

@@ -105,7 +105,8 @@ def _by_distance(rows: pd.DataFrame) -> dict[str, pd.Index]:
 def _named(distance: pd.Series, part: np.ndarray) -> Iterator[tuple[str, pd.Index]]:
     for number in np.unique(part):
         own = distance[part == number]
-        yield f"target {own.min():,.0f} to {own.max():,.0f} tokens into its document", own.index
+        tokens = " to ".join(f"{end:,.0f}" for end in dict.fromkeys((own.min(), own.max())))
+        yield f"target {tokens} tokens into its document", own.index
 
 
 def placebos(panel: pd.DataFrame, genuine: pd.DataFrame, outcome: str) -> dict[str, dict[str, Any]]:

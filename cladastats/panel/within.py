@@ -52,7 +52,8 @@ def without_singletons(data: pd.DataFrame) -> pd.DataFrame:
 
     Source: Correia (2015), Singletons, cluster-robust standard errors and fixed effects: a bad mix.
     """
-    return data[data.groupby(level="pair").transform("size") > 1]
+    _, place, rows = np.unique(data.index.get_level_values("pair"), return_inverse=True, return_counts=True)
+    return data[rows[place] > 1]
 
 
 @dataclass(frozen=True)

@@ -254,20 +254,18 @@ def _cells(column: Column, terms: list[str], wild: bool) -> list[str]:
 
 
 def _title(fit: Fit) -> str:
-    """What is shown, and how errors were made: once where all columns have the same, else by group."""
-    errors: dict[str, list[str]] = {}
-    for column in fit.columns:
-        groups = errors.setdefault(column.cov, [])
-        groups += [column.group.upper()] * (column.group.upper() not in groups)
-    said = " and ".join(cov + (f" ({', '.join(groups)})" if len(errors) > 1 else "") for cov, groups in errors.items())
-    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects, errors {said}"
+    errors = {column.cov for column in fit.columns}
+    same = f", errors {errors.pop()}" if len(errors) == 1 else ""
+    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects{same}"
 
 
 def _notes(fit: Fit) -> list[str]:
-    """Each note once, with the columns it belongs to."""
-    notes = dict.fromkeys(note for column in fit.columns for note in column.notes)
+    """Each note once, with the columns it belongs to; how errors were made, where that is not the same in all."""
+    differ = len({column.cov for column in fit.columns}) > 1
+    notes = {column.column: ((f"errors {column.cov}",) if differ else ()) + column.notes for column in fit.columns}
     return [
-        f"({', '.join(str(column.column) for column in fit.columns if note in column.notes)}) {note}" for note in notes
+        f"({', '.join(str(column) for column, own in notes.items() if note in own)}) {note}"
+        for note in dict.fromkeys(note for own in notes.values() for note in own)
     ]
 
 

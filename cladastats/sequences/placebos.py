@@ -85,8 +85,11 @@ def derived_study(
                 f"{name} hybrids need 2 pairs at least, as their comparison is between pairs; use more pairs"
             )
         schema = CORPUS_SCHEMA.append(pa.field("placebo", pa.string())) if "placebos" in facts else CORPUS_SCHEMA
-        # Random sequences have no document: pandas read that as NaN, which only this way is null again.
-        table = pa.Table.from_pandas(pd.DataFrame(rows(n_pairs)), schema=schema, preserve_index=False)
+        made = list(rows(n_pairs))
+        for row in made:
+            if pd.isna(row.get("document")):  # random texts have none, which pandas read as NaN, and that is no number
+                row["document"] = None
+        table = pa.Table.from_pylist(made, schema=schema)
         corpus = {"made_of": config.corpus_sha256, **facts}
         derived = replace(config, pairs=n_pairs, length=length, corpus=corpus, corpus_sha256=tokens_sha256(table))
         create_study(folder, derived, table)
