@@ -21,6 +21,7 @@ from results_tables import (
     estimate,
     markdown,
     mean_responses,
+    named,
     on_models,
     percent,
     separator_share,
@@ -35,6 +36,7 @@ from stored import FIGURES
 from cladastats.figures import coefficient_figure, gain_figure, gain_layers_figure, layer_figure, prefix_figure
 from cladastats.panel.claims import CLAIMED, claims
 from cladastats.people.results import effect_table, read_results
+from cladastats.results.fit import PAPER_METRICS
 from cladastats.results.verdicts import SIGNIFICANCE
 from cladastats.study import STUDIES as FOLDER
 from cladastats.study import Study
@@ -65,7 +67,7 @@ def publish(rows: Sequence[RealStudy], former: Sequence[RealStudy]) -> None:
     if people:
         draw_people(people)
         write_people_tables(FIGURES / "tables", KEPT / "human", people)
-    write_tables(FIGURES / "tables", kept)
+    write_tables(FIGURES / "tables", kept, rows)
     (FIGURES / "RESULTS.md").write_text(page(rows, kept, people), encoding="utf-8")
 
 
@@ -285,17 +287,18 @@ def _claims(heads: Mapping[str, Kept], judged: Mapping[str, pd.DataFrame]) -> It
                 rows.append({"claim": short_claim(claim), "model": title, "estimate": value, "verdict": row.verdict})
                 for other in found[found["metric"] != SHOWN].itertuples():
                     if other.verdict != row.verdict:
-                        differ.append(f"{short_claim(claim)} on {title} ({other.metric}: {other.verdict})")
+                        differ.append(f"{short_claim(claim)} on {title}: {other.verdict}")
     files = "; ".join(f"`{one.path}/fits/{SHOWN}.json`" for one in heads.values())
     commands = "; ".join(claims_command(one) for one in heads.values())
     yield (
-        f"Each row is a claim of the paper's section 2 on one model, by `{SHOWN}`. Effects of the prefix are response "
+        f"Each row is a claim of the paper's section 2 on one model, by {named(SHOWN)}. Effects of the prefix are response "
         "points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals that are not "
         f"corrected. From {files}; recomputed by {commands}. [What each verdict rests on](tables/claims.md)."
     )
     yield markdown(pd.DataFrame(rows), "claims")
     yield verdict_rule()
-    yield "By cosine the verdicts are the same." if not differ else f"Other verdicts by cosine: {'; '.join(differ)}."
+    by = named(next(metric for metric in PAPER_METRICS if metric != SHOWN))
+    yield f"By {by} the verdicts are the same." if not differ else f"Other verdicts by {by}: {'; '.join(differ)}."
     slopes = on_models({m: f"{smallest_slopes(one.study).get('nls', float('nan')):.2g}" for m, one in heads.items()})
     yield (
         f"What could have been seen: a test at {100 * SIGNIFICANCE:g} % finds a slope of natural text of {slopes} in "
@@ -332,7 +335,7 @@ def _pictures(heads: Mapping[str, Kept]) -> Iterator[str]:
     for model, one in heads.items():
         yield f"![Responses against the prefix's length](studies/{one.row.name}/figures/prefix-all.png)"
         yield (
-            f"*{TITLES[model]}, `{one.row.name}`: means over pairs with 95 % intervals, by `{SHOWN}`. Upper row: the "
+            f"*{TITLES[model]}, `{one.row.name}`: means over pairs with 95 % intervals, by {named(SHOWN)}. Upper row: the "
             "response to B and to B\\*, which ends in A's word. Lower row: the similarity to B and to A.*"
         )
 

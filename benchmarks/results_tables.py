@@ -83,6 +83,11 @@ def _cell(value: Any) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
+def named(metric: str) -> str:
+    """A metric as captions and cells call it."""
+    return f"`{metric}`"
+
+
 def short_claim(claim: str) -> str:
     """A claim's text as it fits a row."""
     for long, short in SHORTER:
@@ -162,19 +167,22 @@ def effects(kept: Iterable[Kept]) -> pd.DataFrame:
 # -- Pages -----------------------------------------------------------------------------------------------------------
 
 
-def write_tables(folder: Path, kept: Sequence[Kept]) -> None:
+def write_tables(folder: Path, kept: Sequence[Kept], rows: Sequence[RealStudy]) -> None:
     """Write every page of the studies, and its CSV files.
 
     Args:
         folder: `figures/tables`.
         kept: The finished studies, in the order of the list.
+        rows: The list, for what a pilot says of studies that are not finished.
     """
     measured = [one for one in kept if one.row.role != "pilot"]  # a pilot is for margin and power, and judges nothing
-    for name, page, of in (
-        ("claims", claims_page, measured), ("responses", responses_page, measured),
-        ("measures", measures_page, measured), ("checks", checks_page, measured), ("designs", designs_page, kept),
-    ):  # fmt: skip
-        text, tables = page(of)
+    for name, (text, tables) in {
+        "claims": claims_page(measured),
+        "responses": responses_page(measured),
+        "measures": measures_page(measured),
+        "checks": checks_page(measured),
+        "designs": designs_page(kept, rows),
+    }.items():
         write_page(folder / f"{name}.md", text)
         write_csv(folder, tables)
 
@@ -225,7 +233,7 @@ def claims_page(kept: Sequence[Kept]) -> Page:
                 }
                 for number, row in enumerate(rows.itertuples(), 1)
             )
-            parts += [f"By `{metric}`:", markdown(shown, f"claims of {one.title}")]
+            parts += [f"By {named(str(metric))}:", markdown(shown, f"claims of {one.title}")]
             parts.append("\n".join(f"{i}. {_evidence(one, row)}" for i, row in enumerate(rows.itertuples(), 1)))
         parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in found.attrs["notes"]))
     return parts, {"claims": stacked(tables)} if tables else {}
@@ -271,7 +279,7 @@ def responses_page(kept: Sequence[Kept]) -> Page:
     """Mean responses against the prefix's share."""
     parts = [
         "# How far the activations move, by the prefix's share",
-        f"Each row is a group and a share of the text that is exchanged, by `{SHOWN}`. Responses are 0 where the "
+        f"Each row is a group and a share of the text that is exchanged, by {named(SHOWN)}. Responses are 0 where the "
         "prefix changes nothing. `toward` is 1 where the hybrid acts like the text of its prefix (B), `matched` where "
         "it acts like that text with the hybrid's own last word (B*); `away` is what is lost of the likeness to A. "
         "Means have 95 % intervals. Medians stand beside them, because a few pairs have very large responses. "
@@ -329,7 +337,9 @@ def measures_page(kept: Sequence[Kept]) -> Page:
                 across, index = "group", ["response", "metric"]
             else:
                 across, index = "form", ["response", "metric", "group"]
-            shown = cells.pivot_table(index=index, columns=across, values="cell", aggfunc="first", sort=False)
+            shown = cells.assign(metric=cells["metric"].map(named)).pivot_table(
+                index=index, columns=across, values="cell", aggfunc="first", sort=False
+            )
             shown = shown.rename(columns={"nls": "NLS", "rts": "RTS", "equal ratio": "at equal ratio"}).reset_index()
             if "group" in shown:
                 shown["group"] = shown["group"].str.upper()
@@ -342,7 +352,7 @@ def checks_page(kept: Sequence[Kept]) -> Page:
     """Placebo hybrids, one token earlier, and the paper's 13 sentences."""
     parts = [
         "# Is it the prefix, and is it this token?",
-        f"All by `{SHOWN}`, response `toward`. Slopes are response points per 1,000 tokens of prefix with 95 % "
+        f"All by {named(SHOWN)}, response `toward`. Slopes are response points per 1,000 tokens of prefix with 95 % "
         "intervals. Placebo hybrids are compared with genuine ones of the same pairs: a prefix of another text, B's "
         "prefix with its words shuffled, and B's words in the middle or at the end. CSV: [placebo](placebo.csv), "
         "[one token earlier](earlier.csv), [the 13 sentences](case.csv).",
@@ -389,14 +399,14 @@ def _triples(table: pd.DataFrame) -> Iterator[tuple[str, list[pd.Series]]]:
         yield name, [table[name], table[f"{name}_low"], table[f"{name}_high"]]
 
 
-def designs_page(kept: Sequence[Kept]) -> Page:
+def designs_page(kept: Sequence[Kept], listed: Sequence[RealStudy]) -> Page:
     """What each study is, and what it could have seen."""
     parts = [
         "# What the studies are, and what they could see",
         "The first table has the texts of each study. `separator` is the share of its natural rows in which another "
         "document begins between prefix and target; panels of earlier versions did not record it. The second has the "
         "smallest slope of the prefix, in response points per 1,000 tokens, that a test at 5 % finds in four of five "
-        f"such studies (`{SHOWN}`, columns 1 and 2, not corrected), and the equivalence margin, which `study.json` "
+        f"such studies ({named(SHOWN)}, columns 1 and 2, not corrected), and the equivalence margin, which `study.json` "
         "holds since before the study was made. A study of n times the pairs sees a slope smaller by the square root "
         "of n. [designs.csv](designs.csv) has both; `python benchmarks/study.py publish` recomputes them from "
         "`study.json`, the panels and the fits of each study.",
@@ -411,7 +421,7 @@ def designs_page(kept: Sequence[Kept]) -> Page:
         parts.append(markdown(shown, "designs"))
     parts += ["Sources of texts and of margins:"]
     parts.append("\n".join(f"- {row['study']}: `{row['source']}`. Margin: {row['margin_source']}." for row in rows))
-    powers = {one.row.name: _power(one, kept) for one in kept if one.row.role == "pilot"}
+    powers = {one.row.name: _power(one, listed) for one in kept if one.row.role == "pilot"}
     if powers:
         parts += [
             "## What the pilots say that the studies see",
@@ -438,10 +448,11 @@ def designs_page(kept: Sequence[Kept]) -> Page:
     return parts, {"designs": table} | ({"power": stacked(powers)} if powers else {})
 
 
-def _power(pilot: Kept, kept: Sequence[Kept]) -> pd.DataFrame:
-    """What the pairs of the pilot and of its model's other studies see."""
-    pairs = sorted({one.row.pairs for one in kept if one.row.model == pilot.row.model})
-    return plan(pilot.study.fit(SHOWN), pairs, FAMILY)
+def _power(pilot: Kept, listed: Sequence[RealStudy]) -> pd.DataFrame:
+    """What the pairs of the pilot and of its model's other studies of that length and form see."""
+    alike = ("model", "length", "windows")
+    same = [row for row in listed if all(getattr(row, name) == getattr(pilot.row, name) for name in alike)]
+    return plan(pilot.study.fit(SHOWN), sorted({row.pairs for row in same}), FAMILY)
 
 
 def _design(one: Kept) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_the_committed_page_is_what_the_kept_files_say(kept, people):
 
 def test_the_committed_tables_are_what_the_kept_files_say(kept, people, tmp_path):
     """CSV files have six digits, of which the last may be another elsewhere; their columns and rows may not."""
-    results_tables.write_tables(tmp_path, kept)
+    results_tables.write_tables(tmp_path, kept, STUDIES)
     results_people.write_people_tables(tmp_path, results_page.KEPT / "human", people)
     committed = ROOT / "figures" / "tables"
     made = sorted(path.name for path in tmp_path.iterdir())
