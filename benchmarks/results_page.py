@@ -291,8 +291,8 @@ def _claims(heads: Mapping[str, Kept], judged: Mapping[str, pd.DataFrame]) -> It
     files = "; ".join(f"`{one.path}/fits/{SHOWN}.json`" for one in heads.values())
     commands = "; ".join(claims_command(one) for one in heads.values())
     yield (
-        f"Each row is a claim of the paper's section 2 on one model, by {named(SHOWN)}. Effects of the prefix are response "
-        "points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals that are not "
+        f"Each row is a claim of the paper's section 2 on one model, by {named(SHOWN)}. Effects of the prefix are "
+        "response points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals that are not "
         f"corrected. From {files}; recomputed by {commands}. [What each verdict rests on](tables/claims.md)."
     )
     yield markdown(pd.DataFrame(rows), "claims")
@@ -335,8 +335,8 @@ def _pictures(heads: Mapping[str, Kept]) -> Iterator[str]:
     for model, one in heads.items():
         yield f"![Responses against the prefix's length](studies/{one.row.name}/figures/prefix-all.png)"
         yield (
-            f"*{TITLES[model]}, `{one.row.name}`: means over pairs with 95 % intervals, by {named(SHOWN)}. Upper row: the "
-            "response to B and to B\\*, which ends in A's word. Lower row: the similarity to B and to A.*"
+            f"*{TITLES[model]}, `{one.row.name}`: means over pairs with 95 % intervals, by {named(SHOWN)}. Upper row: "
+            "the response to B and to B\\*, which ends in A's word. Lower row: the similarity to B and to A.*"
         )
 
 
