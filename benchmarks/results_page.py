@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from results_people import people_answer, write_people_tables
@@ -21,7 +21,6 @@ from results_tables import (
     estimate,
     markdown,
     mean_responses,
-    named,
     on_models,
     percent,
     separator_share,
@@ -33,10 +32,18 @@ from results_tables import (
 )
 from stored import FIGURES
 
-from cladastats.figures import coefficient_figure, gain_figure, gain_layers_figure, layer_figure, prefix_figure
+from cladastats.figures import (
+    coefficient_figure,
+    gain_figure,
+    gain_layers_figure,
+    layer_figure,
+    prefix_figure,
+    save,
+)
 from cladastats.panel.claims import CLAIMED, claims
 from cladastats.people.results import effect_table, read_results
 from cladastats.results.fit import PAPER_METRICS
+from cladastats.results.labels import metric_title
 from cladastats.results.verdicts import SIGNIFICANCE
 from cladastats.study import STUDIES as FOLDER
 from cladastats.study import Study
@@ -45,7 +52,8 @@ if TYPE_CHECKING:
     from study import RealStudy
 
 KEPT = FIGURES / "studies"
-METRICS = ("cosine", "cosine_centred", "jaccard", "cka")  # the last is the one whose coefficients are kept
+# The last is the one whose coefficients are kept.
+METRICS = ("cosine", "cosine_centred", "pearson", "jaccard", "cka_trimmed", "cka")
 
 
 def publish(rows: Sequence[RealStudy], former: Sequence[RealStudy]) -> None:
@@ -107,7 +115,7 @@ def _metric_and_response(name: str) -> tuple[str, str]:
 def copy_results(row: RealStudy) -> None:
     """Keep the results of a study that was made here, without texts and activations."""
     names = ["study.json", "coefficients.json", "controls.parquet", "earlier.csv", "case-*.csv", "fits/*.json"]
-    names += [f"panel-{metric}.parquet" for metric in (*METRICS, "cka_trimmed")] + ["figures/*"]
+    names += [f"panel-{metric}.parquet" for metric in METRICS] + ["figures/*"]
     made, kept = FOLDER / row.name, KEPT / row.name
     shutil.rmtree(kept, ignore_errors=True)
     for path in [path for name in names for path in sorted(made.glob(name))]:
@@ -129,24 +137,24 @@ def copy_people() -> None:
 def draw(one: Kept, kept: Sequence[Kept]) -> None:
     """The figures that need more than one panel, or fits: all prefix shares, coefficients, layers."""
     folder, study = one.study.folder / "figures", one.study
-    panels = [other.study.panel(SHOWN) for other in (one, *longer(one, kept))]
-    keep(prefix_figure(pd.concat(panels), SHOWN), folder / "prefix-all")
-    keep(coefficient_figure({metric: study.fit(metric) for metric in ("cka", "cosine")}), folder / "coefficients")
-    keep(layer_figure(study.fit(SHOWN)), folder / "layers")
+    same_pairs = [other.study for other in (one, *longer(one, kept))]
+    whole, trimmed = (_panels(same_pairs, metric) for metric in (SHOWN, "cka_trimmed"))
+    save(prefix_figure(whole, SHOWN, trimmed if len(trimmed) else None), folder / "prefix-all")
+    save(coefficient_figure({metric: study.fit(metric) for metric in PAPER_METRICS}), folder / "coefficients")
+    save(layer_figure(study.fit(SHOWN)), folder / "layers")
+
+
+def _panels(studies: Iterable[Study], metric: str) -> pd.DataFrame:
+    """The panels of a metric under each other; nothing where earlier versions kept none."""
+    there = [study.panel(metric) for study in studies if (study.folder / f"panel-{metric}.parquet").is_file()]
+    return pd.concat(there) if there else pd.DataFrame()
 
 
 def draw_people(models: Iterable[str]) -> None:
     """The figures of held-out gains."""
     human = KEPT / "human"
-    keep(gain_figure({name: effect_table(human / name) for name in models}), human / "gains")
-    keep(gain_layers_figure({name: read_results(human / name) for name in models}), human / "layers")
-
-
-def keep(figure: Any, path: Path) -> None:
-    """Write a figure as PNG and PDF; without the date the same results give the same bytes."""
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+    save(gain_figure({name: effect_table(human / name) for name in models}), human / "gains")
+    save(gain_layers_figure({name: read_results(human / name) for name in models}), human / "layers")
 
 
 # -- Which study stands for a model ----------------------------------------------------------------------------------
@@ -291,13 +299,14 @@ def _claims(heads: Mapping[str, Kept], judged: Mapping[str, pd.DataFrame]) -> It
     files = "; ".join(f"`{one.path}/fits/{SHOWN}.json`" for one in heads.values())
     commands = "; ".join(claims_command(one) for one in heads.values())
     yield (
-        f"Each row is a claim of the paper's section 2 on one model, by {named(SHOWN)}. Effects of the prefix are "
-        "response points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals that are not "
-        f"corrected. From {files}; recomputed by {commands}. [What each verdict rests on](tables/claims.md)."
+        f"Each row is a claim of the paper's section 2 on one model, by {metric_title(SHOWN)}. Effects of the prefix "
+        "are response points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals "
+        f"that are not corrected. From {files}; recomputed by {commands}. "
+        "[What each verdict rests on](tables/claims.md)."
     )
     yield markdown(pd.DataFrame(rows), "claims")
     yield verdict_rule()
-    by = named(next(metric for metric in PAPER_METRICS if metric != SHOWN))
+    by = metric_title(next(metric for metric in PAPER_METRICS if metric != SHOWN))
     yield f"By {by} the verdicts are the same." if not differ else f"Other verdicts by {by}: {'; '.join(differ)}."
     slopes = on_models({m: f"{smallest_slopes(one.study).get('nls', float('nan')):.2g}" for m, one in heads.items()})
     yield (
@@ -335,8 +344,9 @@ def _pictures(heads: Mapping[str, Kept]) -> Iterator[str]:
     for model, one in heads.items():
         yield f"![Responses against the prefix's length](studies/{one.row.name}/figures/prefix-all.png)"
         yield (
-            f"*{TITLES[model]}, `{one.row.name}`: means over pairs with 95 % intervals, by {named(SHOWN)}. Upper row: "
-            "the response to B and to B\\*, which ends in A's word. Lower row: the similarity to B and to A.*"
+            f"*{TITLES[model]}, `{one.row.name}`: the responses to B and to B\\*, which ends in A's word, and "
+            "similarities. Means with 95 % intervals, and medians. The upper row is the scale of the question, from no "
+            "change to the activations of the other text. The rows below are magnified.*"
         )
 
 

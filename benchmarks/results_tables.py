@@ -16,9 +16,10 @@ import pandas as pd
 from tabulate import tabulate
 
 from cladastats.panel.claims import claims
+from cladastats.panel.overview import responses_by_ratio
 from cladastats.panel.power import plan
-from cladastats.panel.within import mean_summary
 from cladastats.results.fit import CONFIRMATORY, LABELS, LOADS, PAPER_METRICS, RESPONSES
+from cladastats.results.labels import metric_label, metric_title
 from cladastats.results.robustness import with_interval
 from cladastats.results.verdicts import VERDICTS
 from cladastats.study import Study
@@ -83,11 +84,6 @@ def _cell(value: Any) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
-def named(metric: str) -> str:
-    """A metric as captions and cells call it."""
-    return f"`{metric}`"
-
-
 def short_claim(claim: str) -> str:
     """A claim's text as it fits a row."""
     for long, short in SHORTER:
@@ -111,30 +107,17 @@ def claims_command(kept: Kept) -> str:
 def mean_responses(kept: Iterable[Kept], metric: str = SHOWN) -> pd.DataFrame:
     """Mean and median of every response at every prefix share.
 
-    Args:
-        kept: Studies.
-        metric: Of their panels.
-
     Returns:
-        A row per study, group, ratio and response: `pairs` that have it, `mean` with its 95 % interval (errors by the
-        rule of the regressions), `median`.
+        A row per study, response, group and ratio, with the columns of
+        `cladastats.panel.overview.responses_by_ratio`.
     """
-    rows = []
-    for one in kept:
-        panel = one.study.panel(metric)
-        for (group, ratio), block in panel.groupby(["group", "ratio"]):
-            for response in ("toward", "matched", "away"):
-                whole = block.dropna(subset=[RESPONSES[response]]).set_index(["pair", "ratio"])
-                values = whole[RESPONSES[response]]
-                low, high = mean_summary(whole, RESPONSES[response])["ci"]
-                rows.append(
-                    {
-                        "study": one.row.name, "group": group, "ratio": ratio, "response": response,
-                        "pairs": len(values), "mean": values.mean(), "ci_low": low, "ci_high": high,
-                        "median": values.median(),
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows)
+    found = [
+        responses_by_ratio(one.study.panel(metric), RESPONSES[response]).assign(study=one.row.name, response=response)
+        for one in kept
+        for response in ("toward", "matched", "away")
+    ]
+    table = pd.concat(found) if found else pd.DataFrame(columns=["study", "response", "group", "ratio", "mean"])
+    return table[["study", "response", *table.columns.drop(["study", "response"])]]
 
 
 def effects(kept: Iterable[Kept]) -> pd.DataFrame:
@@ -233,7 +216,7 @@ def claims_page(kept: Sequence[Kept]) -> Page:
                 }
                 for number, row in enumerate(rows.itertuples(), 1)
             )
-            parts += [f"By {named(str(metric))}:", markdown(shown, f"claims of {one.title}")]
+            parts += [f"By {metric_title(str(metric))}:", markdown(shown, f"claims of {one.title}")]
             parts.append("\n".join(f"{i}. {_evidence(one, row)}" for i, row in enumerate(rows.itertuples(), 1)))
         parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in found.attrs["notes"]))
     return parts, {"claims": stacked(tables)} if tables else {}
@@ -279,10 +262,11 @@ def responses_page(kept: Sequence[Kept]) -> Page:
     """Mean responses against the prefix's share."""
     parts = [
         "# How far the activations move, by the prefix's share",
-        f"Each row is a group and a share of the text that is exchanged, by {named(SHOWN)}. Responses are 0 where the "
-        "prefix changes nothing. `toward` is 1 where the hybrid acts like the text of its prefix (B), `matched` where "
+        f"Each row is a group and a share of the text that is exchanged, by {metric_title(SHOWN)}. Responses are 0 where "
+        "the prefix changes nothing. `toward` is 1 where the hybrid acts like the text of its prefix (B), `matched` where "
         "it acts like that text with the hybrid's own last word (B*); `away` is what is lost of the likeness to A. "
-        "Means have 95 % intervals. Medians stand beside them, because a few pairs have very large responses. "
+        "Means have 95 % intervals. Medians stand beside them, because a few pairs have very large responses; `beyond "
+        "1` is the share of pairs whose response is outside -1 to 1. "
         "[responses.csv](responses.csv) has the same numbers; `python benchmarks/study.py publish` recomputes both.",
     ]
     table = mean_responses(kept)
@@ -297,6 +281,7 @@ def responses_page(kept: Sequence[Kept]) -> Page:
                     "pairs": str(row.pairs),
                     "mean": with_interval(row.mean, (row.ci_low, row.ci_high)),
                     "median": row.median,
+                    "beyond 1": f"{100 * row.beyond:.3g} %",
                 }
                 for row in rows.itertuples()
             )
@@ -337,7 +322,7 @@ def measures_page(kept: Sequence[Kept]) -> Page:
                 across, index = "group", ["response", "metric"]
             else:
                 across, index = "form", ["response", "metric", "group"]
-            shown = cells.assign(metric=cells["metric"].map(named)).pivot_table(
+            shown = cells.assign(metric=cells["metric"].map(metric_label)).pivot_table(
                 index=index, columns=across, values="cell", aggfunc="first", sort=False
             )
             shown = shown.rename(columns={"nls": "NLS", "rts": "RTS", "equal ratio": "at equal ratio"}).reset_index()
@@ -352,8 +337,8 @@ def checks_page(kept: Sequence[Kept]) -> Page:
     """Placebo hybrids, one token earlier, and the paper's 13 sentences."""
     parts = [
         "# Is it the prefix, and is it this token?",
-        f"All by {named(SHOWN)}, response `toward`. Slopes are response points per 1,000 tokens of prefix with 95 % "
-        "intervals. Placebo hybrids are compared with genuine ones of the same pairs: a prefix of another text, B's "
+        f"All by {metric_title(SHOWN)}, response `toward`. Slopes are response points per 1,000 tokens of prefix with "
+        "95 % intervals. Placebo hybrids are compared with genuine ones of the same pairs: a prefix of another text, B's "
         "prefix with its words shuffled, and B's words in the middle or at the end. CSV: [placebo](placebo.csv), "
         "[one token earlier](earlier.csv), [the 13 sentences](case.csv).",
     ]
@@ -406,10 +391,10 @@ def designs_page(kept: Sequence[Kept], listed: Sequence[RealStudy]) -> Page:
         "The first table has the texts of each study. `separator` is the share of its natural rows in which another "
         "document begins between prefix and target; panels of earlier versions did not record it. The second has the "
         "smallest slope of the prefix, in response points per 1,000 tokens, that a test at 5 % finds in four of five "
-        f"such studies ({named(SHOWN)}, columns 1 and 2, not corrected), and the equivalence margin, which "
-        "`study.json` holds since before the study was made. A study of n times the pairs sees a slope smaller by the square root "
-        "of n. [designs.csv](designs.csv) has both; `python benchmarks/study.py publish` recomputes them from "
-        "`study.json`, the panels and the fits of each study.",
+        f"such studies ({metric_title(SHOWN)}, columns 1 and 2, not corrected), and the equivalence margin, which "
+        "`study.json` holds since before the study was made. A study of n times the pairs sees a slope smaller by the "
+        "square root of n. [designs.csv](designs.csv) has both; `python benchmarks/study.py publish` recomputes them "
+        "from `study.json`, the panels and the fits of each study.",
     ]
     rows = [_design(one) for one in kept]
     table = pd.DataFrame(rows)

@@ -44,8 +44,8 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
         "--equivalence-margin",
         type=float,
         metavar="X",
-        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); default: 100 "
-        "divided by the length",
+        help="NLS-RTS difference of the prefix coefficient that counts as none (points per 1,000 tokens); default: "
+        "that of a pilot, 5.5 divided by the length",
     )
     parser.add_argument(
         "--margin-source",
@@ -109,7 +109,12 @@ def _similarity(parser: argparse.ArgumentParser) -> None:
 
 
 def _metric(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metric", default="cka", metavar="M", help="cka (default), cosine, cosine_centred or jaccard")
+    parser.add_argument(
+        "--metric",
+        default="cka",
+        metavar="M",
+        help="cka (default; r2, one-feature CKA), pearson, cosine, cosine_centred or jaccard",
+    )
     parser.add_argument(
         "--estimator",
         choices=("within", "trimmed", "population", "neurons", "debiased", "biased"),
@@ -263,7 +268,7 @@ COMMANDS: Commands = {
     "regress": ("the six panel regressions; writes coefficients.json for the engine", _regress),
     "words": ("surprisal, entropy and effort of every word of texts or stimuli, in any language model", _words),
     "human": ("your own trials in a mixed model; does effort predict what readers do beyond surprisal?", _human),
-    "figures": ("draw similarity against prefix length", _figures),
+    "figures": ("draw responses against prefix length, and population CKA by layer", _figures),
 }
 
 

@@ -44,8 +44,11 @@ DEFAULTS: dict[str, Any] = {
 PAPER: dict[str, Any] = {"pairs": 2000, "length": 2048, "windows": "stream"}
 """The shape of the paper's corpus, which `--paper` asks for (paper, section 2.1.1)."""
 
-MARGIN_SHARE = 0.1
-MARGIN_SOURCE = "a tenth of the slope of a response that rises from 0 to 1 in proportion to the prefix"
+PILOT_MARGIN, PILOT_LENGTH = 0.0107, 512
+MARGIN_SOURCE = (
+    "half the slope of random words by cka in a pilot of smollm2-135m (50 pairs of XSum documents of length 512, "
+    "figures/studies/pilot-smollm2-135m), in proportion to the length"
+)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -86,13 +89,16 @@ def asked_settings(args: argparse.Namespace) -> dict[str, Any]:
 def default_margin(length: int) -> float:
     """The equivalence margin of a study that names none: `MARGIN_SOURCE`.
 
+    A response that follows a share of the text does so over fewer tokens in a shorter text: its slope per 1,000 tokens
+    goes with 1 / length.
+
     Args:
         length: tokens before the target.
 
     Returns:
         response points per 1,000 tokens.
     """
-    return MARGIN_SHARE * 1000 / length
+    return PILOT_MARGIN * PILOT_LENGTH / length
 
 
 def make_study(folder: str | None, options: dict[str, Any]) -> Study:

@@ -20,6 +20,7 @@ from clada.methods.coefficients import COEFFICIENTS_SCHEMA
 from clada.system.jsonfile import write_json
 from cladastats.panel.columns import fit_columns
 from cladastats.results.fit import PAPER_METRICS, Fit, undefined_to_none
+from cladastats.results.labels import metric_title
 from cladastats.results.robustness import render_robustness
 from cladastats.similarities.metrics import POPULATION, metric_name
 from cladastats.study import Study, kept_where_possible
@@ -70,7 +71,8 @@ def main(args: argparse.Namespace) -> None:
         print("\n" + render_robustness(fit, args.format))
     if coefficients is not None:
         print(
-            f"cladastats: {coefficients} now holds lambda and gamma of metric {metric}, response {fit.response}",
+            f"cladastats: {coefficients} now holds lambda and gamma of metric {metric_title(metric)}, response "
+            f"{fit.response}",
             file=sys.stderr,
         )
 

@@ -15,6 +15,7 @@ import hashlib
 import pandas as pd
 
 from clada.errors import StudyError
+from cladastats.results.labels import metric_title
 from cladastats.similarities.blocks import panel_keys
 from cladastats.similarities.formulas import SMALLEST_DISTANCE, shifts
 from cladastats.similarities.metrics import METRICS, POPULATION, Metric, metric_name
@@ -82,7 +83,7 @@ def _write_panels(study: Study, metric: Metric, index: pd.DataFrame, inputs: str
     missing = int(pooled[["shift_toward", "shift_matched"]].isna().any(axis=1).sum())
     if missing:
         print(
-            f"cladastats: {metric.name}: {missing} of {len(pooled)} rows have no shift (1 - sim(A, B) < "
+            f"cladastats: {metric_title(metric.name)}: {missing} of {len(pooled)} rows have no shift (1 - sim(A, B) < "
             f"{SMALLEST_DISTANCE})",
             file=sys.stderr,
         )

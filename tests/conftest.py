@@ -67,7 +67,7 @@ def small_copy(small_study, tmp_path):
     from cladastats.study import Study
 
     folder = tmp_path / "copy"
-    kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "population*")
+    kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "panel-*pearson*", "population*")
     shutil.copytree(small_study.folder, folder, ignore=kept)
     return Study(folder)
 

@@ -345,6 +345,8 @@ def test_verdicts_in_every_format(fits, panel):
         assert "nan" not in shown.lower().replace("dominant", "")
         if fmt not in ("csv", "json"):
             assert shown.count("fits/cosine.json: column 6, entropy") == 1
+        if fmt == "latex":
+            assert " & $-$0." in shown  # a minus sign, no hyphen
     content = json.loads(render_verdicts(table, "json", notes), parse_constant=lambda name: pytest.fail(name))
     assert (content["schema"], content["notes"]) == ("cladastats/claims/1", notes)
     assert content["claims"][0]["estimate"] == table["estimate"][0]

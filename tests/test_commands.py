@@ -224,7 +224,8 @@ def test_regress_on_the_newest_study_needs_no_option(tmp_path, small_copy, monke
     done = finished(tmp_path, "cladastats.regress", "--metric", "cka")
     assert done.returncode == 0, done.stderr
     assert "Prefix (1,000 tokens)" in done.stdout
-    assert "newest/coefficients.json now holds lambda and gamma of metric cka, response toward" in done.stderr
+    said = "newest/coefficients.json now holds lambda and gamma of metric r², one-feature CKA (cka), response toward"
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("fmt", ["text", "markdown", "latex", "csv", "html", "json"])
@@ -264,9 +265,15 @@ def test_controls_are_shown_and_leave_the_files_alone(capsys, small_copy):
 def test_figures_are_drawn(small_copy, capsys):
     shutil.rmtree(small_copy.folder / "figures")
     assert cladastats(["figures", "--study", str(small_copy.folder)]) == 0
-    for metric in ("cka", "cosine"):
-        assert (small_copy.folder / "figures" / f"prefix-{metric}.png").read_bytes().startswith(b"\x89PNG")
-        assert (small_copy.folder / "figures" / f"prefix-{metric}.pdf").read_bytes().startswith(b"%PDF")
+    assert {path.name for path in (small_copy.folder / "figures").iterdir()} == {
+        f"prefix-{metric}.{suffix}" for metric in ("cka", "cosine") for suffix in ("png", "pdf")
+    }
+    # Population CKA is drawn too once it is computed.
+    assert cladastats(["similarity", "--study", str(small_copy.folder), "--estimator", "population"]) == 0
+    assert cladastats(["figures", "--study", str(small_copy.folder)]) == 0
+    for name in ("prefix-cka", "prefix-cosine", "population-cka"):
+        assert (small_copy.folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (small_copy.folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_generate_reads_the_study_and_says_what_it_used(small_copy, tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from scipy.stats import pearsonr
 
 from clada.errors import InputError
 from cladastats.cli import COMMANDS
+from cladastats.results.labels import METRIC_LABELS, metric_title
 from cladastats.similarities.formulas import (
     SMALLEST_DISTANCE,
     cka_biased,
@@ -20,9 +21,10 @@ from cladastats.similarities.formulas import (
     cosine,
     hsic1,
     jaccard,
+    pearson,
     shifts,
 )
-from cladastats.similarities.metrics import ESTIMATORS, METRICS, metric_name
+from cladastats.similarities.metrics import ESTIMATORS, METRICS, POPULATION, metric_name
 
 LAYERS, NEURONS = 30, 2000
 # Two ways to sum a few thousand float64 products differ by well under 1e-12 of their value.
@@ -67,6 +69,23 @@ def test_within_is_the_squared_correlation_of_each_layer(related: tuple[np.ndarr
     x, y = related
     expected = [pearsonr(a, b).statistic ** 2 for a, b in zip(x, y, strict=True)]
     assert cka_within(x, y) == pytest.approx(expected, rel=SAME)
+
+
+def test_pearson_is_scipys_of_each_layer_and_within_its_square(related: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = related
+    expected = [pearsonr(a, b).statistic for a, b in zip(x, y, strict=True)]
+    assert METRICS["pearson"].compare(x, y) == pytest.approx(expected, rel=SAME)
+    assert pearson(x, y) ** 2 == pytest.approx(METRICS["cka"].compare(x, y), rel=SAME)
+
+
+def test_only_pearson_sees_that_a_layer_is_turned_upside_down(related: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = related
+    turned = y.copy()
+    turned[3] = -turned[3] + 5
+    assert cka_within(x, turned) == pytest.approx(cka_within(x, y), rel=SAME)
+    signs = np.where(np.arange(LAYERS) == 3, -1, 1)
+    assert pearson(x, turned) == pytest.approx(signs * pearson(x, y), rel=SAME)
+    assert pearson(x, turned)[3] < 0
 
 
 def test_within_is_linear_cka_with_neurons_as_rows_and_one_column(related: tuple[np.ndarray, np.ndarray]) -> None:
@@ -254,6 +273,14 @@ def test_debiased_needs_four_observations_and_the_jackknife_five(rng: np.random.
 # -- names --------------------------------------------------------------------------------------------------------
 
 
+def test_every_metric_has_a_label_of_its_own_that_says_what_cka_is() -> None:
+    labels = {name: metric.label for name, metric in METRICS.items()}
+    assert set(METRIC_LABELS) == {*METRICS, POPULATION}
+    assert len(set(labels.values())) == len(labels)
+    assert labels["cka"] == "r², one-feature CKA"
+    assert [metric_title(name) for name in ("cka", "cosine", "mine")] == ["r², one-feature CKA (cka)", "cosine", "mine"]
+
+
 def test_the_command_offers_every_estimator_of_the_registry() -> None:
     parser = argparse.ArgumentParser()
     COMMANDS["similarity"][1](parser)
@@ -281,6 +308,7 @@ def test_every_metric_of_a_matrix_with_itself_is_one(name: str, rng: np.random.G
         ("cka_biased", None, "cka_biased"),
         ("cosine", None, "cosine"),
         ("cosine_centred", None, "cosine_centred"),
+        ("pearson", None, "pearson"),
         ("jaccard", None, "jaccard"),
     ],
 )

@@ -23,7 +23,7 @@ from cladastats.controls import controls
 from cladastats.figures import coefficient_figure, layer_figure
 from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study
 from cladastats.panel.claims import claims
-from cladastats.panel.overview import across_measures, descriptive, side_by_side
+from cladastats.panel.overview import across_measures, beside, descriptive, side_by_side
 from cladastats.placebo import earlier_token
 from cladastats.results.fit import FORMATS
 from cladastats.results.robustness import ROBUST_COLUMNS, render_robustness, robustness_rows
@@ -154,11 +154,17 @@ def test_every_claim_has_the_estimate_of_its_file_and_keeps_what_is_there(checke
 
 def test_every_measure_beside_each_other(checked):
     table = across_measures([checked])
-    assert list(table["metric"]) == ["cka", "cka", "cosine", "cosine"]
-    assert list(table["group"]) == ["NLS", "RTS"] * 2
+    labels = ("r², one-feature CKA", "r², one-feature CKA, trimmed", "cosine")
+    assert list(table["metric"]) == [label for label in labels for _ in range(2)]
+    assert list(table["group"]) == ["NLS", "RTS"] * 3
     row, fit = table.iloc[1], checked.fit("cka")
     low, high = fit.column(1).ci["prefix_len"]
     assert row["prefix"] == f"{fit.column(1).coef['prefix_len']:.3g} [{low:.3g}, {high:.3g}]"
+    short = beside([fit, checked.fit("cosine")])
+    assert list(short.columns) == ["metric", "effect", "NLS", "RTS"]
+    assert list(short["effect"]) == ["prefix", "surprisal", "entropy"] * 2
+    assert short.loc[0, "RTS"] == row["prefix"]
+    assert short.loc[5, "NLS"].startswith(f"{checked.fit('cosine').column(6).coef['entropy_norm']:.3g} [")
     same = fit.robustness["ratio_effects"]["rts"]["entropy_norm"]
     assert row["entropy at equal ratio"].startswith(f"{same['coef']:.3g} [")
     assert row["entropy"].startswith(f"{fit.column(5).coef['entropy_norm']:.3g} [")
@@ -234,18 +240,20 @@ def test_the_token_before_is_a_study_of_sequences_cut_by_one(checked):
 
 def test_figures_and_tables_of_a_checked_study(checked):
     fits = {metric: checked.fit(metric) for metric in ("cka", "cosine")}
-    axis = coefficient_figure(fits).axes[0]
-    assert len(axis.get_yticklabels()) == 2 * 2 * 3
-    assert len(layer_figure(fits["cka"]).axes) == 3
+    axes = coefficient_figure(fits).axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["r², one-feature CKA", "cosine"]
+    assert len(axes) == 3
+    assert len(layer_figure(fits["cka"]).axes) == 2 * 3
     with pytest.raises(StudyError, match="has no layers; run 'cladastats regress --metric cka --robust'"):
         layer_figure(replace(fits["cka"], robustness={}))
     table = side_by_side(list(fits.values()))
-    assert table.loc[("cka", "Prefix (1,000 tokens), published (t)"), "(2) NLS"] == "lost (20.16)"
+    assert table.loc[("r², one-feature CKA", "Prefix (1,000 tokens), published (t)"), "(2) NLS"] == "lost (20.16)"
     assert table.loc[("cosine", "Entropy (norm.), published (t)"), "(5) RTS"] == "-0.35 (-4.25)"
     panel = checked.panel("cka")
     shown = descriptive(panel).loc[("nls", "surprisal_bits")]
     rows = panel[panel["group"] == "nls"]
     assert shown["mean"] == pytest.approx(rows["surprisal_bits"].mean())
+    assert shown["median"] == rows["surprisal_bits"].median()
     spread = (rows.groupby("pair")["surprisal_bits"].var() * 2).sum() / 12  # 3 rows a pair, 6 pairs: 12 of freedom
     assert shown["std_within"] == pytest.approx(math.sqrt(spread))
 

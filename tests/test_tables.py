@@ -183,6 +183,12 @@ def test_latex_is_balanced_and_escaped(fit: Fit) -> None:
     assert r"previous\_surprisal" in latex
 
 
+def test_captions_say_what_cka_is(fit: Fit) -> None:
+    caption = replace(fit, metric="cka").table().splitlines()[0]
+    assert caption.startswith("Response toward, metric r², one-feature CKA (cka): ")
+    assert "metric r$^2$, one-feature CKA (cka)" in replace(fit, metric="cka").table("latex")
+
+
 def test_a_fit_shows_itself_as_its_table(fit: Fit) -> None:
     assert repr(fit) == fit.table("text")
 

@@ -48,12 +48,16 @@ class CaseStudy:
     """The 13 sentences on one model.
 
     Attributes:
+        metric: name of the similarity.
+        sentences: the 13, in order.
         similarity: [13, 13], mean over layers.
         layers: [layers, 13, 13].
         claims: a row per claim: `claim`, `text`, `comparisons`, `hold` (how many), `margin` (the smallest difference
             of similarity among them), `layers_hold` (share of layers in which all hold), `verdict`.
     """
 
+    metric: str
+    sentences: tuple[str, ...]
     similarity: np.ndarray
     layers: np.ndarray
     claims: pd.DataFrame
@@ -90,7 +94,7 @@ def case_study(model: Any, tokenizer: Any, metric: str = "cka") -> CaseStudy:
                 "verdict": "holds" if hold == len(gaps) else "does not hold",
             }
         )
-    return CaseStudy(pooled, layers, pd.DataFrame(rows))
+    return CaseStudy(metric, SENTENCES, pooled, layers, pd.DataFrame(rows))
 
 
 def case_gaps(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from cladastats.results.fit import LABELS, layout
+from cladastats.results.fit import LABELS, LOADS, layout
+from cladastats.results.labels import metric_label
 from cladastats.results.robustness import with_interval
 
 if TYPE_CHECKING:
@@ -51,8 +54,8 @@ def side_by_side(fits: Sequence[Fit]) -> pd.DataFrame:
         fits: of a study, for instance `cka` and `cosine`.
 
     Returns:
-        index (metric, row), a column per model; an empty cell is what the model does not have, "lost" what the paper
-        has but our copy of it does not.
+        index (label of the metric, row), a column per model; an empty cell is what the model does not have, "lost"
+        what the paper has but our copy of it does not.
     """
     parts = {}
     for fit in fits:
@@ -68,30 +71,92 @@ def side_by_side(fits: Sequence[Fit]) -> pd.DataFrame:
                     for name, column in zip(cells.columns, fit.columns, strict=True)
                 }
                 cells.loc[f"{LABELS[term]}, published (t)"] = shown
-        parts[fit.metric] = cells
+        parts[metric_label(fit.metric)] = cells
     return pd.concat(parts, names=["metric", "row"])
 
 
 def descriptive(panel: pd.DataFrame, response: str = "shift_toward") -> pd.DataFrame:
-    """Mean, standard deviation (also within pairs), minimum and maximum of what enters the table (the paper's Table 9).
+    """Mean, median, spread (also within pairs) and range of what enters the table (the paper's Table 9).
 
     Args:
         panel: of a study.
         response: its response column.
 
     Returns:
-        index (group, variable): mean, std, std_within, min, max, n.
+        index (group, variable): mean, median, std, std_within, min, max, n.
     """
     names = ["prefix_len", "surprisal_norm", "entropy_norm", "surprisal_bits", "entropy_bits", "token_len", response]
     parts = {}
     for group, rows in panel.groupby("group"):
         values = rows[names].astype(float)
         around = values - values.groupby(rows["pair"]).transform("mean")
-        table = values.agg(["mean", "std", "min", "max", "count"]).T
+        table = values.agg(["mean", "median", "std", "min", "max", "count"]).T
         freedom = len(values) - rows["pair"].nunique()
-        table.insert(2, "std_within", np.sqrt((around**2).sum() / freedom) if freedom else np.nan)
+        table.insert(3, "std_within", np.sqrt((around**2).sum() / freedom) if freedom else np.nan)
         parts[group] = table.rename(columns={"count": "n"})
     return pd.concat(parts, names=["group", "variable"])
+
+
+def responses_by_ratio(panel: pd.DataFrame, response: str = "shift_toward") -> pd.DataFrame:
+    """The mean response at every prefix share, with the median, which single huge responses do not move.
+
+    Args:
+        panel: Of a study, or of several of the same pairs.
+        response: Its response column, or one of similarities.
+
+    Returns:
+        A row per group and ratio: `prefix_len`, `mean` with its 95 % interval `ci_low`, `ci_high`, `median`, `beyond`
+        (share of pairs whose response is outside -1 to 1), `pairs` (those that have a response). The interval is from
+        Student's t over pairs, or over the clusters of pairs that share documents where the panel names them.
+    """
+    rows = panel.dropna(subset=[response]).assign(cluster=panel["cluster"] if "cluster" in panel else panel["pair"])
+    records = []
+    for (group, ratio), part in rows.groupby(["group", "ratio"]):
+        values = part[response]
+        # Errors of pairs of one cluster add up before they are squared; of single pairs this is the usual error.
+        sums = (values - values.mean()).groupby(part["cluster"]).sum()
+        n, clusters = len(values), len(sums)
+        se = math.sqrt(clusters / (clusters - 1) * (sums**2).sum()) / n if clusters > 1 else math.nan
+        half = stats.t.ppf(0.975, clusters - 1) * se
+        record = {"group": group, "ratio": ratio, "prefix_len": part["prefix_len"].iloc[0], "mean": values.mean()}
+        record |= {"ci_low": values.mean() - half, "ci_high": values.mean() + half, "median": values.median()}
+        records.append({**record, "beyond": (values.abs() > 1).mean(), "pairs": n})
+    columns = ["group", "ratio", "prefix_len", "mean", "ci_low", "ci_high", "median", "beyond", "pairs"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def beside(fits: Sequence[Fit]) -> pd.DataFrame:
+    """Prefix and load effects by several metrics, to see whether the measure decides.
+
+    Args:
+        fits: Of one response to the same pairs.
+
+    Returns:
+        A row per metric and effect: `metric` (its label), `effect` (prefix, surprisal, entropy), and for each group
+        that is there, NLS or RTS, the estimate with its 95 % interval as text, uncorrected: of the prefix alone
+        (columns 1 and 2), of the loads beside it (5 and 6).
+    """
+    rows = []
+    for fit in fits:
+        found = list(_rows_beside(fit))
+        for effect in ("prefix", *LOADS.values()):
+            cells = {row["group"]: row[effect] for row in found}
+            rows.append({"metric": metric_label(fit.metric), "effect": effect, **cells})
+    return pd.DataFrame(rows)
+
+
+def _rows_beside(fit: Fit) -> Iterator[dict[str, str]]:
+    columns = {column.column: column for column in fit.columns}
+    for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
+        if full in columns:
+            prefix, loads = columns[alone], columns[full]
+            yield {
+                "response": fit.response,
+                "metric": metric_label(fit.metric),
+                "group": group.upper(),
+                "prefix": with_interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"]),
+                **{name: with_interval(loads.coef[load], loads.ci[load]) for load, name in LOADS.items()},
+            }
 
 
 def across_measures(studies: Sequence[Study]) -> pd.DataFrame:
@@ -111,16 +176,11 @@ def across_measures(studies: Sequence[Study]) -> pd.DataFrame:
         for path in sorted((study.folder / "fits").glob("*.json"), key=lambda p: ("-" in p.stem, p.stem)):
             metric, _, response = path.stem.partition("-")
             fit = study.fit(metric, response or "toward")
-            columns = {column.column: column for column in fit.columns}
-            for group, alone, full in (("nls", 2, 6), ("rts", 1, 5)):
-                if full not in columns:
-                    continue
-                prefix, loads = columns[alone], columns[full]
-                row = {"prefixes": shares, "response": fit.response, "metric": metric, "group": group.upper()}
-                row["prefix"] = with_interval(prefix.coef["prefix_len"], prefix.ci["prefix_len"])
-                for load in ("surprisal_norm", "entropy_norm"):
-                    name, same = load.removesuffix("_norm"), fit.robustness.get("ratio_effects", {}).get(group)
-                    row[name] = with_interval(loads.coef[load], loads.ci[load])
-                    row[f"{name} at equal ratio"] = with_interval(same[load]["coef"], same[load]["ci"]) if same else ""
-                rows.append(row)
+            for row in _rows_beside(fit):
+                same = fit.robustness.get("ratio_effects", {}).get(row["group"].lower())
+                equal = {
+                    f"{name} at equal ratio": with_interval(same[load]["coef"], same[load]["ci"]) if same else ""
+                    for load, name in LOADS.items()
+                }
+                rows.append({"prefixes": shares, **row, **equal})
     return pd.DataFrame(rows)

@@ -34,8 +34,8 @@ def slope_and_mean(rows: pd.DataFrame, group: str, outcome: str) -> dict[str, An
         outcome: Response column.
 
     Returns:
-        `coef`, `se`, `ci`, `p` of the slope (prefix alone); `mean` of the response and `mean_ci`; `n_pairs`. None where
-        there are too few pairs of several complete rows.
+        `coef`, `se`, `ci`, `p` of the slope (prefix alone); `mean` of the response, `mean_ci`, `median` of the rows;
+        `n_pairs`. None where there are too few pairs of several complete rows.
     """
     data, _ = complete_rows(rows, group, outcome, ("prefix_len",))
     within = Within.of(data, outcome, ["prefix_len"])
@@ -43,7 +43,13 @@ def slope_and_mean(rows: pd.DataFrame, group: str, outcome: str) -> dict[str, An
         return None
     mean = mean_summary(data, outcome)
     slope = within_summary(within)["prefix_len"]
-    return {**slope, "mean": mean["coef"], "mean_ci": mean["ci"], "n_pairs": within.pairs}
+    return {
+        **slope,
+        "mean": mean["coef"],
+        "mean_ci": mean["ci"],
+        "median": float(data[outcome].median()),
+        "n_pairs": within.pairs,
+    }
 
 
 def strata(panel: pd.DataFrame, outcome: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -42,6 +42,7 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         column: its name in tables.
+        label: what it is, for figures; "": the column.
         unit: `ms`, `microvolt` or another.
         covariates: columns that belong in every model of it.
         spread: columns of the standard deviation over participants and of their number, for the reliability; or None.
@@ -58,6 +59,7 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     column: str
+    label: str = ""
     unit: str = "ms"
     covariates: tuple[str, ...] = ()
     spread: tuple[str, str] | None = None
@@ -150,6 +152,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: of the corpus, and of the tables of averages.
+        title: its name in figures; "": the same.
         measures: the dependent variables.
         language: ISO 639-1 code.
         isolated: every text is one sentence.
@@ -167,6 +170,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     measures: tuple[Measure, ...]
+    title: str = ""
     language: str = "en"
     isolated: bool = False
     texts: str = ""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from clada.system.jsonfile import check_checksum, with_checksum
+from cladastats.results.labels import metric_title
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _cells(column: Column, terms: list[str], wild: bool) -> list[str]:
 def _title(fit: Fit) -> str:
     errors = {column.cov for column in fit.columns}
     same = f", errors {errors.pop()}" if len(errors) == 1 else ""
-    return f"Response {fit.response}, metric {fit.metric}: pair fixed effects{same}"
+    return f"Response {fit.response}, metric {metric_title(fit.metric)}: pair fixed effects{same}"
 
 
 def _notes(fit: Fit) -> list[str]:

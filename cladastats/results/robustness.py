@@ -11,6 +11,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from cladastats.results.fit import FORMATS, LABELS
+from cladastats.results.labels import metric_title
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def _two_way_clusters(fit: Fit) -> RowsOfCheck:
 def _slope_and_mean(check: str, group: str, value: Mapping[str, Any]) -> RobustnessRow:
     """The row of some pairs' slope; their mean response stands in the note."""
     note = f"{value['n_pairs']} pairs, mean response {with_interval(value['mean'], value['mean_ci'])}"
+    note += f", median {value['median']:.3g}" if "median" in value else ""  # earlier fits have none
     return _row(check, group, "prefix_len", value["coef"], value["ci"], value["p"], note)
 
 
@@ -240,7 +242,7 @@ def render_robustness(fit: Fit, fmt: str) -> str:
         **{name: table[name].map(lambda v: "" if pd.isna(v) else number_text(v)) for name in numbers},
         p=table["p"].map(lambda v: "" if pd.isna(v) else f"{v:.3f}" if v >= 0.001 else "<0.001"),
     ).rename(columns={"ci_low": "95 % CI low", "ci_high": "95 % CI high"})
-    title = f"Robustness of response {fit.response}, metric {fit.metric} (prefix per 1,000 tokens)"
+    title = f"Robustness of response {fit.response}, metric {metric_title(fit.metric)} (prefix per 1,000 tokens)"
     align = ["left"] * 3 + ["right"] * 4 + ["left"]
     notes = fit.robustness["notes"]
     if fmt in TEXT_STYLES:

@@ -64,17 +64,18 @@ def number_text(value: float) -> str:
 
 def latex_text(text: str) -> str:
     """Text whose special characters LaTeX sets as they are."""
-    return re.sub(r"[_%&#${}~^\\<>|]", lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
+    return re.sub(r"[_%&#${}~^\\<>|²]", lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
 
 
 _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
+    "²": "$^2$",  # older formats of LaTeX have no letter for it
     **{sign: f"${sign}$" for sign in "<>|"},  # in text, old fonts have other signs in these places
 }
 
-_NUMBER = re.compile(r"[(]?-[\d.,e+-]+[)]?|[\d.]+e-\d+|\[[\d.,e+ -]+\]")
+_NUMBER = re.compile(r"[(]?-[\d.,e+-]+[)]?|[\d.]+e-\d+|(-?[\d.e+-]+ )?\[[\d.,e+ -]+\]")
 
 
 def _latex_cell(cell: str) -> str:

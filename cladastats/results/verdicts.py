@@ -18,6 +18,7 @@ import pandas as pd
 
 from clada.errors import InputError
 from cladastats.results.fit import FORMATS, undefined_to_none
+from cladastats.results.labels import metric_label
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 SIGNIFICANCE = 0.05
@@ -190,9 +191,12 @@ def in_words(verdicts: pd.DataFrame) -> list[str]:
     sentences = []
     for name, rows in verdicts.groupby("verdict", sort=False):
         if name == "estimate":
-            parts = [f"{row.claim}: {_estimate(row)} ({row.metric})" for row in rows.itertuples()]
+            parts = [f"{row.claim}: {_estimate(row)} ({metric_label(row.metric)})" for row in rows.itertuples()]
         else:
-            parts = [f"{claim} ({', '.join(of['metric'])})" for claim, of in rows.groupby("claim", sort=False)]
+            parts = [
+                f"{claim} ({'; '.join(map(metric_label, of['metric']))})"
+                for claim, of in rows.groupby("claim", sort=False)
+            ]
         sentences.append(f"{str(name).capitalize()} ({VERDICTS[str(name)]}): {'; '.join(parts)}.")
     return sentences
 
@@ -249,7 +253,7 @@ def _cells(verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         {
             "": number,
             "claim": row.claim,
-            "metric": row.metric,
+            "metric": metric_label(row.metric),
             "estimate": _estimate(row),
             "p": "" if pd.isna(row.p) else f"{row.p:.3f}" if row.p >= 0.001 else "<0.001",
             "verdict": row.verdict,

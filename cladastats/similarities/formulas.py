@@ -14,7 +14,7 @@ import pandas as pd
 
 from clada.errors import InputError
 
-# Below this distance between A and B a shift is a ratio of two roundings.
+# Below this distance between A and B a shift is a ratio of two roundings. Why it is no larger: see `shifts`.
 SMALLEST_DISTANCE = 0.01
 
 
@@ -32,8 +32,23 @@ def cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
 
 
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each layer's neurons: the cosine after each layer's own mean is subtracted.
+
+    Unlike its square, which `cka_within` is, it tells a layer from one whose pattern is turned upside down.
+
+    Args:
+        x: [layers, neurons].
+        y: [layers, neurons].
+
+    Returns:
+        [layers], in [-1, 1]; NaN where all neurons of a layer are equal.
+    """
+    return cosine(x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True))
+
+
 def cka_within(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Linear CKA of each layer with neurons as observations and one feature: the squared centred correlation.
+    """Linear CKA of each layer with neurons as observations and one feature: the square of `pearson`.
 
     Args:
         x: [layers, neurons].
@@ -42,7 +57,7 @@ def cka_within(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     Returns:
         [layers], in [0, 1]; NaN where all neurons of a layer are equal.
     """
-    return cosine(x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)) ** 2
+    return pearson(x, y) ** 2
 
 
 def cka_biased(x: np.ndarray, y: np.ndarray) -> float:
@@ -147,6 +162,16 @@ def jaccard(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def shifts(sims: pd.DataFrame) -> pd.DataFrame:
     """The responses that are computed from similarities (Eq. 2 and its variants).
+
+    A response divides by the distance of A and B, so a single one may be far outside 0 to 1, and tables that show
+    means show medians beside them. The bound of the distance stays at 0.01, where a response stops being one. In the
+    two real studies of 100 pairs no distance was below 0.038, and of 600 responses to a prefix at most one exceeded 1
+    in size. That row made the excess kurtosis of `shift_matched` by `cka` 374 in one model (8 in the other, which
+    has no such row); its distance is 0.13, and 0.53 in `shift_toward`. A bound of 0.1 would leave out 21 rows and
+    keep it. One of 0.2 would leave out a third of all rows, and not at random: the smaller the distance, the larger
+    is the response (rank correlations -0.4 to -0.8, but by `cosine_centred` toward B). It would choose rows by what
+    is to be explained. Of single layers the bound leaves out `shift_matched` in the first one alone (in a
+    study of 24 pairs), whose activations the word itself decides nearly alone.
 
     Args:
         sims: columns sim_ab, sim_hb, sim_ha, sim_hb_matched, sim_ab_matched.

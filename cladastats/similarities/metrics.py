@@ -2,7 +2,7 @@
 
 `cka` is the per-layer form, since neuron i of one layer has nothing to do with neuron i of the next: relabelling the
 neurons of a layer, in the same way in both matrices, must change nothing, and no one layer's scale may decide the
-result.
+result. With one column it is a squared correlation, and readers are told so by its label.
 
 A metric is added as a row of `METRICS`. Where it transforms activations first, it is a subclass with a `prepare` of its
 own.
@@ -18,8 +18,9 @@ import numpy as np
 
 from clada.errors import InputError
 from cladastats.activations.parts import read_norms, read_parts
+from cladastats.results.labels import metric_label
 from cladastats.similarities.blocks import Block, read_blocks
-from cladastats.similarities.formulas import cka_biased, cka_debiased, cka_within, cosine, jaccard
+from cladastats.similarities.formulas import cka_biased, cka_debiased, cka_within, cosine, jaccard, pearson
 from cladastats.study import Study
 
 TRIMMED = 0.01
@@ -47,6 +48,11 @@ class Metric:
     compare: Callable[[np.ndarray, np.ndarray], Any]
     per_layer: bool = True
     estimator: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is, in words for tables and figures: its row of `cladastats.results.labels.METRIC_LABELS`."""
+        return metric_label(self.name)
 
     def prepare(self, study: Study) -> Transform:  # noqa: ARG002
         """The transformation of a study's activations that this metric compares; here they stay as they are.
@@ -114,6 +120,7 @@ METRICS: dict[str, Metric] = {
         TrimmedMetric("cka_trimmed", cka_within, estimator="trimmed"),
         Metric("cosine", cosine),
         CentredMetric("cosine_centred", cosine),
+        Metric("pearson", pearson),
         MagnitudeMetric("jaccard", jaccard),
         Metric("cka_neurons", lambda x, y: cka_biased(x.T, y.T), per_layer=False, estimator="neurons"),
         Metric("cka_debiased", cka_debiased, per_layer=False, estimator="debiased"),
