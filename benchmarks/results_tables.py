@@ -262,9 +262,9 @@ def responses_page(kept: Sequence[Kept]) -> Page:
     """Mean responses against the prefix's share."""
     parts = [
         "# How far the activations move, by the prefix's share",
-        f"Each row is a group and a share of the text that is exchanged, by {metric_title(SHOWN)}. Responses are 0 where "
-        "the prefix changes nothing. `toward` is 1 where the hybrid acts like the text of its prefix (B), `matched` where "
-        "it acts like that text with the hybrid's own last word (B*); `away` is what is lost of the likeness to A. "
+        f"Each row is a group and a share of the text that is exchanged, by {metric_title(SHOWN)}. Responses are 0 "
+        "where the prefix changes nothing. `toward` is 1 where the hybrid acts like the text of its prefix (B), "
+        "`matched` where it acts like that text with the hybrid's own last word (B*); `away` is what is lost of the likeness to A. "
         "Means have 95 % intervals. Medians stand beside them, because a few pairs have very large responses; `beyond "
         "1` is the share of pairs whose response is outside -1 to 1. "
         "[responses.csv](responses.csv) has the same numbers; `python benchmarks/study.py publish` recomputes both.",
@@ -338,8 +338,8 @@ def checks_page(kept: Sequence[Kept]) -> Page:
     parts = [
         "# Is it the prefix, and is it this token?",
         f"All by {metric_title(SHOWN)}, response `toward`. Slopes are response points per 1,000 tokens of prefix with "
-        "95 % intervals. Placebo hybrids are compared with genuine ones of the same pairs: a prefix of another text, B's "
-        "prefix with its words shuffled, and B's words in the middle or at the end. CSV: [placebo](placebo.csv), "
+        "95 % intervals. Placebo hybrids are compared with genuine ones of the same pairs: a prefix of another text, "
+        "B's prefix with its words shuffled, and B's words in the middle or at the end. CSV: [placebo](placebo.csv), "
         "[one token earlier](earlier.csv), [the 13 sentences](case.csv).",
     ]
     tables: dict[str, dict[str, pd.DataFrame]] = {"placebo": {}, "earlier": {}, "case": {}}
