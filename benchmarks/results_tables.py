@@ -265,8 +265,8 @@ def responses_page(kept: Sequence[Kept]) -> Page:
         f"Each row is a group and a share of the text that is exchanged, by {metric_title(SHOWN)}. Responses are 0 "
         "where the prefix changes nothing. `toward` is 1 where the hybrid acts like the text of its prefix (B), "
         "`matched` where it acts like that text with the hybrid's own last word (B*); `away` is what is lost of "
-        "the likeness to A. Means have 95 % intervals. Medians stand beside them, because a few pairs have very large responses; `beyond "
-        "1` is the share of pairs whose response is outside -1 to 1. "
+        "the likeness to A. Means have 95 % intervals. Medians stand beside them, because a few pairs have very large "
+        "responses; `beyond 1` is the share of pairs whose response is outside -1 to 1. "
         "[responses.csv](responses.csv) has the same numbers; `python benchmarks/study.py publish` recomputes both.",
     ]
     table = mean_responses(kept)
