@@ -100,11 +100,22 @@ STUDIES = (
 _HALF = "half the slope of random words by cka in a pilot of 50 pairs of XSum documents (studies/pilot-{}, column 1)"
 _OF_SMOLLM2, _OF_GEMMA3 = (0.0107, _HALF.format(SMOLLM2)), (0.0154, _HALF.format(GEMMA3))
 
+
+def _scaled(length: int) -> tuple[float, str]:
+    """The margin of SmolLM2's pilot, whose texts have 512 tokens, for texts of another length."""
+    return round(_OF_SMOLLM2[0] * 512 / length, 5), f"{_OF_SMOLLM2[1]}, in proportion to the length"
+
+
+
 MARGINS: dict[str, tuple[float, str]] = {
     "news-512-smollm2-135m": _OF_SMOLLM2,
     "news-512-smollm2-135m-long": _OF_SMOLLM2,
     "news-512-gemma3-270m": _OF_GEMMA3,
     "news-512-gemma3-270m-long": _OF_GEMMA3,
+    "news-1024-smollm2-135m": _scaled(1024),
+    "news-2048-smollm2-135m": _scaled(2048),
+    "stream-2048-smollm2-135m": _scaled(2048),
+    "stream-512-gemma3-270m": _OF_GEMMA3,
 }
 """EQUIVALENCE MARGINS, by study: response points per 1,000 tokens, and their source. They are fixed here, from the
 pilot, before a study is made; without one the study is not made. Pilots keep the default of `cladastats corpus`."""
