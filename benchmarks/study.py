@@ -106,7 +106,6 @@ def _scaled(length: int) -> tuple[float, str]:
     return round(_OF_SMOLLM2[0] * 512 / length, 5), f"{_OF_SMOLLM2[1]}, in proportion to the length"
 
 
-
 MARGINS: dict[str, tuple[float, str]] = {
     "news-512-smollm2-135m": _OF_SMOLLM2,
     "news-512-smollm2-135m-long": _OF_SMOLLM2,
