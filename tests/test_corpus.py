@@ -19,7 +19,15 @@ from clada.models.open import bos_tokens
 from clada.system.files import as_path
 from cladastats.cli import main
 from cladastats.corpus import DEFAULTS, make_study, repeat_study
-from cladastats.sequences.pairs import PairCorpus, build_corpus, check_ratios, pair_rows, prefix_length, tokens_sha256
+from cladastats.sequences.pairs import (
+    PairCorpus,
+    build_corpus,
+    check_ratios,
+    document_pairs,
+    pair_rows,
+    prefix_length,
+    tokens_sha256,
+)
 from cladastats.sequences.placebos import placebo_rows, placebo_sequences
 from cladastats.sequences.sources import Documents, source_sha256
 from cladastats.sequences.windows import FOLLOWING_TOKENS, Window, natural_windows, separator_token, usable_windows
@@ -33,8 +41,9 @@ def documents(texts: list[str]) -> Documents:
 
 
 def build(texts: list[str], tokenizer: Any, **changed: Any) -> PairCorpus:
-    settings: dict[str, Any] = {"pairs": PAIRS, "length": LENGTH, "ratios": RATIOS, "seed": SEED} | changed
-    return build_corpus(documents(texts), tokenizer, **settings)
+    """A corpus of joined documents, whose boundaries are harder to follow; test_pairing.py has those within them."""
+    settings: dict[str, Any] = {"pairs": PAIRS, "length": LENGTH, "ratios": RATIOS, "seed": SEED, "windows": "stream"}
+    return build_corpus(documents(texts), tokenizer, **settings | changed)
 
 
 @pytest.fixture(scope="session")
@@ -251,7 +260,10 @@ def test_too_little_text_says_how_many_pairs_fit(articles: list[str], plain_toke
     with pytest.raises(InputError) as error:
         build(articles[:2], plain_tokenizer, pairs=10_000, windows=windows)
     message = str(error.value)
-    found = re.fullmatch(r"too little text: (\d+) pairs of 65 tokens fit, 10,000 asked; use --pairs (\d+), .*", message)
+    where = "within documents, A and B of different ones, " if windows == "document" else ""
+    found = re.fullmatch(
+        rf"too little text: (\d+) pairs of 65 tokens {where}fit, 10,000 asked; use --pairs (\d+), .*", message
+    )
     assert found is not None, message
     fit = int(found[1])
     assert found[2] == found[1]
@@ -266,9 +278,10 @@ def test_too_little_text_says_how_many_pairs_fit(articles: list[str], plain_toke
 def test_text_for_no_pair_at_all_suggests_no_number(plain_tokenizer: Any) -> None:
     with pytest.raises(InputError) as error:
         build(["A short text."], plain_tokenizer)
-    assert str(error.value) == (
-        "too little text: 0 pairs of 65 tokens fit, 4 asked; use a shorter --length or more text"
-    )
+    message = "too little text: 0 pairs of 65 tokens fit, 4 asked; use a shorter --length or more text"
+    assert str(error.value) == message
+    with pytest.raises(InputError, match="or join documents with --windows stream"):
+        build(["A short text."], plain_tokenizer, windows="document")
 
 
 def test_the_smallest_text_that_fits_gives_random_sequences_too(articles: list[str], plain_tokenizer: Any) -> None:
@@ -369,7 +382,7 @@ def test_study_is_built_once_and_no_other_may_take_its_folder(tmp_path: Path, ar
     folder = tmp_path / "study"
     study = make_study(str(folder), asked)
     assert len(study.corpus) == 2 * 2 * 5
-    assert study.config.separator == "<|endoftext|>"
+    assert study.config.separator == ""  # within documents
     assert study.config.corpus_sha256 == tokens_sha256(study.corpus)
     source.unlink()  # a second build would now fail
     assert make_study(str(folder), dict.fromkeys(DEFAULTS)).config == study.config
@@ -381,14 +394,15 @@ def test_study_is_built_once_and_no_other_may_take_its_folder(tmp_path: Path, ar
 def test_a_source_that_changed_is_noticed(tmp_path: Path, articles: list[str], kind: str) -> None:
     files = tmp_path / "source"
     files.mkdir()
-    path = files / ("a.jsonl" if kind == "jsonl" else "a.txt")
 
     def write(texts: list[str]) -> None:
-        lines = [json.dumps({"text": text}) for text in texts] if kind == "jsonl" else texts
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if kind == "jsonl":
+            (files / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+        for number, text in enumerate(texts if kind == "text" else []):
+            (files / f"{number}.txt").write_text(text, "utf-8")
 
     write(articles[:3])
-    source = f"jsonl:{path}" if kind == "jsonl" else f"text:{files}"
+    source = f"jsonl:{files / 'a.jsonl'}" if kind == "jsonl" else f"text:{files}"
     options = dict.fromkeys(DEFAULTS) | {"source": source, "pairs": 2, "length": LENGTH, "ratios": (0.25, 0.5)}
     study = make_study(str(tmp_path / "study"), options)
     assert source_sha256(source) == study.config.source_sha256
@@ -512,7 +526,9 @@ def test_repeated_texts_and_separator_targets_make_no_pair(tokenizer: Any, artic
     rows = built.table.to_pandas().query("group == 'nls' and role in ('A', 'B')")
     assert rows["sequence_id"].is_unique
     once = natural_windows(articles[:4], tokenizer, LENGTH, "document")
-    with pytest.raises(InputError, match=f"too little text: {len(once) // 2} pairs of"):
+    pairs = len(list(document_pairs(once, np.random.default_rng([SEED, 0]))))
+    assert pairs in (len(once) // 2, len(once) // 2 - 1)  # of four documents, one may have a window left over
+    with pytest.raises(InputError, match=f"too little text: {pairs} pairs of"):
         build_corpus(
             Documents(texts, "", {}),
             tokenizer,

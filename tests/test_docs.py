@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING, docs and docstrings of rooms: what they name exists, and what exists is named."""
+"""README, CONTRIBUTING, docs, results and docstrings of rooms: what they name exists, and what exists is named."""
 
 import ast
 import re
@@ -17,10 +17,13 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted(path for folder in ("docs", "corpora") for path in (ROOT / folder).glob("*.md")),
 ]
+RESULTS = ROOT / "figures" / "RESULTS.md"
+TABLES = sorted((ROOT / "figures" / "tables").glob("*.md"))
 FOLDERS = ("clada", "cladastats", "docs", "corpora", "notebooks", "figures", "benchmarks", "tests", ".ci")
 WIDEST_ROW = 120  # characters: more are no longer one line on a screen
+LONGEST_RESULTS = 130  # lines: one page to read; the full tables are beside it
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+every_page = pytest.mark.parametrize("page", [*PAGES, RESULTS, *TABLES], ids=lambda page: page.name)
 
 
 def prose_and_code(page):
@@ -74,6 +77,22 @@ def options_of(package, name):
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_results_are_one_page():
+    assert len(RESULTS.read_text(encoding="utf-8").splitlines()) <= LONGEST_RESULTS
+
+
+def test_every_table_is_linked_from_the_results():
+    """Pages from the results, CSV files from a page."""
+    linked = {
+        (page.parent / target).resolve()
+        for page in (RESULTS, *TABLES)
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    }
+    there = {path for path in (ROOT / "figures" / "tables").iterdir() if path.suffix in (".md", ".csv")}
+    assert there  # so that a change of its place does not leave the tests without any table
+    assert there <= linked
 
 
 def test_every_page_is_linked_from_the_readme():

@@ -140,11 +140,12 @@ def build_corpus(
     if len(natural) < pairs:
         fit = len(natural)
         remedy = f"--pairs {fit}, a shorter --length or more text" if fit else "a shorter --length or more text"
+        where = ""
         if windows == "document":
+            where = "within documents, A and B of different ones, "
             remedy += ", or join documents with --windows stream"
         raise InputError(
-            f"too little text: {fit:,} pairs of {length + 1:,} tokens "
-            f"{'within documents ' if windows == 'document' else ''}fit, {pairs:,} asked; use {remedy}"
+            f"too little text: {fit:,} pairs of {length + 1:,} tokens {where}fit, {pairs:,} asked; use {remedy}"
         )
     natural = natural[:pairs]
     pool = tag_words(documents.texts, 2 * pairs * length, np.random.default_rng([seed, 1]))
