@@ -52,7 +52,8 @@ def load_figure(results: list[dict[str, Any]], coefficients: Coefficients) -> Fi
             if column == 0:
                 axis.set_ylabel(label)
         axes[1, column].set_xlabel("generated token")
-        axes[0, column].set_title(f"prompt {column}", fontsize=9)
+        if len(shown) > 1:
+            axes[0, column].set_title(f"prompt {column}", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", fontsize=8, ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.96))

@@ -47,8 +47,8 @@ def about(study: Study) -> str:
     ]
     if lacking := _lacking(study):
         said.append(
-            f"This study has no {_listed(lacking, 'and no')}. What follows goes without, and a verdict that needs it is "
-            "undecided."
+            f"This study has no {_listed(lacking, 'and no')}. What follows goes without, and a verdict that needs it "
+            "is undecided."
         )
     return " ".join(said)
 
