@@ -330,7 +330,7 @@ def test_verdicts_in_words_name_every_claim_once(fits, panel):
     table = claims(study_of(fits, panel))
     sentences = in_words(table)
     assert [sentence.split(" (")[0] for sentence in sentences] == ["Supported", "Undecided", "Contradicted", "Estimate"]
-    assert sentences[1].endswith("2.2, RTS: surprisal has no effect (cka, cosine).")
+    assert sentences[1].endswith("2.2, RTS: surprisal has no effect (r², one-feature CKA; cosine).")
     for claim in table["claim"].unique():
         assert sum(sentence.count(claim) for sentence in sentences) == (2 if "dominated" in claim else 1), claim
     assert "median response: " in sentences[-1]
