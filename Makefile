@@ -21,6 +21,7 @@ demo: $(READY)
 	$(BIN)/cladastats run --study studies/demo --source news --model smollm2-135m --pairs 32 --length 256 --seed 0
 	$(BIN)/cladastats regress --study studies/demo --metric cosine --robust > /dev/null
 	$(BIN)/cladastats regress --study studies/demo --metric cka --robust > /dev/null
+	$(BIN)/cladastats similarity --study studies/demo --estimator population
 	@echo
 	$(BIN)/clada generate --model smollm2-135m --coefficients studies/demo/coefficients.json --chat --max-new-tokens 96 \
 	  --prompt 'Why do newspapers put the most important facts into the first sentence?'
@@ -37,8 +38,10 @@ check: $(READY)
 	$(BIN)/cladastats run --study .check/study --pairs 6 --length 64 > /dev/null
 	$(BIN)/cladastats regress --study .check/study --metric cosine --robust > /dev/null
 	$(BIN)/cladastats regress --study .check/study --metric cka --robust > /dev/null
+	$(BIN)/cladastats similarity --study .check/study --estimator population
 	CLADA_STUDY=$(CURDIR)/.check/study $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook \
 	  --output-dir .check/notebooks notebooks/*.ipynb
+	CLADA_NOTEBOOKS=.check/notebooks $(BIN)/python -m pytest -q tests/test_notebooks.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

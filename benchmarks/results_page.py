@@ -115,7 +115,7 @@ def _metric_and_response(name: str) -> tuple[str, str]:
 def copy_results(row: RealStudy) -> None:
     """Keep the results of a study that was made here, without texts and activations."""
     names = ["study.json", "coefficients.json", "controls.parquet", "earlier.csv", "case-*.csv", "fits/*.json"]
-    names += [f"panel-{metric}.parquet" for metric in METRICS] + ["figures/*"]
+    names += [f"panel-{metric}.parquet" for metric in METRICS] + ["population-cka.parquet", "figures/*"]
     made, kept = FOLDER / row.name, KEPT / row.name
     shutil.rmtree(kept, ignore_errors=True)
     for path in [path for name in names for path in sorted(made.glob(name))]:

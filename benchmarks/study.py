@@ -214,6 +214,8 @@ def run(row: RealStudy, source: str | None) -> None:
     if row.role == "primary":
         stage("controls", "--study", folder, "--independent", next(name for name in MODELS if name != row.model))
         stage("placebo", "--study", folder, "--pairs", str(PLACEBO_PAIRS))
+        stage("similarity", "--study", folder, "--estimator", "population")
+        stage("figures", "--study", folder)
     pilot = row.role == "pilot"
     for metric in PAPER_METRICS if pilot else METRICS:
         stage("similarity", "--study", folder, "--metric", metric)

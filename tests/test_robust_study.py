@@ -1,13 +1,11 @@
 """Robustness checks, controls, placebos, claims, case study and maps of a real study."""
 
-import ast
 import io
 import json
 import math
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,14 +18,15 @@ from clada.models.open import load_model, load_tokenizer
 from cladastats.activations.parts import read_parts
 from cladastats.cli import main
 from cladastats.controls import controls
-from cladastats.figures import coefficient_figure, layer_figure
-from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study
+from cladastats.figures import activation_figure, coefficient_figure, layer_figure
+from cladastats.panel.case_study import CLAIMS, activation_maps, case_gaps, case_study, mapped_pair
 from cladastats.panel.claims import claims
 from cladastats.panel.overview import across_measures, beside, descriptive, side_by_side
 from cladastats.placebo import earlier_token
 from cladastats.results.fit import FORMATS
 from cladastats.results.robustness import ROBUST_COLUMNS, render_robustness, robustness_rows
 from cladastats.sequences.placebos import PLACEBOS, make_placebo
+from cladastats.sequences.sources import load_documents
 from cladastats.study import Study
 
 
@@ -193,8 +192,10 @@ def test_case_study_on_a_real_model():
 
 
 def test_maps_end_in_the_activations_of_the_study(checked):
-    model, _ = load_model(checked.config.model)
-    maps = activation_maps(model, checked, layer=4)
+    model, tokenizer = load_model(checked.config.model)
+    texts = mapped_pair(checked, tokenizer)
+    assert texts.source == "pair 0 of the study's natural text (NLS)"
+    maps = activation_maps(model, texts, layer=4)
     corpus = checked.corpus
     block = corpus[(corpus["group"] == "nls") & (corpus["pair"] == 0)]
     part, _ = next(iter(read_parts(checked)))
@@ -203,29 +204,25 @@ def test_maps_end_in_the_activations_of_the_study(checked):
         assert maps[name].shape == (65, 1536)
         # float32 sums in another order
         assert np.abs(maps[name][-1] - stored).max() <= 1e-4 * np.abs(stored).max()
-    p = int(block[block["role"] == "hybrid"]["prefix_len"].iloc[0])
+    p = texts.prefix
+    assert p == block[block["role"] == "hybrid"]["prefix_len"].min()
     assert np.abs(maps["A'"][:p] - maps["B"][:p]).max() <= 1e-4 * np.abs(maps["B"][:p]).max()
 
 
-def test_the_notebook_draws_maps_of_a_study_without_its_texts(small_copy, capsys):
-    """As the repository's studies are kept: the maps are then of the embedded news."""
+def test_maps_of_a_study_without_its_texts_are_of_the_embedded_news(small_copy):
+    """As the repository's studies are kept."""
     (small_copy.folder / "corpus.parquet").unlink()
-    path = Path(__file__).parents[1] / "notebooks" / "03_visual_evidence.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    model, _ = load_model(small_copy.config.model)
-    names: dict[str, object] = {"study": small_copy, "model": model}
-    figures = []
-    for source in sources:
-        if "activation_maps" in source or "means" in source:
-            *_, last = ast.parse(source).body
-            exec(source, names)  # what a reader of the notebook runs
-            if isinstance(last, ast.Expr) and "figure" in ast.unparse(last):
-                figures.append(eval(ast.unparse(last), names))
-    assert [values.shape for values in names["maps"].values()] == [(513, 1536)] * 3
-    (figure,) = figures
+    model, tokenizer = load_model(small_copy.config.model)
+    texts = mapped_pair(small_copy, tokenizer)
+    assert texts.source == "two articles of the embedded news, as the study is kept without its texts"
+    assert (texts.prefix, [len(ids) for ids in texts.tokens.values()]) == (16, [65] * 3)
+    a, b, hybrid = texts.tokens.values()
+    assert [*hybrid] == [*b[:16], *a[16:]]
+    assert [*a] != [*b]
+    news = load_documents("news").texts
+    assert all(any(text.startswith(tokenizer.decode(ids[:-1])) for text in news) for ids in (a, b))
+    figure = activation_figure(activation_maps(model, texts, layer=4), texts.prefix)
     assert [axis.get_title() for axis in figure.axes[:3]] == ["A", "B", "A'"]
-    assert "A' and B: r = 0." in capsys.readouterr().out
 
 
 def test_the_token_before_is_a_study_of_sequences_cut_by_one(checked):

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
 
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
@@ -25,18 +26,16 @@ def check_format(path: Path) -> None:
         raise InputError(f"cannot draw {path.name}: '{path.suffix}' is no format of figures; use {', '.join(known)}")
 
 
-def plot_load(results: list[dict[str, Any]], coefficients: Coefficients, path: Path) -> None:
-    """Draw surprisal and entropy of generated tokens with their load thresholds, one column per prompt.
+def load_figure(results: list[dict[str, Any]], coefficients: Coefficients) -> Figure:
+    """Surprisal and entropy of generated tokens with their load thresholds, one column per prompt.
 
     Args:
         results: of `clada.generate.generate`; the first four are drawn.
         coefficients: with the thresholds; those that are None are left out.
-        path: the file, of any format matplotlib writes.
     """
     shown = results[:4]
-    figure, axes = plt.subplots(
-        2, len(shown), figsize=(1.5 + 4.5 * len(shown), 4.5), sharex="col", sharey="row", squeeze=False
-    )
+    figure = Figure(figsize=(1.5 + 4.5 * len(shown), 4.5))
+    axes = figure.subplots(2, len(shown), sharex="col", sharey="row", squeeze=False)
     rows = (
         ("surprisal_bits", "surprisal (bits)", coefficients.tau_surprisal_bits, "load_surprisal"),
         ("entropy_bits", "entropy (bits)", coefficients.tau_entropy_bits, "load_entropy"),
@@ -53,13 +52,24 @@ def plot_load(results: list[dict[str, Any]], coefficients: Coefficients, path: P
             if column == 0:
                 axis.set_ylabel(label)
         axes[1, column].set_xlabel("generated token")
-        axes[0, column].set_title(f"prompt {column}", fontsize=9)
+        if len(shown) > 1:
+            axes[0, column].set_title(f"prompt {column}", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", fontsize=8, ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.96))
+    return figure
+
+
+def plot_load(results: list[dict[str, Any]], coefficients: Coefficients, path: Path) -> None:
+    """Write `load_figure` to a file.
+
+    Args:
+        results: of `clada.generate.generate`.
+        coefficients: with the thresholds.
+        path: the file, of any format matplotlib writes.
+    """
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png")
-    plt.close(figure)
+        load_figure(results, coefficients).savefig(temporary, format=path.suffix[1:] or "png")
 
 
 def plot_pareto(result: dict[str, Any], path: Path) -> None:

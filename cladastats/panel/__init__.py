@@ -9,6 +9,7 @@
     power.py       the smallest effect that a design sees
     claims.py      the paper's claims against a study, with verdicts
     overview.py    fits side by side, also with the published values
+    answers.py     what a study answers, in sentences made of its numbers
     case_study.py  the paper's 13 sentences and activation maps
 
 Knows panels and fits. Must not run stages; a command hands over what another stage made.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ import torch
 from clada.models.architectures import down_projections
 from clada.models.hooks import Hooks
 from cladastats.activations.work import PrefixSharingRunner
+from cladastats.results.labels import GROUP_LABELS, metric_label
+from cladastats.sequences.pairs import prefix_length
+from cladastats.sequences.sources import load_documents
+from cladastats.sequences.windows import natural_windows
 from cladastats.similarities.metrics import METRICS
 from cladastats.study import Study
 
@@ -41,6 +46,12 @@ CLAIMS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
     "d": ("11 and 12 are nearest to 9 and 10", (11, 12), (9, 10), (1, 2, 3, 4, 5, 6, 7, 8, 13)),
     "e": ("10, 11 and 12 are nearer to 13 than to any other", (10, 11, 12), (13,), tuple(range(1, 13))),
 }
+
+MAP_LENGTH = 512
+"""Tokens of an article that stands for a study's texts. Many articles are longer."""
+
+NEWS_READ = 100
+"""Articles among which two of that length are found: the first 100 have many."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,16 @@ def case_study(model: Any, tokenizer: Any, metric: str = "cka") -> CaseStudy:
     return CaseStudy(metric, SENTENCES, pooled, layers, pd.DataFrame(rows))
 
 
+def case_answer(found: Sequence[CaseStudy]) -> str:
+    """Which of the paper's claims about the sentences hold, by each measure, as Markdown."""
+    said = []
+    for study in found:
+        names = study.claims.loc[study.claims["verdict"] == "holds", "claim"]
+        which = f" ({', '.join(names)})" if len(names) else ""
+        said.append(f"By {metric_label(study.metric)}, {len(names)} of {len(study.claims)} claims hold{which}.")
+    return " ".join(said)
+
+
 def case_gaps(
     similarity: np.ndarray, samples: tuple[int, ...], near: tuple[int, ...], far: tuple[int, ...]
 ) -> np.ndarray:
@@ -106,31 +127,93 @@ def case_gaps(
     )
 
 
-def activation_maps(model: Any, study: Study, layer: int, group: str = "nls", pair: int = 0) -> dict[str, np.ndarray]:
-    """Activations of one layer at every token of A, B and the hybrid of the smallest ratio (Figs. 4 to 6).
+@dataclass(frozen=True)
+class MappedPair:
+    """The texts of activation maps.
+
+    Attributes:
+        tokens: ids under "A", "B" and "A'", all of the same length.
+        prefix: tokens of B at the start of A'.
+        source: what they are, in words.
+    """
+
+    tokens: dict[str, np.ndarray]
+    prefix: int
+    source: str
+
+
+def mapped_pair(study: Study, tokenizer: Any, group: str = "nls", pair: int = 0) -> MappedPair:
+    """A, B and the hybrid of the smallest ratio of a pair.
+
+    Of a study that is kept without its texts, they are two articles of the embedded news, `MAP_LENGTH` tokens long at
+    most.
 
     Args:
-        model: the study's model.
-        study: a study with its corpus.
-        layer: counted from 0.
+        study: its corpus may be gone.
+        tokenizer: of its model.
         group: `nls` or `rts`.
         pair: which.
+    """
+    if (study.folder / "corpus.parquet").exists():
+        corpus = study.corpus
+        block = corpus[(corpus["group"] == group) & (corpus["pair"] == pair)]
+        hybrid = block[block["role"] == "hybrid"].sort_values("ratio").iloc[0]
+        tokens = {role: block.loc[block["role"] == role, "token_ids"].iloc[0] for role in ("A", "B")}
+        tokens["A'"] = hybrid["token_ids"]
+        return MappedPair(tokens, int(hybrid["prefix_len"]), f"pair {pair} of the study's {GROUP_LABELS[group]}")
+    length = min(study.config.length, MAP_LENGTH)
+    windows = natural_windows(load_documents("news").texts[:NEWS_READ], tokenizer, length, "document")
+    first = {window.document: window.token_ids for window in reversed(windows)}
+    b, a = (first[document] for document in sorted(first)[:2])
+    prefix = prefix_length(min(study.config.ratios), length)
+    tokens = {"A": a, "B": b, "A'": np.concatenate([b[:prefix], a[prefix:]])}
+    return MappedPair(tokens, prefix, "two articles of the embedded news, as the study is kept without its texts")
+
+
+def activation_maps(model: Any, texts: MappedPair, layer: int) -> dict[str, np.ndarray]:
+    """Activations of one layer at every token of A, B and the hybrid (Figs. 4 to 6).
+
+    Args:
+        model: a transformers model.
+        texts: of its tokenizer.
+        layer: counted from 0.
 
     Returns:
         [length + 1, neurons] under "A", "B" and "A'".
     """
-    corpus = study.corpus
-    block = corpus[(corpus["group"] == group) & (corpus["pair"] == pair)]
-    hybrids = block[block["role"] == "hybrid"].sort_values("ratio")
-    rows = {role: block.loc[block["role"] == role, "token_ids"].iloc[0] for role in ("A", "B")}
-    rows["A'"] = hybrids["token_ids"].iloc[0]
     found: dict[str, np.ndarray] = {}
     seen: list[torch.Tensor] = []
     module = down_projections(model)[layer]
     with torch.inference_mode(), Hooks() as hooks:
         hooks.before(module, lambda _m, inputs: seen.append(inputs[0]))
-        for name, ids in rows.items():
+        for name, ids in texts.tokens.items():
             seen.clear()
             model(torch.tensor(ids, dtype=torch.long)[None], use_cache=False, logits_to_keep=1)
             found[name] = seen[0].reshape(len(ids), -1).float().numpy()
     return found
+
+
+def map_likeness(maps: Mapping[str, np.ndarray], prefix: int) -> dict[tuple[str, str], float]:
+    """How alike neurons are active in two texts, after the exchanged beginning.
+
+    Args:
+        maps: Of `activation_maps`.
+        prefix: Tokens of B at the start of A'.
+
+    Returns:
+        Correlation of the neurons' mean magnitudes in A and B, A' and A, A' and B, by these names.
+    """
+    means = {name: np.abs(values[prefix:]).mean(0) for name, values in maps.items()}
+    pairs = (("A", "B"), ("A'", "A"), ("A'", "B"))
+    return {(x, y): float(np.corrcoef(means[x], means[y])[0, 1]) for x, y in pairs}
+
+
+def maps_answer(maps: Mapping[str, np.ndarray], prefix: int) -> str:
+    """Which text the hybrid of a pair of maps is nearer to, as Markdown; the arguments are those of `map_likeness`."""
+    like = map_likeness(maps, prefix)
+    to_a, to_b = like["A'", "A"], like["A'", "B"]
+    nearer = "A, whose words they are" if to_a >= to_b else "B, the text of the beginning"
+    return (
+        f"After the exchanged beginning, the neurons of A' are active more like those of {nearer}. The correlation is "
+        f"{to_a:.3f} with A and {to_b:.3f} with B; between A and B, which share nothing, it is {like['A', 'B']:.3f}."
+    )

@@ -16,6 +16,7 @@ from scipy import optimize, stats
 
 from cladastats.panel.overview import PAPER_VALUES
 from cladastats.results.fit import COLUMNS, CONFIRMATORY, Column, Fit
+from cladastats.results.labels import GROUP_LABELS
 from cladastats.results.verdicts import SIGNIFICANCE
 
 POWER = 0.8
@@ -136,6 +137,30 @@ def paper_correlation(metric: str, column: int, term: str) -> float:
     assert t is not None, "every regressor of a column has a t value"
     df = PAPER_ROWS - PAPER_PAIRS - len(COLUMNS[column][1])
     return abs(t) / math.sqrt(t**2 + df)
+
+
+def seen(fit: Fit) -> pd.DataFrame:
+    """Which effects a study of this size finds, and whether the paper's are as large; nothing counts but errors.
+
+    Args:
+        fit: Of the metric `cka` or `cosine`.
+
+    Returns:
+        A row per hypothesis' test: `column`, `term`, `texts` (the group); `smallest_effect`, found with probability
+        0.8, and `paper_here`, the coefficient that the paper's partial correlation `paper_r` would be, both in the
+        coefficient's unit; `large_enough`.
+    """
+    columns = {column.column: column for column in fit.columns}
+    rows = []
+    for number, term in CONFIRMATORY:
+        if number in columns:
+            design = Design.of(columns[number], term)
+            smallest, r = design.smallest_effect(), paper_correlation(fit.metric, number, term)
+            size = design.coefficient(r)
+            row = {"column": number, "term": term, "texts": GROUP_LABELS[columns[number].group]}
+            row |= {"smallest_effect": smallest, "paper_r": r, "paper_here": size, "large_enough": size >= smallest}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def plan(pilot: Fit, pairs: Sequence[int], tests: int) -> pd.DataFrame:

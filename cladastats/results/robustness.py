@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clada.errors import InputError
-from cladastats.results.fit import FORMATS, LABELS
-from cladastats.results.labels import metric_title
+from cladastats.results.fit import CONFIRMATORY, FORMATS, LABELS
+from cladastats.results.labels import GROUP_LABELS, metric_title
 from cladastats.results.tables import TEXT_STYLES, html_table, latex_table, number_text, plain_table
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _permutation(fit: Fit) -> RowsOfCheck:
 def _per_pair(fit: Fit) -> RowsOfCheck:
     for group, value in fit.robustness["per_pair"].items():
         check = "median of the pairs' slopes"
-        note = f"{value['slopes']} slopes, one a cluster"
+        slopes = value["slopes"] if "slopes" in value else value["n_pairs"]  # of earlier fits, one a pair
+        note = f"{slopes} slopes, one a cluster"
         yield _row(check, group, "prefix_len", value["median"], p=value["wilcoxon_p"], note=f"Wilcoxon; {note}")
         yield _row("share of pairs that rise", group, "prefix_len", value["rising"], value["rising_ci"], note=note)
 
@@ -220,6 +221,34 @@ _ROWS_OF_CHECKS: tuple[Callable[[Fit], RowsOfCheck], ...] = (
 def with_interval(value: float, ci: Sequence[float]) -> str:
     """An estimate and its interval as text."""
     return f"{value:.3g} [{ci[0]:.3g}, {ci[1]:.3g}]"
+
+
+def checks_of_term(fit: Fit, term: str) -> pd.DataFrame:
+    """One coefficient of every group, estimated in all the ways of the robustness checks.
+
+    Args:
+        fit: With robustness checks.
+        term: `prefix_len`, `surprisal_norm` or `entropy_norm`.
+
+    Returns:
+        A row per check, a column per group, the estimate with its 95 % interval (else its p) as text. Of checks of
+        several columns, that of the hypothesis' test: 1 and 2 for the prefix, 5 and 6 for loads.
+    """
+    rows = robustness_rows(fit)
+    rows = rows[rows["term"] == LABELS[term]]
+    tested = [f"column {number}" for number, of in CONFIRMATORY if of == term]
+    rows = rows[~rows["note"].str.startswith("column") | rows["note"].str.startswith(tuple(tested))]
+    shown = rows.assign(
+        cell=[
+            with_interval(row.estimate, (row.ci_low, row.ci_high))
+            if pd.notna(row.ci_low)
+            else f"{row.estimate:.3g}" + ("" if pd.isna(row.p) else f", p = {row.p:.2g}")
+            for row in rows.itertuples()
+        ]
+    )
+    cells = shown.pivot(index="check", columns="group", values="cell").reindex(rows["check"].unique())
+    groups = [group.upper() for group in GROUP_LABELS if group.upper() in cells]
+    return cells[groups].dropna(how="all").fillna("").rename_axis(columns=None)
 
 
 def render_robustness(fit: Fit, fmt: str) -> str:
