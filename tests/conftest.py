@@ -63,11 +63,13 @@ def tiny_study(tmp_path_factory):
 
 @pytest.fixture
 def small_copy(small_study, tmp_path):
-    """A study with panels of cosine and cka, of its own."""
+    """A study with panels of cosine, cka and its trimmed form, of its own."""
     from cladastats.study import Study
 
     folder = tmp_path / "copy"
-    kept = shutil.ignore_patterns("panel-jaccard*", "panel-*cka_*", "panel-*centred*", "panel-*pearson*", "population*")
+    kept = shutil.ignore_patterns(
+        "panel-jaccard*", "panel-*cka_[!t]*", "panel-*centred*", "panel-*pearson*", "population*"
+    )
     shutil.copytree(small_study.folder, folder, ignore=kept)
     return Study(folder)
 

@@ -10,7 +10,7 @@ import pytest
 
 from clada.errors import InputError
 from clada.models.open import bos_tokens
-from cladastats.sequences.random_words import RandomSequences, TaggedWords, quotas, tag_words, total_variation
+from cladastats.sequences.random_words import Encoded, RandomSequences, TaggedWords, quotas, tag_words, total_variation
 from cladastats.sequences.windows import Window
 
 SEED = 7
@@ -156,9 +156,9 @@ def test_random_news_keeps_parts_of_speech_as_far_as_whole_words_allow(
     fitted: list[list[int]] = []
 
     class Recorded(RandomSequences):
-        def _fit(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[int]]:
-            found = super()._fit(chosen, rng)
-            fitted.append(found[0].tolist())
+        def _fit(self, *args: Any, **options: Any) -> Encoded:
+            found = super()._fit(*args, **options)
+            fitted.append(found.words.tolist())
             return found
 
     draw = Recorded(news_words, plain_tokenizer, 512)

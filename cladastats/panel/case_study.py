@@ -164,7 +164,7 @@ def mapped_pair(study: Study, tokenizer: Any, group: str = "nls", pair: int = 0)
     length = min(study.config.length, MAP_LENGTH)
     windows = natural_windows(load_documents("news").texts[:NEWS_READ], tokenizer, length, "document")
     first = {window.document: window.token_ids for window in reversed(windows)}
-    b, a = (first[document] for document in sorted(first)[:2])
+    a, b = list(first.values())[-2:]  # the first two documents, as the last window was taken first
     prefix = prefix_length(min(study.config.ratios), length)
     tokens = {"A": a, "B": b, "A'": np.concatenate([b[:prefix], a[prefix:]])}
     return MappedPair(tokens, prefix, "two articles of the embedded news, as the study is kept without its texts")
