@@ -218,7 +218,10 @@ def claims_page(kept: Sequence[Kept]) -> Page:
             )
             parts += [f"By {metric_title(str(metric))}:", markdown(shown, f"claims of {one.title}")]
             parts.append("\n".join(f"{i}. {_evidence(one, row)}" for i, row in enumerate(rows.itertuples(), 1)))
-        parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in found.attrs["notes"]))
+        # A note's command names the folder as it was opened here, by its whole path.
+        opened, shown_as = str(one.study.folder), f"figures/studies/{one.row.name}"
+        notes = [note.replace(opened, shown_as) for note in found.attrs["notes"]]
+        parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes))
     return parts, {"claims": stacked(tables)} if tables else {}
 
 
