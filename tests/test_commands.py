@@ -266,7 +266,7 @@ def test_figures_are_drawn(small_copy, capsys):
     shutil.rmtree(small_copy.folder / "figures")
     assert cladastats(["figures", "--study", str(small_copy.folder)]) == 0
     assert {path.name for path in (small_copy.folder / "figures").iterdir()} == {
-        f"prefix-{metric}.{suffix}" for metric in ("cka", "cosine") for suffix in ("png", "pdf")
+        f"prefix-{metric}.{suffix}" for metric in ("cka", "cka_trimmed", "cosine") for suffix in ("png", "pdf")
     }
     # Population CKA is drawn too once it is computed.
     assert cladastats(["similarity", "--study", str(small_copy.folder), "--estimator", "population"]) == 0

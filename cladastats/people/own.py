@@ -367,7 +367,7 @@ def _numeric(table: pd.DataFrame, names: set[str | None], decimal: str) -> pd.Da
 def _measure(name: str, asked: Asked) -> Measure:
     least, most = asked.plausible or (None, None)
     sign = 1 if asked.unit == "ms" else 0  # reading takes longer where words are more surprising
-    return Measure(name, asked.unit, sign=sign, confirmatory=True, least=least, most=most)
+    return Measure(name, unit=asked.unit, sign=sign, confirmatory=True, least=least, most=most)
 
 
 def _as_corpus(
