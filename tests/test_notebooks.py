@@ -4,6 +4,7 @@ import ast
 import builtins
 import json
 import os
+import re
 import symtable
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def test_a_notebook_is_executed_from_top_to_bottom_without_warnings(name):
     cells = code_cells(EXECUTED, name)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
-    # Warnings and logs are on stderr.
-    assert [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"] == []
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    # Warnings are on stderr, beside progress bars and the package's own notes, which are meant to be read.
+    told = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stderr")
+    assert not [line for line in told.splitlines() if re.search("warning", line, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("name", OF_A_STUDY)
