@@ -61,12 +61,14 @@ def main(args: argparse.Namespace) -> None:
     report = study.config.corpus
     if "made_of" in report:
         raise InputError(f"{study.folder} is made of another study's corpus; give that study's own folder")
+    clusters = ""
+    if study.config.windows == "document" and "natural_clusters" in report:  # not in studies of earlier versions
+        clusters = f", natural ones in {report['natural_clusters']} clusters of documents"
     print(
-        f"cladastats: {study.folder}: {study.config.pairs} pairs a group, natural ones in {report['natural_clusters']} "
-        f"clusters of documents; part-of-speech ratios of random sequences "
-        f"within {report['pos_distance_max']:.4f} of those of {report['tagged_words']:,} tagged words "
-        f"(mean {report['pos_distance_mean']:.4f}; whole words alone leave {report['pos_distance_rounding_max']:.4f}), "
-        f"punctuation within {report['punctuation_difference_max']:.4f}",
+        f"cladastats: {study.folder}: {study.config.pairs} pairs a group{clusters}; part-of-speech ratios "
+        f"of random sequences within {report['pos_distance_max']:.4f} of those of {report['tagged_words']:,} tagged "
+        f"words (mean {report['pos_distance_mean']:.4f}; whole words alone leave "
+        f"{report['pos_distance_rounding_max']:.4f}), punctuation within {report['punctuation_difference_max']:.4f}",
         file=sys.stderr,
     )
 

@@ -1,5 +1,6 @@
 """Which windows make a pair: different documents, clusters of pairs that share one, and separators alike."""
 
+import json
 import re
 from collections import defaultdict
 from typing import Any
@@ -27,6 +28,11 @@ def windows_of(counts: list[int]) -> list[Window]:
     return [Window(np.full(9, i, dtype=np.int32), [0], 8, document=document) for i, document in enumerate(documents)]
 
 
+def document_of(window: Window) -> int:
+    assert window.document is not None
+    return window.document
+
+
 def components(pairs: list[tuple[int, int]]) -> list[set[int]]:
     """Documents that hang together through pairs, found by merging sets."""
     sets: list[set[int]] = []
@@ -48,11 +54,11 @@ def test_pairs_within_documents_are_of_two_documents_and_clusters_are_those_that
     # What is left over is of one document, which has nothing to be paired with.
     left = {window.document for window in windows if id(window) not in used}
     assert len(left) <= 1
-    documents_of: dict[int, set[int | None]] = defaultdict(set)
+    documents_of: dict[int, set[int]] = defaultdict(set)
     for a, b, cluster in pairs:
-        documents_of[cluster] |= {a.document, b.document}
-    found = components([(a.document, b.document) for a, b, _ in pairs])  # type: ignore[misc]
-    assert sorted(map(sorted, documents_of.values())) == sorted(map(sorted, found))  # type: ignore[type-var]
+        documents_of[cluster] |= {document_of(a), document_of(b)}
+    found = components([(document_of(a), document_of(b)) for a, b, _ in pairs])
+    assert sorted(map(sorted, documents_of.values())) == sorted(map(sorted, found))
 
 
 def test_clusters_are_as_many_as_can_be_before_a_document_is_used_twice() -> None:
@@ -160,3 +166,18 @@ def test_a_margin_has_a_source(small_study: Study, tmp_path: Any, capsys: pytest
     assert small_study.config.equivalence_margin_source
     assert main(["corpus", "--study", str(tmp_path / "study"), "--margin-source", "a pilot"]) == 2
     assert "give the margin too" in capsys.readouterr().err
+
+
+def test_a_study_of_an_earlier_version_is_opened(tiny_copy: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its report has no clusters, its study.json no source of the margin, its corpus no documents."""
+    path = tiny_copy.folder / "study.json"
+    content = json.loads(path.read_text("utf-8"))
+    del content["corpus"]["natural_clusters"], content["equivalence_margin_source"]
+    path.write_text(json.dumps(content), "utf-8")
+    table = tiny_copy.corpus.drop(columns=["document", "cluster"])
+    table.to_parquet(tiny_copy.folder / "corpus.parquet")
+    assert main(["corpus", "--study", str(tiny_copy.folder)]) == 0
+    assert "6 pairs a group; part-of-speech ratios" in capsys.readouterr().err
+    earlier = Study(tiny_copy.folder)
+    facts = row_facts(earlier, earlier.index)
+    assert facts["cluster"].tolist() == facts["pair"].tolist()
