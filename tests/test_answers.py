@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from test_claims import checks
+from test_claims import checked_fits, checks
 from test_regress import simulate_panel
 
 from clada.errors import StudyError
@@ -38,11 +38,7 @@ def panel():
 
 @pytest.fixture(scope="module")
 def fits(panel):
-    made = {metric: fit_columns(panel, metric) for metric in ("cka", "cosine")}
-    return {
-        metric: replace(fit, robustness=checks(panel, fit, panel if metric == "cka" else None))
-        for metric, fit in made.items()
-    }
+    return checked_fits(panel)
 
 
 def study_of(fits, panel, folder, **config):

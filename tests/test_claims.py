@@ -104,14 +104,18 @@ def panel():
     return simulate_panel(n_pairs=60)
 
 
-@pytest.fixture(scope="module")
-def fits(panel):
+def checked_fits(panel):
     """Of both metrics, which here are the same, with what verdicts rest on."""
     made = {metric: fit_columns(panel, metric) for metric in ("cka", "cosine")}
     return {
         metric: replace(fit, robustness=checks(panel, fit, panel if metric == "cka" else None))
         for metric, fit in made.items()
     }
+
+
+@pytest.fixture(scope="module")
+def fits(panel):
+    return checked_fits(panel)
 
 
 def study_of(fits, panel):

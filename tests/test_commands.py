@@ -162,7 +162,10 @@ CORPUS = ("corpus", "--study", "{files}/study", "--pairs", "2", "--length", "64"
         ([*CORPUS, "--source", "jsonl:{files}/broken.jsonl"], "line 2: not JSON"),
         ([*CORPUS, "--source", "jsonl:{files}/other.jsonl"], r"no text in field 'text' \(there: 'body'\)"),
         ([*CORPUS, "--source", "jsonl:{files}/nothing.jsonl"], "holds no text"),
-        ([*CORPUS, "--source", "jsonl:{files}/short.jsonl"], "too little text: 0 pairs of 65 tokens within"),
+        (
+            [*CORPUS, "--source", "jsonl:{files}/short.jsonl"],
+            "too little text: 0 pairs of 65 tokens within documents, A and B of different ones, fit, 2 asked",
+        ),
         ([*CORPUS, "--source", "text:{files}/folder"], "has no .*txt file"),
         ([*CORPUS, "--source", "text:{files}/missing"], "is not a folder"),
         ([*CORPUS, "--ratios", "0.5,1.0"], r"ratio 1.0 is outside \(0, 1\)"),

@@ -11,6 +11,7 @@ import statsmodels.api as sm
 from linearmodels.panel import PanelOLS
 from scipy import stats
 from test_regress import same, simulate_panel
+from test_robust import FULL, Y, nls
 
 from clada.errors import NotIdentifiedError
 from cladastats.panel.clustered import WILD_DRAWS, FewClusters
@@ -31,18 +32,11 @@ from cladastats.panel.within import (
 )
 from cladastats.results.fit import COLUMNS, Fit
 
-FULL = ("prefix_len", "surprisal_norm", "entropy_norm")
-Y = "shift_toward"
-
 
 def few_panel() -> pd.DataFrame:
     """20 pairs, some with two rows, in 14 clusters of one to three."""
     panel = simulate_panel(n_pairs=20).drop(index=[4, 11, 70])
     return panel.assign(cluster=np.array([0, 1, 1, 2, 2, 2, *range(3, 14), 13, 13, 12])[panel["pair"]])
-
-
-def nls(panel: pd.DataFrame) -> pd.DataFrame:
-    return complete_rows(panel, "nls", Y, FULL)[0]
 
 
 @pytest.fixture(scope="module")
