@@ -23,7 +23,9 @@ from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
 from clada.system.machine import aligned, return_memory
 
-PIECE = 1024  # tokens of a prompt that run at once: enough for the full speed of matrix products
+PIECE = 1024  # tokens of a prompt that run at once in modules: enough for the full speed of matrix products
+
+COLUMNS = 32  # tokens of a prompt that run at once in the kernels, which then compute as fast as they can
 
 
 @dataclass
@@ -45,6 +47,14 @@ class Outcome:
     best: np.ndarray
     active: np.ndarray
     bytes_read: np.ndarray
+
+    def rows(self, which: Sequence[int] | np.ndarray) -> Outcome:
+        """The outcome of some of the sequences; of a single one it shares the memory."""
+        some: Any = slice(which[0], which[0] + 1) if len(which) == 1 else list(which)
+        logits, log_total, entropy, best, active = (
+            array[some] for array in (self.logits, self.log_total, self.entropy, self.best, self.active)
+        )
+        return Outcome(logits, log_total, entropy, best, active, self.bytes_read)
 
     def check(self) -> None:
         """Refuse numbers that are none, which a damaged weight or an overflow makes of all that follows.
@@ -147,15 +157,19 @@ class _Memory:
     """Buffers of a `State`.
 
     Attributes:
-        scratch: caches, and what the kernels read and write.
-        rotary: float32 [n, kinds, 2, rotary width], cosines and sines of the positions from `rotary_begin` on.
-        rotary_begin: a position.
+        scratch: caches, and what the kernels read and write for one position of every sequence.
+        rotary: float32 [n, kinds, 2, rotary width], cosines and sines of the positions.
+        outcome: what `scratch` has of the last step.
+        wider: by how many there are, the same caches with what the kernels read and write for more columns.
+        last_run: of the last step, the caches with what it read and wrote.
         last_arguments: of the last step, with their boxes.
     """
 
     scratch: Scratch
     rotary: np.ndarray
-    rotary_begin: int
+    outcome: Outcome
+    wider: dict[int, Scratch] = field(default_factory=dict)
+    last_run: Scratch | None = None
     last_arguments: list[tuple[Any, Boxed]] = field(default_factory=list)
 
     def boxed(self, *arguments: Any) -> list[Boxed]:
@@ -181,6 +195,14 @@ class _Gathered(NamedTuple):
         return all(getattr(self.made_for, name) is getattr(selection, name) for name in names)
 
 
+class _Caches(NamedTuple):
+    """Keys and values of some sequences, as in `Scratch`."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    value_sum: np.ndarray
+
+
 class Decoder:
     """Runs a packed model on the CPU: prompts dense, then tokens as a `Selection` says.
 
@@ -200,7 +222,7 @@ class Decoder:
     def prefill(
         self, prompts: Sequence[Sequence[int]], room: int, dense: Selection, statistics: str | None = None
     ) -> State:
-        """Run prompts, one after the other, and their last tokens together through the kernels.
+        """Run prompts, one after the other in pieces, and their last tokens together.
 
         Args:
             prompts: token ids, at least one each.
@@ -210,22 +232,33 @@ class Decoder:
         """
         for prompt in prompts:
             check_tokens(self.weights, prompt)
-        longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
-        memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
-        of_prompts = []
-        for b, prompt in enumerate(prompts):
-            with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
-                if len(prompt) > 1:
-                    cache = new_cache(self.weights)
-                    run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
-                    self._copy_cache(cache, memory.scratch, b, len(prompt) - 1)
-                    del cache
-            of_prompts.append(of_prompt)
+        longest = max(map(len, prompts)) + room
+        scratch = self._scratch(len(prompts), longest)
+        memory = _Memory(scratch, self.weights.rotary(torch.arange(longest)), _outcome(scratch))
+        state = State([[] for _ in prompts], memory.outcome, None, memory)
+        if statistics is None:
+            for b, prompt in enumerate(prompts):
+                for begin in range(0, len(prompt) - 1, COLUMNS):
+                    piece = prompt[begin : min(begin + COLUMNS, len(prompt) - 1)]
+                    pieces = [piece if other == b else [] for other in range(len(prompts))]
+                    self._run(state, pieces, dense, self._wider(state, len(piece)), asked=len(piece))
+            memory.wider.clear()
+        else:
+            values = [self._run_in_modules(state, b, prompt, statistics) for b, prompt in enumerate(prompts)]
+            state.statistics = np.stack([array for array in values if array is not None])
         return_memory()
-        stacked = None if statistics is None else np.stack([array for array in of_prompts if array is not None])
-        state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), stacked, memory)
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
+
+    def _run_in_modules(self, state: State, b: int, prompt: Sequence[int], statistics: str) -> np.ndarray | None:
+        """Run a prompt but its last token in transformers' modules, whose activations the statistics are of: [L, N]."""
+        with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
+            if len(prompt) > 1:
+                cache = new_cache(self.weights)
+                run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
+                self._copy_cache(cache, state.memory.scratch, b, len(prompt) - 1)
+            state.tokens[b] = list(prompt[:-1])
+        return of_prompt
 
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """Run one token of every sequence; `state` moves along.
@@ -237,18 +270,76 @@ class Decoder:
                 as much memory again as they have, and kept until other ones are asked for.
         """
         check_tokens(self.weights, tokens)
-        memory, scratch = state.memory, state.memory.scratch
-        for b, (sequence, token) in enumerate(zip(state.tokens, tokens, strict=True)):
-            if len(sequence) >= memory.rotary_begin + len(memory.rotary):
-                raise IndexError(f"no room for token {len(sequence) + 1}; ask prefill for more")
-            scratch.token[b], scratch.position[b] = token, len(sequence)
-            scratch.rotary[b] = memory.rotary[len(sequence) - memory.rotary_begin]
-            sequence.append(token)
+        self._run(state, [[token] for token in tokens], selection, state.memory.scratch)
+        state.outcome = state.memory.outcome
+
+    def run(self, state: State, pieces: Sequence[Sequence[int]], selection: Selection) -> Outcome:
+        """Run some consecutive tokens of every sequence in one step, which reads each weight once.
+
+        What each token gets has the same bits as in steps of one token.
+
+        Args:
+            state: from `prefill`, with room left; it moves along.
+            pieces: tokens of every sequence, at least one each. Some 16 in all keep the processor as busy as it can be.
+            selection: as in `step`.
+
+        Returns:
+            what the step gave for every token, those of the first sequence first; overwritten by the next step of as
+            many tokens.
+        """
+        for piece in pieces:
+            check_tokens(self.weights, piece)
+        scratch = self._wider(state, sum(map(len, pieces)))
+        self._run(state, pieces, selection, scratch)
+        outcome = _outcome(scratch)
+        state.outcome = outcome.rows(np.cumsum([len(piece) for piece in pieces]) - 1)
+        return outcome
+
+    def keep(self, state: State, counts: Sequence[int]) -> None:
+        """Stand within the last `run`: of the tokens that it ran, every sequence has the first so many, and no others.
+
+        Args:
+            state: which `run` has moved, and nothing else since.
+            counts: one per sequence, at least 1.
+        """
+        scratch = state.memory.last_run
+        which = []
+        for sequence, count in enumerate(counts):
+            columns = np.flatnonzero(scratch.sequence == sequence)[:count]
+            state.tokens[sequence][scratch.position[columns[0]] :] = scratch.token[columns].tolist()
+            which.append(columns[-1])
+            scratch.value_sum[sequence] = scratch.value_sums[which[-1]]
+        state.outcome = _outcome(scratch).rows(np.array(which))
+
+    def _run(
+        self, state: State, pieces: Sequence[Sequence[int]], selection: Selection, scratch: Scratch, asked: int = 0
+    ) -> None:
+        """Run tokens as columns of `scratch`, with logits from column `asked` on."""
+        memory, b = state.memory, 0
+        for sequence, (tokens, piece) in enumerate(zip(state.tokens, pieces, strict=True)):
+            if len(tokens) + len(piece) > len(memory.rotary):
+                raise IndexError(f"no room for token {len(tokens) + len(piece)}; ask prefill for more")
+            for token in piece:
+                scratch.token[b], scratch.sequence[b], scratch.position[b] = token, sequence, len(tokens)
+                scratch.rotary[b] = memory.rotary[len(tokens)]
+                tokens.append(token)
+                b += 1
+        scratch.asked_from[0] = asked
+        memory.last_run = scratch
         tensors = self.weights.tensors
         with self.lock:
             if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
                 tensors, selection = self._gather(selection)
             self.team.run(decode_step, *memory.boxed(tensors, self.weights.constants, scratch, selection))
+
+    def _wider(self, state: State, columns: int) -> Scratch:
+        """The state's caches with buffers for so many columns."""
+        memory = state.memory
+        if columns == len(memory.scratch.token):
+            return memory.scratch
+        if columns not in memory.wider:
+            memory.wider[columns] = self._buffers(columns, memory.scratch)
+        return memory.wider[columns]
 
     def _gather(self, selection: Selection) -> tuple[Tensors, Selection]:
         """Weights of the neurons that the sequences need, and what to select among them.
@@ -276,6 +367,7 @@ class Decoder:
         """
         state.tokens = [tokens[:n] for tokens, n in zip(state.tokens, mark.lengths, strict=True)]
         state.memory.scratch.value_sum[:] = mark.value_sum
+        state.outcome = state.memory.outcome
         for name, array in vars(mark.outcome).items():
             getattr(state.outcome, name)[:] = array
 
@@ -286,13 +378,13 @@ class Decoder:
         fewer.keys[:] = scratch.keys[sequences]
         fewer.values[:] = scratch.values[sequences]
         fewer.value_sum[:] = scratch.value_sum[sequences]
+        memory = _Memory(fewer, state.memory.rotary, _outcome(fewer))
         for name in ("logits", "log_total", "entropy", "best", "active"):
-            getattr(fewer, name)[:] = getattr(scratch, name)[sequences]
-        state.memory = _Memory(fewer, state.memory.rotary, state.memory.rotary_begin)
+            getattr(memory.outcome, name)[:] = getattr(state.outcome, name)[sequences]
+        state.memory, state.outcome = memory, memory.outcome
         state.tokens = [state.tokens[b] for b in sequences]
         if state.statistics is not None:
             state.statistics = state.statistics[sequences]
-        state.outcome = _outcome(fewer)
 
     def _copy_cache(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
         """Copy keys and values of n positions; sliding windows keep only their last ones."""
@@ -310,30 +402,39 @@ class Decoder:
             scratch.keys[b, layer, :, :blocks] = precision.array(blocked.to(precision.storage))
 
     def _scratch(self, batch: int, positions: int) -> Scratch:
+        """Caches for so many sequences of so many positions, and buffers for one column of each."""
+        c, layers = self.weights.constants, len(self.weights.tensors.output)
+        blocks, cached = -(-positions // LANES), self.weights.precision.unscaled.dtype
+        caches = _Caches(
+            aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), cached),
+            aligned((batch, layers, c.kv_heads, blocks * LANES, c.head_dim), cached),
+            _zeros(batch, layers, c.kv_heads, c.head_dim),
+        )
+        return self._buffers(batch, caches)
+
+    def _buffers(self, batch: int, caches: _Caches | Scratch) -> Scratch:
+        """Caches with buffers for so many columns."""
         w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
         layers, width, hidden = w.output.shape
         neurons, vocabulary = w.down.shape[1], w.head.shape[0]
-        blocks = -(-positions // LANES)
-        positions, share = blocks * LANES, (blocks // threads + 1) * LANES  # of a thread
-        cached = self.weights.precision.unscaled.dtype
-
-        def f(*shape: int) -> np.ndarray:
-            array = aligned(shape, np.dtype(np.float32))
-            array[:] = 0
-            return array
-
-        rotary = self.weights.rotary(torch.zeros(1, dtype=torch.int64))
+        share = (caches.keys.shape[3] // threads + 1) * LANES  # positions of a thread
+        f, rotary = _zeros, self.weights.rotary(torch.zeros(1, dtype=torch.int64))
         return Scratch(
             token=np.zeros(batch, np.int64),
+            sequence=np.arange(batch),
             position=np.zeros(batch, np.int64),
+            columns=np.arange(batch),
+            asked_from=np.zeros(1, np.int64),
             rotary=f(batch, *rotary.shape[1:]),
-            keys=aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), cached),
-            values=aligned((batch, layers, c.kv_heads, positions, c.head_dim), cached),
+            keys=caches.keys,
+            values=caches.values,
+            value_sum=caches.value_sum,
             residual=f(threads, batch, hidden),
             normed=f(threads, batch, hidden),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
             query=f(threads, c.heads, c.head_dim),
-            value_sum=f(batch, layers, c.kv_heads, c.head_dim),
+            attended=f(batch, width),
+            value_sums=f(batch, layers, c.kv_heads, c.head_dim),
             value_mean=f(batch, c.kv_heads, c.head_dim),
             scores=f(threads, batch, c.heads, share),
             relative=f(threads, share),
@@ -347,8 +448,8 @@ class Decoder:
             up=f(batch, neurons),
             alive=np.zeros((batch, neurons), np.uint8),
             rows=np.zeros((threads, max(neurons, width, hidden, share, vocabulary // threads + 64)), np.int64),
-            sequences=np.zeros((threads, batch), np.int64),
-            near=aligned((threads, max(neurons, 64)), np.dtype(np.uint8)),
+            some_columns=np.zeros((threads, batch), np.int64),
+            near=aligned((threads, max(neurons, width, 64)), np.dtype(np.uint8)),
             means=f(threads, batch),
             floors=f(threads, batch),
             narrow=f(batch, w.head.shape[1]),
@@ -360,7 +461,7 @@ class Decoder:
             peaks=np.zeros((threads, batch), np.int64),
             computed=np.zeros((threads, batch), np.int64),
             reads=np.zeros((threads, 4), np.int64),
-            logits=f(batch, vocabulary),
+            logits=aligned((batch, vocabulary), np.dtype(np.float32)),  # pages that nothing writes take no memory
             log_total=f(batch),
             entropy=f(batch),
             best=np.zeros(batch, np.int64),
@@ -397,6 +498,12 @@ def _gathered(weights: Weights, selection: Selection) -> _Gathered:
         taken(selection.weight),
         needed[:0] if needed.all() else needed,
     )
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    array = aligned(shape, np.dtype(np.float32))
+    array[:] = 0
+    return array
 
 
 def _outcome(s: Scratch) -> Outcome:

@@ -1,7 +1,7 @@
 """What a policy costs: loss of a text's own tokens, decoded by the engine's own steps, against the dense model's.
 
-Windows of text are run as a prompt, dense, and then token by token as the policy says; the loads are those of the
-policy's own distributions, as in generation.
+Windows of text are run as a prompt, dense, and then as the policy says: some tokens of each window in one step where
+every token computes the same, else token by token, as loads are those of the policy's own distributions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from clada.decoding import decide, given, steps
 from clada.methods.policy import Policy
 
 BATCH = 8  # windows side by side: a row of weights is read once for all
+
+PIECE = 2  # tokens of each window in a step, where they may be: more keep the processor no busier
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ class Scorer:
         """
         state, mark = self.starts[i]
         self.decoder.rewind(state, mark)
+        if not policy.coefficients.has_rule:
+            return self._run_in_pieces(state, windows[:, self.prompt :], policy, see)
         own_tokens = given(windows[:, self.prompt :].T.tolist())
 
         def sampler(outcome: Outcome, sequences: Sequence[int]) -> list[int]:
@@ -151,6 +155,36 @@ class Scorer:
         loads = [(record.surprisal, record.entropy) for record in records]
         surprisal, entropy = np.ascontiguousarray(np.array(loads).transpose(1, 2, 0))
         return surprisal, entropy, np.array(active or [np.zeros(len(windows))], float).T
+
+    def _run_in_pieces(
+        self, state: State, tokens: np.ndarray, policy: Policy, see: Callable[[np.ndarray], Any] | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of a policy under which no load changes anything; `tokens` [windows, scored] follow the state."""
+        n, length = tokens.shape
+        selection = policy.selection([(False, False)] * n, policy.needed(state.statistics))
+        loads, active = np.empty((2, n, length)), np.zeros((n, max(1, length - 1)))
+
+        def look(outcome: Outcome, begin: int, count: int) -> None:
+            """Note what was known before each of the tokens that follow `count` positions of every window."""
+            outcome.check()
+            for k in range(count):
+                rows = np.arange(k, n * count, count)
+                loads[:, :, begin + k] = [
+                    *zip(
+                        *(outcome.load(int(row), int(tokens[b, begin + k])) for b, row in enumerate(rows)), strict=True
+                    )
+                ]
+                if see is not None:
+                    see((outcome.logits[rows] - outcome.log_total[rows, None]).astype(np.float32))
+
+        look(state.outcome, 0, 1)
+        # The last token is scored, but nothing follows that it would have to run for.
+        for begin in range(0, length - 1, PIECE):
+            end = min(begin + PIECE, length - 1)
+            outcome = self.decoder.run(state, tokens[:, begin:end].tolist(), selection)
+            active[:, begin:end] = outcome.active.reshape(n, -1)
+            look(outcome, begin + 1, end - begin)
+        return loads[0], loads[1], active
 
 
 def _compare(expected: list[np.ndarray], divergence: list[np.ndarray], log_p: np.ndarray) -> None:

@@ -90,6 +90,11 @@ class Coefficients:
         """The factors of the four states of load: none, entropy, surprisal, both."""
         return [self.factor(s, h) for s in (False, True) for h in (False, True)]
 
+    @property
+    def has_rule(self) -> bool:
+        """Whether a load changes what a token computes."""
+        return self.lambda_ != 0 or self.gamma != 0
+
     def rule(self) -> tuple[float | None, ...]:
         """What decides which thresholds a token gets; equal rules give equal choices."""
         return (self.lambda_, self.gamma, self.tau_surprisal_bits, self.tau_entropy_bits)

@@ -100,10 +100,7 @@ class TorchDecoder:
         """Go on with some of the sequences only."""
         state.memory = [state.memory[b] for b in sequences]
         state.tokens = [state.tokens[b] for b in sequences]
-        o, rows = state.outcome, list(sequences)
-        state.outcome = Outcome(
-            o.logits[rows], o.log_total[rows], o.entropy[rows], o.best[rows], o.active[rows], o.bytes_read
-        )
+        state.outcome = state.outcome.rows(sequences)
         if state.statistics is not None:
             state.statistics = state.statistics[list(sequences)]
 

@@ -84,18 +84,26 @@ class Constants(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Inputs, outputs and what lies between; T threads, C positions."""
+    """Inputs, outputs and what lies between; S sequences, B columns, T threads, C positions.
+
+    A column is a position of a sequence; those of one sequence follow each other, by position.
+    """
 
     token: np.ndarray  # [B]
+    sequence: np.ndarray  # [B], ascending
     position: np.ndarray  # [B]
+    columns: np.ndarray  # [B], 0 to B - 1: lists of them are arguments
+    asked_from: np.ndarray  # [1], the first column whose logits are asked for; later ones are too
     rotary: np.ndarray  # [B, R, 2, rotary width], cosines and sines
-    keys: np.ndarray  # [B, L, kv heads, C / 16, D * 16], blocks of positions, which lie side by side for each of D
-    values: np.ndarray  # [B, L, kv heads, C, D]
+    keys: np.ndarray  # [S, L, kv heads, C / 16, D * 16], blocks of positions, which lie side by side for each of D
+    values: np.ndarray  # [S, L, kv heads, C, D]
+    value_sum: np.ndarray  # [S, L, kv heads, D] float32, of the values in the next token's window without its own
     residual: np.ndarray  # [T, B, H]
     normed: np.ndarray  # [T, B, H]
     qkv: np.ndarray  # [B, Q + 2 K]
-    query: np.ndarray  # [T, heads, D]
-    value_sum: np.ndarray  # [B, L, kv heads, D] float32, of the values in the window
+    query: np.ndarray  # [T, heads, D], of a column
+    attended: np.ndarray  # [B, Q], what attention gave, each thread's part
+    value_sums: np.ndarray  # [B, L, kv heads, D] float32, what `value_sum` is after each column
     value_mean: np.ndarray  # [B, kv heads, D], of a layer
     scores: np.ndarray  # [T, B, heads, C / T], of a thread's share of the positions
     relative: np.ndarray  # [T, C / T], the highest weight of some heads, as a share of what makes it count
@@ -107,9 +115,9 @@ class Scratch(NamedTuple):
     after_mlp: np.ndarray  # [T, B, H]
     h: np.ndarray  # [B, N], activations
     up: np.ndarray  # [B, N]
-    alive: np.ndarray  # [B, N] uint8, neurons that a sequence needs
+    alive: np.ndarray  # [B, N] uint8, neurons that a column needs
     rows: np.ndarray  # [T, N], neurons to read
-    sequences: np.ndarray  # [T, B], those that need a row
+    some_columns: np.ndarray  # [T, B], those that need a row
     near: np.ndarray  # [T, max(N, 64)] uint8, neurons or words that any of them needs
     means: np.ndarray  # [T, B], what the screen gives to every word
     floors: np.ndarray  # [T, B], logits of the screen from which on a word is computed

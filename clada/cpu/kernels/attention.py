@@ -1,4 +1,4 @@
-"""Attention of one token over the key-value cache, which threads share by positions."""
+"""Attention of every column over the key-value cache of its sequence, which threads share by positions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from clada.cpu.kernels.arguments import READ_ATTENTION, READ_CACHE
-from clada.cpu.kernels.rows import FIRST, add_rows, normalise, rotate, row_bytes
+from clada.cpu.kernels.rows import FIRST, add_listed, add_rows, normalise, rotate, row_bytes
 from clada.cpu.kernels.scalars import FASTMATH, fast_exp, fast_tanh, narrow, widen
 from clada.cpu.kernels.team import barrier
 from clada.cpu.kernels.vectors import LANES, highest, mix_values, prefetch_row, score_block
@@ -17,17 +17,29 @@ ATTEND, WEIGH, MIX = range(3)
 
 @njit(fastmath=FASTMATH)
 def attend(t, threads, sync, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """Attention of every sequence over this thread's share of its positions."""
-    group, batch, selective = c.heads // c.kv_heads, s.token.shape[0], _attends_selectively(layer, c, s, select)
-    for go in range((1 + selective) * batch):
+    """Attention of every column over this thread's share of its positions."""
+    group, batch = c.heads // c.kv_heads, s.token.shape[0]
+    any_selective, consecutive = False, False
+    for b in range(batch):
+        any_selective |= _attends_selectively(layer, b, c, s, select)
+        consecutive |= b > 0 and s.sequence[b] == s.sequence[b - 1]
+    if consecutive:  # a column sees keys of others, of which any thread may have some in its share
+        if t == threads - 1:
+            for b in range(batch):
+                _append_to_cache(b, layer, w, c, s)
+        barrier(sync, threads)
+    for go in range((1 + any_selective) * batch):
         b = go % batch
+        if go >= batch and b == 0:
+            barrier(sync, threads)
+        selective = _attends_selectively(layer, b, c, s, select)
+        if go >= batch and not selective:
+            continue
         stage = ATTEND if not selective else WEIGH if go < batch else MIX
         if stage != MIX:
             _make_queries(t, b, layer, w, c, s)
-            if t == threads - 1:  # its share ends with the token itself
+            if t == threads - 1 and not consecutive:  # its share ends with the token itself
                 _append_to_cache(b, layer, w, c, s)
-        elif b == 0:
-            barrier(sync, threads)
         # As many heads at a time as share keys and fit the registers.
         for kv in range(c.kv_heads):
             h, end = kv * group, (kv + 1) * group
@@ -41,18 +53,15 @@ def attend(t, threads, sync, layer, w, c, s, select):  # type: ignore[no-untyped
 
 
 @njit
-def _attends_selectively(layer, c, s, select):  # type: ignore[no-untyped-def]
-    """Whether any sequence sees so many positions that leaving values out saves more than finding them costs."""
-    selective = False
-    for b in range(s.token.shape[0]):
-        seen = min(s.position[b] + 1, c.window[layer])
-        selective |= select.attention_threshold[b] > 0 and seen >= select.attention_from
-    return selective
+def _attends_selectively(layer, b, c, s, select):  # type: ignore[no-untyped-def]
+    """Whether a column sees so many positions that leaving values out saves more than finding them costs."""
+    seen = min(s.position[b] + 1, c.window[layer])
+    return select.attention_threshold[s.sequence[b]] > 0 and seen >= select.attention_from
 
 
 @njit(fastmath=FASTMATH)
 def _make_queries(t, b, layer, w, c, s):  # type: ignore[no-untyped-def]
-    """A sequence's queries, in every thread."""
+    """A column's queries, in every thread."""
     dim = c.head_dim
     width = c.heads * dim
     if c.norms_of_width:
@@ -84,8 +93,8 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
     group = c.heads // c.kv_heads
     kv = heads[0] // group
     block = kv * s.keys.shape[3]
-    keys = s.keys[b, layer].reshape(-1, s.keys.shape[4])
-    values, scores, which = s.values[b, layer, kv], s.scores[t, b], s.rows[t]
+    keys = s.keys[s.sequence[b], layer].reshape(-1, s.keys.shape[4])
+    values, scores, which = s.values[s.sequence[b], layer, kv], s.scores[t, b], s.rows[t]
     if stage != MIX:
         if heads[0] == kv * group:  # what the other heads of a group read again lies in a near cache
             s.reads[t, READ_CACHE] += n * row_bytes(values)
@@ -110,8 +119,8 @@ def _attend_some(stage, t, threads, layer, b, heads, c, s, select):  # type: ign
             return
     count, asked, asked_first, ahead = n, values, first, FIRST
     if stage == MIX:
-        least = select.attention_threshold[b] if end - begin >= select.attention_from else np.float32(0)
-        count = _choose(t, threads, b, kv * group, group, first - at, n, least / np.float32(end - begin), s)
+        least = select.attention_threshold[s.sequence[b]] / np.float32(end - begin)
+        count = _choose(t, threads, b, kv * group, group, first - at, n, least, s)
         for r in range(min(count, FIRST)):
             prefetch_row(values, first + which[r])
         for h in heads:
@@ -167,8 +176,10 @@ def _over_threads(threads, b, head, s):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FASTMATH)
 def _append_to_cache(b, layer, w, c, s):  # type: ignore[no-untyped-def]
-    """Append the token's key and value to the cache, and the value to the mean of those in the window."""
-    dim, position = c.head_dim, s.position[b]
+    """Append the column's key and value to the cache, and the value to the mean of those in the window."""
+    dim, position, sequence = c.head_dim, s.position[b], s.sequence[b]
+    follows = b > 0 and s.sequence[b - 1] == sequence
+    before = s.value_sums[b - 1, layer] if follows else s.value_sum[sequence, layer]
     if c.norms_of_width:
         keys_of_all = s.qkv[b, c.heads * dim : (c.heads + c.kv_heads) * dim]
         normalise(keys_of_all, keys_of_all, w.head_norms[layer, 1], c.rms, c.eps)
@@ -180,16 +191,16 @@ def _append_to_cache(b, layer, w, c, s):  # type: ignore[no-untyped-def]
         if c.rotary[layer] >= 0:
             rotate(k, s.rotary[b, c.rotary[layer]])
         v = s.qkv[b, offset + c.kv_heads * dim : offset + c.kv_heads * dim + dim]
-        keys, values = s.keys[b, layer, kv, position // LANES], s.values[b, layer, kv, position]
+        keys, values = s.keys[sequence, layer, kv, position // LANES], s.values[sequence, layer, kv, position]
         for j in range(dim):
             keys[j * LANES + position % LANES] = narrow(k[j], keys)
             values[j] = narrow(v[j], values)
-        total, mean, count = s.value_sum[b, layer, kv], s.value_mean[b, kv], min(position + 1, c.window[layer])
+        total, mean, count = s.value_sums[b, layer, kv], s.value_mean[b, kv], min(position + 1, c.window[layer])
         for j in range(dim):
-            total[j] += widen(values[j])
+            total[j] = before[kv, j] + widen(values[j])
             mean[j] = total[j] / np.float32(count)
         if count == c.window[layer]:
-            leaving = s.values[b, layer, kv, position + 1 - count]  # at the next token
+            leaving = s.values[sequence, layer, kv, position + 1 - count]  # at the next token
             for j in range(dim):
                 total[j] -= widen(leaving[j])
 
@@ -201,36 +212,40 @@ def attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-unt
     width = c.heads * dim
     begin, end = width * t // threads, width * (t + 1) // threads
     rows, weight = w.output[layer], select.output_weight[layer]
-    mine = s.query[t].reshape(width)  # done with as queries
-    which = s.rows[t]
-    read, selective = 0, _attends_selectively(layer, c, s, select)
-    for b in range(s.token.shape[0]):
+    which, near, batch = s.rows[t], s.near[t, : end - begin], s.token.shape[0]
+    near[:] = 0
+    for b in range(batch):
         s.after_attention[t, b, :] = 0
-    for b in range(s.token.shape[0]):
+        mine, selective = s.attended[b], _attends_selectively(layer, b, c, s, select)
         for head in range(begin // dim, (end - 1) // dim + 1):
             peak, total = _over_threads(threads, b, head, s)
             first, last = max(begin, head * dim), min(end, (head + 1) * dim)
             for i in range(first, last):
                 mine[i] = 0
-            kept = np.float32(0)
+            share_kept = np.float32(0)
             for other in range(threads):
                 if s.total[other, b, head] > 0:
                     share = fast_exp(s.peak[other, b, head] - peak) / total
                     mixed = s.mixed[other, b, head]
                     for i in range(first, last):
                         mine[i] += share * mixed[i - head * dim]
-                    kept += share * s.kept[other, b, head]
+                    share_kept += share * s.kept[other, b, head]
             if selective:
                 # Positions left out get the mean of all values in the place of their own.
                 mean = s.value_mean[b, head // (c.heads // c.kv_heads)]
                 for i in range(first, last):
-                    mine[i] += (np.float32(1) - kept) * mean[i - head * dim]
-        threshold = select.output_threshold[b, layer]
-        n = 0
-        for i in range(begin, end):  # no branch that a processor could guess wrong
-            which[n] = i
-            n += abs(mine[i]) * weight[i] >= threshold
-        add_rows(s.after_attention[t, b], rows, 0, which[:n], mine)
-        read += n
-    # Rows stay in a near cache from one sequence to the next: at most all are read.
-    s.reads[t, READ_ATTENTION] += min(read, end - begin) * row_bytes(rows)
+                    mine[i] += (np.float32(1) - share_kept) * mean[i - head * dim]
+        threshold = select.output_threshold[s.sequence[b], layer]
+        for i in range(begin, end):
+            kept = abs(mine[i]) * weight[i] >= threshold
+            mine[i] = mine[i] if kept else np.float32(0)
+            near[i - begin] |= kept
+    n = 0
+    for i in range(begin, end):  # no branch that a processor could guess wrong
+        which[n] = i
+        n += near[i - begin]
+    if batch == 1:
+        add_rows(s.after_attention[t, 0], rows, 0, which[:n], s.attended[0])
+    else:
+        add_listed(s.after_attention[t], rows, which[:n], s.attended)
+    s.reads[t, READ_ATTENTION] += n * row_bytes(rows)

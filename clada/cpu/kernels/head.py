@@ -14,9 +14,11 @@ from clada.cpu.kernels.team import barrier
 
 @njit(fastmath=FASTMATH)
 def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
-    """Logits of this thread's words, and its part of what surprisal and entropy need."""
-    batch, vocabulary = s.token.shape[0], w.head.shape[0]
-    for b in range(batch):
+    """Logits of this thread's words, and its part of what surprisal and entropy need, of the columns asked for."""
+    batch, vocabulary, first = s.token.shape[0], w.head.shape[0], s.asked_from[0]
+    if first == batch:
+        return
+    for b in range(first, batch):
         if c.has_final_norm:
             normalise(s.normed[t, b], s.residual[t, b], w.final_norm, c.rms, c.eps)
         else:
@@ -26,7 +28,7 @@ def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
     if inputs > 0:
         s.reads[t, READ_HEAD] += inputs * x.shape[1] * w.before_head.itemsize // threads
         for i in range(inputs * t // threads, inputs * (t + 1) // threads):
-            for b in range(batch):
+            for b in range(first, batch):
                 s.narrow[b, i] = dot(w.before_head[i], x[b])
         barrier(sync, threads)
         x = s.narrow
@@ -34,8 +36,10 @@ def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
     if w.screen.shape[0] > 0 and select.head_margin[0] < np.inf:
         screen_head(t, threads, sync, x, w, s, select)
     else:
-        s.reads[t, READ_HEAD] += project(s.logits, w.head, w.head_scale, np.float32(0), x, begin, end)
-    for b in range(batch):
+        s.reads[t, READ_HEAD] += project(
+            s.logits, w.head, w.head_scale, np.float32(0), x, s.columns[first:], begin, end
+        )
+    for b in range(first, batch):
         logits = s.logits[b, begin:end]
         if c.final_softcap > 0:
             for i in range(logits.shape[0]):
@@ -49,12 +53,16 @@ def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
 
 @njit(fastmath=FASTMATH)
 def merge_threads(threads, s):  # type: ignore[no-untyped-def]
-    """Put the threads' parts of surprisal and entropy together."""
+    """Put together what the threads have of every column."""
     for b in range(s.token.shape[0]):
         s.active[b] = 0
-        peak = np.float32(-np.inf)
         for t in range(threads):
             s.active[b] += s.computed[t, b]
+        # The last one's of a sequence stays.
+        copy_into(s.value_sum[s.sequence[b]].reshape(-1), s.value_sums[b].reshape(-1))
+    for b in range(s.asked_from[0], s.token.shape[0]):
+        peak = np.float32(-np.inf)
+        for t in range(threads):
             if s.load[t, b, 0] > peak:
                 peak = s.load[t, b, 0]
                 s.best[b] = s.peaks[t, b]

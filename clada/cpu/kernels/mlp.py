@@ -22,7 +22,7 @@ from clada.methods.selection import MLP_INPUT
 
 @njit
 def _list_needed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-def]
-    """List the neurons that any sequence may need; of several, `alive` says which one does. Returns how many."""
+    """List the neurons that any column may need; of several, `alive` says which one does. Returns how many."""
     batch, rows, masked = s.token.shape[0], s.rows[t], select.needed.shape[0] > 0
     count = 0
     if not masked:
@@ -40,7 +40,7 @@ def _list_needed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-de
         for i in range(begin, end):
             any_needed = 0
             for b in range(batch):
-                s.alive[b, i] = select.needed[b, layer, i]
+                s.alive[b, i] = select.needed[s.sequence[b], layer, i]
                 any_needed |= s.alive[b, i]
             rows[count] = i
             count += any_needed
@@ -49,11 +49,11 @@ def _list_needed(t, layer, begin, end, s, select):  # type: ignore[no-untyped-de
 
 @njit(fastmath=FASTMATH)
 def _still_needed(t, begin, end, weight, thresholds, s):  # type: ignore[no-untyped-def]
-    """Set h to zero where it is below a sequence's threshold, and list the neurons that any needs. Returns how many."""
+    """Set h to zero where it is below its column's threshold, and list the neurons that any needs. Returns how many."""
     rows, near = s.rows[t], s.near[t, : end - begin]
     near[:] = 0
     for b in range(s.h.shape[0]):
-        alive, h, limit = s.alive[b, begin:end], s.h[b, begin:end], thresholds[b]
+        alive, h, limit = s.alive[b, begin:end], s.h[b, begin:end], thresholds[s.sequence[b]]
         for i in range(near.shape[0]):
             alive[i] &= np.uint8(abs(h[i]) * weight[begin + i] >= limit)
             h[i] = h[i] if alive[i] else np.float32(0)
@@ -67,7 +67,7 @@ def _still_needed(t, begin, end, weight, thresholds, s):  # type: ignore[no-unty
 
 @njit(fastmath=FASTMATH)
 def mlp_of_batch(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """This thread's neurons, into its partial sums; each row that any sequence needs is read once.
+    """This thread's neurons, into its partial sums; each row that any column needs is read once.
 
     It is multiplied with all of them, as that takes less time than telling those that need it from the others.
     """
@@ -80,17 +80,17 @@ def mlp_of_batch(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
     if c.gated:
         gate = w.gate[layer]
         s.reads[t, READ_MLP] += count * row_bytes(gate)
-        project_listed(s.h, gate, w.gate_scale[layer], w.gate_bias[layer], x, rows[:count])
+        project_listed(s.h, gate, w.gate_scale[layer], w.gate_bias[layer], x, s.columns, rows[:count])
         for b in range(batch):
             activate(s.h[b, begin:end], c.activation)
         count = _still_needed(t, begin, end, select.gate_weight[layer], select.gate_threshold[:, layer], s)
-        project_listed(s.up, up, w.up_scale[layer], w.up_bias[layer], x, rows[:count])
+        project_listed(s.up, up, w.up_scale[layer], w.up_bias[layer], x, s.columns, rows[:count])
         for b in range(batch):
             h, factor = s.h[b, begin:end], s.up[b, begin:end]
             for i in range(h.shape[0]):
                 h[i] *= factor[i]
     else:
-        project_listed(s.h, up, w.up_scale[layer], w.up_bias[layer], x, rows[:count])
+        project_listed(s.h, up, w.up_scale[layer], w.up_bias[layer], x, s.columns, rows[:count])
         for b in range(batch):
             activate(s.h[b, begin:end], c.activation)
     s.reads[t, READ_MLP] += count * row_bytes(up)
@@ -139,7 +139,7 @@ def _list_kept(rows, count, h, factor, activation, weight, threshold, later):  #
 
 @njit(fastmath=FASTMATH)
 def mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
-    """This thread's neurons of a single sequence, into its partial sums; without the lists that a batch needs."""
+    """This thread's neurons of a single column, into its partial sums; without the lists that several need."""
     x, h, factor, neurons = s.normed[t], s.h[0], s.up[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows, up, down = s.rows[t], w.up[layer], w.down[layer]
@@ -173,13 +173,14 @@ def mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
     rows = s.rows[t]
     weight, threshold = select.input_weight[layer, MLP_INPUT], select.input_threshold[:, layer, MLP_INPUT]
     s.reads[t, READ_MLP] += project_inputs(
-        s.h, w.up[layer], w.up_scale[layer], w.up_bias[layer], x, weight, threshold, rows, begin, end
+        s.h, w.up[layer], w.up_scale[layer], w.up_bias[layer], x, s.sequence, weight, threshold, rows, begin, end
     )
     gated = c.gated
     if gated:
         s.reads[t, READ_MLP] += project_inputs(
-            s.up, w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], x, weight, threshold, rows, begin, end
-        )
+            s.up, w.gate[layer], w.gate_scale[layer], w.gate_bias[layer], x, s.sequence, weight, threshold,
+            rows, begin, end,
+        )  # fmt: skip
     down, weight = w.down[layer], select.weight[layer]
     read = 0
     for b in range(batch):
@@ -191,7 +192,7 @@ def mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
             activate(s.h[b, begin:end], c.activation)
         n = 0
         for i in range(begin, end):
-            if abs(s.h[b, i]) * weight[i] >= select.threshold[b, layer]:
+            if abs(s.h[b, i]) * weight[i] >= select.threshold[s.sequence[b], layer]:
                 rows[n] = i
                 n += 1
         out = s.after_mlp[t, b]

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from clada.cpu.kernels.scalars import FASTMATH, bias_of, scale_of, widen
-from clada.cpu.kernels.vectors import add_scaled_rows, dots_of_rows
+from clada.cpu.kernels.vectors import WIDE, add_scaled_rows, dots_of_rows, prefetch_row
 
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is fetched into a cache
 
@@ -28,16 +28,10 @@ def rows_ahead(rows):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def four_from(i, last):  # type: ignore[no-untyped-def]
-    """Four numbers from i on, the last one again where there are fewer."""
-    return min(i, last), min(i + 1, last), min(i + 2, last), min(i + 3, last)
-
-
-@njit(inline="always")
 def four_of(which, r):  # type: ignore[no-untyped-def]
     """Four entries from the r-th on, the last one again where there are fewer."""
-    r0, r1, r2, r3 = four_from(r, which.shape[0] - 1)
-    return which[r0], which[r1], which[r2], which[r3]
+    last = which.shape[0] - 1
+    return which[min(r, last)], which[min(r + 1, last)], which[min(r + 2, last)], which[min(r + 3, last)]
 
 
 @njit(inline="always")
@@ -70,7 +64,7 @@ def dot(row, x):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FASTMATH)
 def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
-    """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of one sequence."""
+    """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of a single column."""
     ahead = rows_ahead(rows)
     n = which.shape[0]
     fours = _side_by_side(which)
@@ -81,49 +75,46 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
         out[i1] = d1 * scale_of(rows, scales, i1) + bias_of(bias, i1)
         out[i2] = d2 * scale_of(rows, scales, i2) + bias_of(bias, i2)
         out[i3] = d3 * scale_of(rows, scales, i3) + bias_of(bias, i3)
-    for r in range(fours, n):
-        i = which[r]
-        (d,) = dots_of_rows(rows, (i,), x, (0,), (which[min(r + ahead, n - 1)],))
+    for r in range(fours, n, 2):
+        i, j = which[r], which[min(r + 1, n - 1)]
+        later = (which[min(r + ahead, n - 1)], which[min(r + 1 + ahead, n - 1)])
+        d, e = dots_of_rows(rows, (i, j), x, (0,), later)
         out[i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
+        out[j] = e * scale_of(rows, scales, j) + bias_of(bias, j)
 
 
-@njit(fastmath=FASTMATH)
-def dots_with_sequences(out, rows, scale, bias, i, ahead, x, which, n):  # type: ignore[no-untyped-def]
-    """out[b, i] = row i times x[b] for the n listed sequences b; row `ahead` comes later."""
-    r = 0
+@njit(fastmath=FASTMATH, inline="always")  # calls with so many arrays take as long as a row
+def row_times(out, rows, scale, bias, i, ahead, x, columns):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b], scaled, + bias for the listed b; row `ahead` comes later.
+
+    Some at a time, so that the row is loaded and widened to float32 once for them.
+    """
+    prefetch_row(rows, ahead)
+    n, r = columns.shape[0], 0
+    while WIDE >= 4 and r + 8 <= n:
+        b0, b1, b2, b3 = columns[r], columns[r + 1], columns[r + 2], columns[r + 3]
+        b4, b5, b6, b7 = columns[r + 4], columns[r + 5], columns[r + 6], columns[r + 7]
+        d0, d1, d2, d3, d4, d5, d6, d7 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3, b4, b5, b6, b7), None)
+        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
+        out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
+        out[b4, i], out[b5, i] = d4 * scale + bias, d5 * scale + bias
+        out[b6, i], out[b7, i] = d6 * scale + bias, d7 * scale + bias
+        r += 8
     while r + 4 <= n:
-        b0, b1, b2, b3 = which[r], which[r + 1], which[r + 2], which[r + 3]
-        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), (ahead,))
+        b0, b1, b2, b3 = columns[r], columns[r + 1], columns[r + 2], columns[r + 3]
+        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), None)
         out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
         out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
         r += 4
-    while r < n:
-        b = which[r]
-        (d,) = dots_of_rows(rows, (i,), x, (b,), (ahead,))
-        out[b, i] = d * scale + bias
-        r += 1
-
-
-@njit(fastmath=FASTMATH)
-def four_rows_times_all(out, rows, scales, bias, x, four, ahead):  # type: ignore[no-untyped-def]
-    """out[b, i] = rows[i] x[b] + bias[i] for four rows i and all sequences b.
-
-    Two sequences at a time, so that a row is widened to float32 once for both.
-    """
-    batch = x.shape[0]
-    i0, i1, i2, i3 = four
-    a0, a1 = scale_of(rows, scales, i0), scale_of(rows, scales, i1)
-    a2, a3 = scale_of(rows, scales, i2), scale_of(rows, scales, i3)
-    c0, c1, c2, c3 = bias_of(bias, i0), bias_of(bias, i1), bias_of(bias, i2), bias_of(bias, i3)
-    for b in range(0, batch - 1, 2):
-        d0, e0, d1, e1, d2, e2, d3, e3 = dots_of_rows(rows, four, x, (b, b + 1), ahead)
-        out[b, i0], out[b, i1], out[b, i2], out[b, i3] = d0 * a0 + c0, d1 * a1 + c1, d2 * a2 + c2, d3 * a3 + c3
-        out[b + 1, i0], out[b + 1, i1] = e0 * a0 + c0, e1 * a1 + c1
-        out[b + 1, i2], out[b + 1, i3] = e2 * a2 + c2, e3 * a3 + c3
-    if batch % 2:
-        b = batch - 1
-        d0, d1, d2, d3 = dots_of_rows(rows, four, x, (b,), ahead)
-        out[b, i0], out[b, i1], out[b, i2], out[b, i3] = d0 * a0 + c0, d1 * a1 + c1, d2 * a2 + c2, d3 * a3 + c3
+    if r + 2 <= n:
+        b0, b1 = columns[r], columns[r + 1]
+        d0, d1 = dots_of_rows(rows, (i,), x, (b0, b1), None)
+        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
+        r += 2
+    if r < n:
+        b0 = columns[r]
+        (d0,) = dots_of_rows(rows, (i,), x, (b0,), None)
+        out[b0, i] = d0 * scale + bias
 
 
 @njit(fastmath=FASTMATH)
@@ -142,31 +133,34 @@ def add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
-def project(out, rows, scales, bias, x, begin, end):  # type: ignore[no-untyped-def]
-    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all sequences. Returns bytes read."""
+def project(out, rows, scales, bias, x, columns, begin, end):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for a slice of rows, each read once for all columns b. Returns bytes read."""
     ahead = rows_ahead(rows)
     last = end - 1
     if x.shape[0] == 1:
-        for i in range(begin, end):
-            (d,) = dots_of_rows(rows, (i,), x, (0,), (min(i + ahead, last),))
+        for i in range(begin, end, 2):  # two at a time; a row that comes twice gets the same product again
+            j = min(i + 1, last)
+            d, e = dots_of_rows(rows, (i, j), x, (0,), (min(i + ahead, last), min(j + ahead, last)))
             out[0, i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
+            out[0, j] = e * scale_of(rows, scales, j) + bias_of(bias, j)
     else:
-        for i in range(begin, end, 4):  # a row that comes twice gets the same products again
-            four_rows_times_all(out, rows, scales, bias, x, four_from(i, last), four_from(i + ahead, last))
+        for i in range(begin, end):
+            later = min(i + ahead, last)
+            row_times(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, later, x, columns)
     return (end - begin) * row_bytes(rows)
 
 
 @njit(fastmath=FASTMATH)
-def project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin, end):  # type: ignore[no-untyped-def]
+def project_inputs(out, rows, scales, bias, x, sequence, weight, threshold, which, begin, end):  # type: ignore[no-untyped-def]
     """out[b, i] = the inputs x[b] times column i + bias[i] for a slice of columns of input-major rows.
 
-    Inputs are left out where |x[b, j]| weight[j] is below the sequence's threshold. Returns bytes read.
+    Inputs are left out where |x[b, j]| weight[j] is below the threshold of b's sequence. Returns bytes read.
     """
     read = 0
     for b in range(x.shape[0]):
         n = 0
         for j in range(x.shape[1]):
-            if abs(x[b, j]) * weight[j] >= threshold[b]:
+            if abs(x[b, j]) * weight[j] >= threshold[sequence[b]]:
                 which[n] = j
                 n += 1
         y = out[b, begin:end]
@@ -175,33 +169,42 @@ def project_inputs(out, rows, scales, bias, x, weight, threshold, which, begin, 
         for i in range(y.shape[0]):
             y[i] = y[i] * scale_of(rows, scales, begin + i) + bias[begin + i]
         read += n
-    # Rows stay in a near cache from one sequence to the next: at most all are read.
+    # Rows stay in a near cache from one column to the next: at most all are read.
     return min(read, x.shape[1]) * (end - begin) * rows.itemsize
 
 
 @njit(fastmath=FASTMATH)
-def project_listed(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-def]
-    """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all sequences."""
-    ahead = rows_ahead(rows)
-    for r in range(0, which.shape[0], 4):  # a row that comes twice gets the same products again
-        four_rows_times_all(out, rows, scales, bias, x, four_of(which, r), four_of(which, r + ahead))
+def project_listed(out, rows, scales, bias, x, columns, which):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all columns b."""
+    ahead, last = rows_ahead(rows), which.shape[0] - 1
+    for r in range(which.shape[0]):
+        i, later = which[r], which[min(r + ahead, last)]
+        row_times(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, later, x, columns)
 
 
 @njit(fastmath=FASTMATH)
 def add_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
-    """Add the listed rows to out[b] of all sequences b, row i times factors[b, i]."""
+    """Add the listed rows to out[b] of all columns b, row i times factors[b, i]; a factor of zero adds nothing."""
     ahead = rows_ahead(rows)
     batch, fours = out.shape[0], which.shape[0] - which.shape[0] % 4
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = four = (which[r], which[r + 1], which[r + 2], which[r + 3])
         later = four_of(which, r + ahead)
-        for b in range(0, batch - 1, 2):
+        b = 0
+        while b + 2 <= batch:
             f, g = factors[b], factors[b + 1]
             eight = (f[i0], f[i1], f[i2], f[i3], g[i0], g[i1], g[i2], g[i3])
-            add_scaled_rows(out, (b, b + 1), rows, 0, four, eight, later)
-        if batch % 2:
-            f = factors[batch - 1]
-            add_scaled_rows(out, (batch - 1,), rows, 0, four, (f[i0], f[i1], f[i2], f[i3]), later)
+            if b + 4 <= batch:
+                p, q = factors[b + 2], factors[b + 3]
+                others = (p[i0], p[i1], p[i2], p[i3], q[i0], q[i1], q[i2], q[i3])
+                add_scaled_rows(out, (b, b + 1, b + 2, b + 3), rows, 0, four, eight + others, later)
+                b += 4
+            else:
+                add_scaled_rows(out, (b, b + 1), rows, 0, four, eight, later)
+                b += 2
+        if b < batch:
+            f = factors[b]
+            add_scaled_rows(out, (b,), rows, 0, four, (f[i0], f[i1], f[i2], f[i3]), later)
     for r in range(fours, which.shape[0]):
         i = which[r]
         for b in range(batch):

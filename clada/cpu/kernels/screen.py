@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from clada.cpu.kernels.arguments import READ_HEAD
-from clada.cpu.kernels.rows import FIRST, dots_with_sequences, eight_of, project, project_rows, row_bytes, rows_ahead
+from clada.cpu.kernels.rows import FIRST, eight_of, project, project_rows, row_bytes, row_times, rows_ahead
 from clada.cpu.kernels.scalars import FASTMATH, fast_exp, scale_of
 from clada.cpu.kernels.team import barrier
 from clada.cpu.kernels.vectors import add_codes, highest
@@ -44,26 +44,28 @@ def _screen_unit(total, n):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-def]
     """Logits by the screen's largest terms, then in full where the probability they give is not negligible."""
-    batch, terms, vocabulary = s.token.shape[0], w.screen.shape[0], w.head.shape[0]
+    batch, terms, vocabulary, asked = s.token.shape[0], w.screen.shape[0], w.head.shape[0], s.asked_from[0]
     first, last = terms * t // threads, terms * (t + 1) // threads
-    s.reads[t, READ_HEAD] += project(s.screened, w.screen_basis, w.screen_scale, w.screen_offset, x, first, last)
+    s.reads[t, READ_HEAD] += project(
+        s.screened, w.screen_basis, w.screen_scale, w.screen_offset, x, s.columns[asked:], first, last
+    )
     barrier(sync, threads)
     which, factors, steps, estimates = s.rows[t], s.terms[t], s.steps[t], s.estimates[t]
-    means, floors, near, sequences = s.means[t], s.floors[t], s.near[t, :64], s.sequences[t]
-    for b in range(batch):
+    means, floors, near, columns = s.means[t], s.floors[t], s.near[t, :64], s.some_columns[t]
+    for b in range(asked, batch):
         means[b] = 0
         for j in range(x.shape[1]):
             means[b] += w.head_mean[j] * x[b, j]
     blocks = w.screen.shape[1] // LINE
     begin, end = blocks * t // threads * BLOCK, blocks * (t + 1) // threads * BLOCK
     read = 0
-    for tile in range(begin, end, SCREEN_TILE):  # read once for all sequences
+    for tile in range(begin, end, SCREEN_TILE):  # read once for all columns
         read, size = 0, min(SCREEN_TILE, end - tile)
-        for b in range(batch):
+        for b in range(asked, batch):
             n, total = 0, np.float32(0)
             for k in range(terms):
                 z = s.screened[b, k]
-                if k == 0 or abs(z) * w.screen_weight[k] >= select.screen_threshold[b]:
+                if k == 0 or abs(z) * w.screen_weight[k] >= select.screen_threshold[s.sequence[b]]:
                     which[n], factors[n] = k, z * w.screen_scale[k]
                     total += abs(factors[n])
                     n += 1
@@ -82,24 +84,24 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
             logits = s.logits[b, tile : min(tile + size, vocabulary)]
             for i in range(logits.shape[0]):
                 logits[i] = means[b] + unit * estimates[i]
-    for b in range(batch):
+    for b in range(asked, batch):
         softmax_sums(t, b, begin, min(end, vocabulary), s)
     s.reads[t, READ_HEAD] += min(read, terms) * (end - begin) // CODES
     barrier(sync, threads)
-    for b in range(batch):
+    for b in range(asked, batch):
         peak = s.load[0, b, 0]
         for other in range(1, threads):
             peak = max(peak, s.load[other, b, 0])
         total = np.float32(0)
         for other in range(threads):
             total += s.load[other, b, 1] * fast_exp(s.load[other, b, 0] - peak)
-        floors[b] = peak + np.log(total) - select.head_margin[b]
+        floors[b] = peak + np.log(total) - select.head_margin[s.sequence[b]]
     count = 0
     # Frequent words tend to come first, so blocks in turn give every thread its share of the likely ones.
     for block in range(t * 64, vocabulary, threads * 64):
         size = min(64, vocabulary - block)
         near[:] = 0
-        for b in range(batch):
+        for b in range(asked, batch):
             estimates = s.logits[b, block : block + size]
             for i in range(size):
                 near[i] |= estimates[i] >= floors[b]
@@ -112,13 +114,12 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
         ahead = rows_ahead(w.head)
         for r in range(count):
             i, n = which[r], 0
-            for b in range(batch):
+            for b in range(asked, batch):
                 if s.logits[b, i] >= floors[b]:
-                    sequences[n] = b
+                    columns[n] = b
                     n += 1
             later = which[min(r + ahead, count - 1)]
-            dots_with_sequences(
-                s.logits, w.head, scale_of(w.head, w.head_scale, i), np.float32(0), i, later, x, sequences, n
-            )
+            scale = scale_of(w.head, w.head_scale, i)
+            row_times(s.logits, w.head, scale, np.float32(0), i, later, x, columns[:n])
     s.reads[t, READ_HEAD] += count * row_bytes(w.head)
     barrier(sync, threads)

@@ -1,4 +1,8 @@
-"""One decoded token through the whole model: a jitted function that several threads run side by side.
+"""Some positions of some sequences through the whole model: a jitted function that several threads run side by side.
+
+A column is one position of one sequence. Columns share every row of weights that is read: those of several sequences,
+and consecutive positions of one sequence, which see each other's keys and values in the cache. What a column gets has
+the same bits whatever runs beside it.
 
 Decoding is bound by the bytes of weights read, so a weight that is not read is time saved. Every tensor is laid out
 in rows that are read whole or not at all: a neuron is a row of W_gate, a row of W_up and a row of the transposed
@@ -98,7 +102,7 @@ def _embed_tokens(t, w, c, s):  # type: ignore[no-untyped-def]
 
 @kernel(nogil=True, announce=True)
 def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
-    """Run thread `t` of `threads` through one token of every sequence; all of them must be called at once.
+    """Run thread `t` of `threads` through the tokens of all columns; all of them must be called at once.
 
     Args:
         t: 0 to threads - 1.
@@ -106,8 +110,8 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         sync: of the team, see `clada.cpu.kernels.team.Team`.
         w: `Tensors`, as all that follow boxed by `box`.
         c: `Constants`.
-        s: `Scratch`; `token`, `position` and `rotary` are the input, what follows `reads` the output; the caches grow
-            by one position.
+        s: `Scratch`; what comes before the caches is the input, what follows `reads` the output; the caches grow by
+            the positions of the columns.
         select: `Selection`.
     """
     _step(t, threads, sync, w.value, c.value, s.value, select.value)
@@ -130,13 +134,13 @@ def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
         _into_normed(t, layer, BEFORE_ATTENTION, w, c, s)
         if c.layout == BY_INPUT:
             s.reads[t, READ_ATTENTION] += project_inputs(
-                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t],
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], s.sequence,
                 select.input_weight[layer, ATTENTION_INPUT], select.input_threshold[:, layer, ATTENTION_INPUT],
                 s.rows[t], begin, end,
             )  # fmt: skip
         else:
             s.reads[t, READ_ATTENTION] += project(
-                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], begin, end
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], s.columns, begin, end
             )
         barrier(sync, threads)
         attend(t, threads, sync, layer, w, c, s, select)

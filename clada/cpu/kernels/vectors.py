@@ -17,6 +17,10 @@ LANES = 16  # floats at a time in the loops written out below: two AVX2 register
 
 WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
 
+# An addition waits for the one before it, so the product of a row with an input is as many sums of their own. They are
+# always as many: its bits do not depend on how many products are computed side by side.
+CHAINS = 2
+
 # Where rows are fetched to, in LLVM's numbers: the second cache (2), or past all caches but the first (0) on Zen 5,
 # whose first cache has the places for it. benchmarks/selection-log.md has what each gives.
 NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
@@ -209,6 +213,32 @@ def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> A
     return builder.extract_element(vector, _I32(0))
 
 
+def _sums_of_lanes(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """Instructions for the sum of each vector's elements, halves at a time, of 1, 2, 4 or 8 vectors.
+
+    Two vectors share the instructions of one: the halves of both are put side by side. The sums are the same bits
+    whatever is beside them.
+    """
+    groups, width, todo = 1, LANES, list(vectors)  # sums in a vector, elements of each
+    while width > 1:
+        half = width // 2
+        both = len(todo) > 1
+        low = [v * groups * width + g * width + i for v in range(1 + both) for g in range(groups) for i in range(half)]
+        nothing = ir.Constant(todo[0].type, ir.Undefined)
+        pairs = zip(todo[::2], todo[1::2] if both else [nothing], strict=True)
+        todo = [
+            builder.fadd(
+                *(
+                    builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(low)), [i + at for i in low]))
+                    for at in (0, half)
+                )
+            )
+            for a, b in pairs
+        ]
+        groups, width = groups * (1 + both), half
+    return [builder.extract_element(todo[0], _I32(g)) for g in range(groups)]
+
+
 @intrinsic
 def highest(_context: Any, values: Any) -> Any:
     """The highest of some float32, -inf of none; LLVM, which minds NaN, makes no vectors of the loop."""
@@ -234,13 +264,12 @@ def highest(_context: Any, values: Any) -> Any:
 
 
 @intrinsic
-def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, rows_ahead: Any) -> Any:
-    """Some rows times x[b] for some sequences b; fetches as many `rows_ahead` into a cache meanwhile.
+def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, rows_ahead: Any) -> Any:
+    """Some rows times x[b] for some b; fetches as many `rows_ahead` into a cache meanwhile, none for None.
 
-    The products of the first row with every sequence, then those of the next; a row is loaded once.
+    The products of the first row with every b, then those of the next; a row is loaded and widened once.
     """
-    count, batch = which.count, sequences.count
-    chains = max(1, 4 // batch) if count == 1 else 2  # an addition waits for the one before it: more than one at a time
+    count, batch = which.count, columns.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows_type, _, x_type, _, _ = signature.args
@@ -248,7 +277,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, r
         starts, ahead = (
             [
                 _row_start(context, builder, rows_type, args[0], builder.extract_value(args[i], k), _INDEX(0))
-                for k in range(count)
+                for k in range(signature.args[i].count if signature.args[i] != types.none else 0)
             ]
             for i in (1, 4)
         )
@@ -258,7 +287,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, r
         ]
         vector = vector_of(_F32, LANES)
         sums = count * batch
-        wide = [[cgutils.alloca_once(builder, vector) for _ in range(sums)] for _ in range(chains)]
+        wide = [[cgutils.alloca_once(builder, vector) for _ in range(sums)] for _ in range(CHAINS)]
         single = [cgutils.alloca_once(builder, _F32) for _ in range(sums)]
         for totals, zero in ((single, ir.Constant(_F32, 0.0)), *((w, ir.Constant(vector, None)) for w in wide)):
             for total in totals:
@@ -267,31 +296,35 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, sequences: Any, r
         def accumulate(j: Any, vectors: int, lanes: int) -> None:
             parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
             loaded: dict[tuple[int, int], Any] = {}  # inputs, which all rows share
-            for k, (row, later) in enumerate(zip(starts, ahead, strict=True)):
-                _prefetch_lines(builder, later, j, stored, vectors * lanes)
+            for k, row in enumerate(starts):
+                for later in ahead[k : k + 1]:
+                    _prefetch_lines(builder, later, j, stored, vectors * lanes)
                 for part, at in enumerate(parts):
                     v = _load_wide(builder, row, at, stored, lanes)
                     for b, start in enumerate(inputs):
                         if k == 0:
                             loaded[part, b] = _load_wide(builder, start, at, types.float32, lanes)
-                        total = (single if lanes == 1 else wide[part % chains])[k * batch + b]
+                        total = (single if lanes == 1 else wide[part % CHAINS])[k * batch + b]
                         product = builder.fmul(v, loaded[part, b], flags=_CONTRACT)
                         builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
 
         n = builder.extract_value(context.make_array(rows_type)(context, builder, args[0]).shape, 1)
         line = _vectors_of_line(stored)
         # Of several rows two lines of each in turn: processors fetch lines in pairs.
-        _in_lanes(builder, n, (max(line if count == 1 else 2 * line, chains), line), accumulate)
-        dots = []
+        _in_lanes(builder, n, (max(line if count == 1 else 2 * line, CHAINS), line), accumulate)
+        joined = []
         for k in range(sums):
             total = builder.load(wide[0][k])
             for totals in wide[1:]:
                 total = builder.fadd(total, builder.load(totals[k]))
-            dots.append(builder.fadd(builder.load(single[k]), _fold_lanes(builder, total, builder.fadd)))
+            joined.append(total)
+        folded = _sums_of_lanes(builder, joined)
+        dots = [builder.fadd(builder.load(own), total) for own, total in zip(single, folded, strict=True)]
         return cgutils.pack_array(builder, dots)
 
     i = types.UniTuple(types.int64, count)
-    return types.UniTuple(types.float32, count * batch)(rows, i, x, sequences, i), codegen
+    later = types.none if rows_ahead in (None, types.none) else i
+    return types.UniTuple(types.float32, count * batch)(rows, i, x, columns, later), codegen
 
 
 @intrinsic

@@ -1,0 +1,141 @@
+"""Speculative decoding: a cheap form of the model drafts tokens, the dense model checks them all in one step.
+
+A step over several positions reads each weight once, so that checking some tokens costs little more than decoding one.
+What comes out is what the dense model would have given: the check decides every token as decoding one by one would,
+from the same bits, and drafts that it would not have chosen are dropped. Drawn tokens too: both draw with the same
+random numbers (`clada.sampling.Draws`), so that they mostly draw the same word, and always the dense model's.
+
+How far to draft is a rule of load: a token that surprises the draft, or that it is uncertain about, is checked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from clada.cpu.decoder import Decoder, State
+from clada.decoding import Ends, LoadRule, Record, Sampler, decide
+from clada.methods.policy import Policy
+
+LONGEST = 8  # tokens of a draft: with the token before them no more than a check takes at little cost
+
+SHORTEST_MATCH, LONGEST_MATCH = 2, 8  # tokens at the end of a text that are looked for earlier in it
+
+
+class Drafter(Protocol):
+    """Whoever guesses what comes next."""
+
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
+        """Guess the tokens that follow `token`, which is chosen and not run.
+
+        Args:
+            state: of the dense model, of a single sequence; it stays as it is, but for caches beyond its tokens.
+            token: the next one.
+            sampler: how tokens are chosen.
+            most: at most so many.
+        """
+
+
+@dataclass
+class ModelDrafter:
+    """Drafts by decoding a cheaper form of the same model: lower precision, perhaps less computed.
+
+    Attributes:
+        decoder: of the cheap form.
+        policy: what it computes.
+        rule: of load; a token under load ends the draft before it. None: no load ends a draft.
+    """
+
+    decoder: Decoder
+    policy: Policy
+    rule: LoadRule | None = None
+
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
+        """As `Drafter.draft`."""
+        follower, drafted = self.decoder.follow(state), list[int]()
+        rules: list[LoadRule] = [self.rule or (lambda _surprisal, _entropy: (False, False))]
+        selection = self.policy.selection([(False, False)], None)
+        while len(drafted) < most:
+            self.decoder.step(follower, [token], selection)
+            guess = decide(follower, [0], sampler, rules)
+            if any(guess.loads[0]):
+                break
+            (token,) = guess.tokens
+            drafted.append(token)
+        return drafted
+
+
+@dataclass
+class NgramDrafter:
+    """Drafts what followed the last tokens where they were in the text before; costs nothing.
+
+    Where a longer end of the text is found again, more is drafted: as many tokens as it has.
+    """
+
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:  # noqa: ARG002
+        """As `Drafter.draft`."""
+        ids = [*state.tokens[0], token]
+        for length in range(min(LONGEST_MATCH, len(ids) - 1), SHORTEST_MATCH - 1, -1):
+            end = ids[-length:]
+            for begin in range(len(ids) - length - 1, -1, -1):  # the latest first
+                if ids[begin : begin + length] == end:
+                    return ids[begin + length :][: min(most, length)]
+        return []
+
+
+@dataclass
+class Speculation:
+    """Decodes speculatively, and counts.
+
+    Attributes:
+        drafter: guesses.
+        adapts: whether the length of drafts follows what was accepted: a token more after a draft that was accepted
+            whole, a token less after one that was not. Else it is always `LONGEST`, or where the drafter stops.
+        most: tokens of the next draft, at most.
+        checks: how many there were.
+        drafted: tokens that were checked.
+        accepted: those of them that the dense model would have given.
+    """
+
+    drafter: Drafter
+    adapts: bool = True
+    most: int = LONGEST // 2
+    checks: int = field(default=0, init=False)
+    drafted: int = field(default=0, init=False)
+    accepted: int = field(default=0, init=False)
+
+    def steps(
+        self,
+        decoder: Decoder,
+        policy: Policy,
+        state: State,
+        sampler: Sampler,
+        count: int,
+        rules: Sequence[LoadRule],
+        ends: Ends,
+    ) -> Iterator[Record]:
+        """The records of `clada.decoding.steps` with the same arguments, of a single sequence.
+
+        The sampler must choose the same where it is asked again with the same outcome and tokens.
+        """
+        dense, done = policy.dense(1), 0
+        record = decide(state, [0], sampler, rules)
+        while done < count:
+            (token,) = record.tokens
+            drafts = self.drafter.draft(state, token, sampler, min(self.most, count - done - 1))
+            decoder.run(state, [[token, *drafts]], dense)
+            self.checks, self.drafted, accepted = self.checks + 1, self.drafted + len(drafts), 0
+            while True:
+                decoder.keep(state, [accepted + 1])
+                done += 1
+                yield record
+                if done == count or ends(0, record.tokens[0]):
+                    return
+                record = decide(state, [0], sampler, rules)
+                if accepted == len(drafts) or record.tokens[0] != drafts[accepted]:
+                    break
+                accepted += 1
+                self.accepted += 1
+            if self.adapts and drafts:
+                self.most = min(LONGEST, self.most + 1) if accepted == len(drafts) else max(1, self.most - 1)
