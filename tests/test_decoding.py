@@ -144,9 +144,9 @@ def test_what_could_begin_a_stop_string_is_held_back_until_it_does_not(smollm2):
     assert pieces(["one two four"], " one", " two", " three") == ([" ", "", "one two three"], False)
     assert pieces(["one two four"], " one", " two", " four") == ([" ", "", ""], True)
     assert pieces(["one two four"], " one", " two") == ([" ", "one two"], False)  # the last: nothing more can come
-    assert pieces(["on"], " two", " one") == ([" two", " "], True)
+    assert pieces(["on"], " two", " one") == ([" tw", "o "], True)
     assert pieces(["\n\n", "two\n"], " one", "\n", " two", "\n") == ([" one", "", "\n ", ""], True)
-    assert pieces(["ee t", "three two"], " three", " two") == ([" ", "thr"], True)  # both at once: before the first
+    assert pieces(["ee t", "two"], " three", " two") == ([" thr", ""], True)  # both at once: it ends before the first
     assert pieces([], " one", " two") == ([" one", " two"], False)
 
 

@@ -33,6 +33,7 @@ from clada.sampling import (
 )
 
 TEXT = "The minister said on Monday that"
+LIST = "Here is a list:\n"  # goes on with numbers, marks of code and empty lines
 
 
 @pytest.fixture(scope="module")
@@ -281,30 +282,31 @@ def test_a_chat_ends_its_turn_as_in_transformers(smollm2, engine, settings):
     assert len(earlier) <= 4
 
 
-@pytest.mark.parametrize("strings", [["."], ["the", "he tra", "ister"], [" the gov", "zzz"], ["\n"], ["zzz"]], ids=repr)
-def test_a_stop_string_ends_a_text_where_transformers_ends_it(smollm2, engine, settings, strings):
+@pytest.mark.parametrize(
+    ("prompt", "strings"),
+    [
+        (TEXT, ['"']),
+        (TEXT, ["he trouble", "closet", "working to"]),
+        (TEXT, ["zzz"]),
+        (LIST, [".\n\n", "```\n\nT"]),
+    ],
+    ids=repr,
+)
+def test_a_stop_string_ends_a_text_where_transformers_ends_it(smollm2, engine, settings, prompt, strings):
     model, tokenizer = smollm2
-    ids = tokenizer(TEXT)["input_ids"]
-    expected = transformers_ids(model, ids, 40, stop_strings=strings, tokenizer=tokenizer)
-    whole = tokenizer.decode(ids + expected)[len(TEXT) :]
+    ids = tokenizer(prompt)["input_ids"]
+    free = transformers_greedy(model, ids, 50)
+    expected = transformers_ids(model, ids, 50, stop_strings=strings, tokenizer=tokenizer)
+    whole = tokenizer.decode(ids + expected)[len(prompt) :]
     places = [whole.index(string) for string in strings if string in whole]
-    steps = list(engine.generate(TEXT, 40, stop=strings))
+    steps = list(engine.generate(prompt, 50, stop=strings))
     assert ids_of(steps) == expected
     assert text_of(steps) == (whole[: min(places)] if places else whole)
-    assert (len(expected) < 40) == (strings != ["zzz"])
+    assert (len(expected) < 50) == bool(places) == (strings != ["zzz"])
     # The generation config's strings, where none are given.
     settings.stop_strings = strings
-    assert list(engine.generate(TEXT, 40)) == steps
-    assert ids_of(engine.generate(TEXT, 12, stop=())) == transformers_greedy_without(model, ids, 12)
-    assert ids_of(engine.generate(TEXT, 12, stop="said"))[:3] == transformers_greedy_without(model, ids, 12)[:3]
-
-
-def transformers_greedy_without(model, ids, n):
-    """Of the same model without stop strings in its generation config."""
-    kept, model.generation_config.stop_strings = model.generation_config.stop_strings, None
-    found = transformers_greedy(model, ids, n)
-    model.generation_config.stop_strings = kept
-    return found
+    assert list(engine.generate(prompt, 50)) == steps
+    assert ids_of(engine.generate(prompt, 50, stop=())) == free
 
 
 def test_stop_strings_end_each_text_of_a_batch_by_itself(engine):
