@@ -287,7 +287,6 @@ def test_a_chat_ends_its_turn_as_in_transformers(smollm2, engine, settings):
     [
         (TEXT, ['"']),
         (TEXT, ["he trouble", "closet", "working to"]),
-        (TEXT, ["zzz"]),
         (LIST, [".\n\n", "```\n\nT"]),
     ],
     ids=repr,
@@ -301,8 +300,9 @@ def test_a_stop_string_ends_a_text_where_transformers_ends_it(smollm2, engine, s
     places = [whole.index(string) for string in strings if string in whole]
     steps = list(engine.generate(prompt, 50, stop=strings))
     assert ids_of(steps) == expected
-    assert text_of(steps) == (whole[: min(places)] if places else whole)
-    assert (len(expected) < 50) == bool(places) == (strings != ["zzz"])
+    assert text_of(steps) == whole[: min(places)]
+    assert places
+    assert len(expected) < len(free)
     # The generation config's strings, where none are given.
     settings.stop_strings = strings
     assert list(engine.generate(prompt, 50)) == steps
