@@ -46,9 +46,31 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among so many tokens; 0: all")
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample among tokens this share as likely as the likeliest",
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="of the sampling")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="above 1 makes tokens that were there before less likely; default: as the model's generation config says",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end before this text; can be given several times; default: as the model's generation config says",
+    )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of streaming text")
+    parser.add_argument(
+        "--logprobs", type=whole_number, default=0, metavar="N", help="list the N likeliest tokens of each step in JSON"
+    )
     parser.add_argument("--metrics", metavar="FILE", help="write a CSV row per generated token")
     parser.add_argument("--plot", metavar="FILE", help="draw surprisal and entropy with their load thresholds")
 

@@ -6,7 +6,7 @@ a function of the state and the sequences that go on; teacher forcing is a sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from clada.cpu.decoder import Outcome, State
@@ -57,7 +57,7 @@ def steps(
     sampler: Sampler,
     count: int,
     rules: Sequence[LoadRule] | None = None,
-    stops: Container[int] = frozenset(),
+    ends: Callable[[int, int], bool] = lambda _sequence, _token: False,
 ) -> Iterator[Record]:
     """Decode from a state, which moves along.
 
@@ -68,7 +68,8 @@ def steps(
         sampler: chooses the tokens.
         count: at most so many steps.
         rules: of load, one a sequence; None: the policy's coefficients.
-        stops: tokens that end a sequence, after they were run.
+        ends: whether a sequence, by its number, ends with a token; asked once the token was run and its record was
+            taken.
 
     Returns:
         a record per step. Before the first step the neurons that the prompts need are known.
@@ -83,7 +84,7 @@ def steps(
             record = decide(state.outcome, going, sampler, rules)
             decoder.step(state, record.tokens, policy.selection(record.loads, chosen))
             yield record
-            kept = [row for row, token in enumerate(record.tokens) if token not in stops]
+            kept = [row for row, (i, token) in enumerate(zip(going, record.tokens, strict=True)) if not ends(i, token)]
             if not kept:
                 return
             if len(kept) < len(going):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,9 +28,35 @@ from clada.methods.plan import Plan
 from clada.methods.policy import RollingLoad
 from clada.methods.registry import check_method
 from clada.models.architectures import check_length, family_of
-from clada.sampling import GREEDY, Chooser, Sampling, check_generation_config, processors_of
-from clada.streaming import TextStream, special_ids
+from clada.sampling import GREEDY, Sampling, check_generation_config, chooser_of, most_likely, stop_strings
+from clada.streaming import StoppingStream, TextStream, special_ids, special_named
 from clada.system.machine import available_cores, set_threads
+
+MOST_LOGPROBS = 50  # tokens that a step may list
+
+
+class Candidate(NamedTuple):
+    """A token that could have been the next one.
+
+    Attributes:
+        token_id: the token.
+        token: the text that it would complete; of a special token its name.
+        logprob: natural logarithm of its probability under the raw softmax.
+    """
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+def check_logprobs(count: int) -> None:
+    """Refuse a number of tokens that a step cannot list.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not 0 <= count <= MOST_LOGPROBS:
+        raise InputError(f"a step lists 0 to {MOST_LOGPROBS} of the likeliest tokens, not {count}; give another number")
 
 
 @dataclass(frozen=True)
@@ -39,12 +65,14 @@ class Step:
 
     Attributes:
         token_id: the token.
-        token: the text it completes; empty for special tokens and within a character of several tokens.
+        token: the text it completes; empty for special tokens, within a character of several tokens, and while the
+            text may be the beginning of a stop string. No text of a stop string or behind it is in any step.
         surprisal_bits: -log2 of the token's probability under the raw softmax.
         entropy_bits: of the distribution it was drawn from, raw softmax.
         active_fraction: share of MLP neurons that its forward pass computed.
         load_surprisal: whether its surprisal exceeds tau_s, so that lambda applies to its forward pass.
         load_entropy: whether the entropy exceeds tau_H, so that gamma applies.
+        top: the likeliest tokens under the raw softmax, the likeliest first, as many as were asked for.
     """
 
     token_id: int
@@ -54,6 +82,7 @@ class Step:
     active_fraction: float
     load_surprisal: bool
     load_entropy: bool
+    top: tuple[Candidate, ...] = ()
 
 
 class Engine:
@@ -181,9 +210,13 @@ class Engine:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int = 0,
         chat: bool = False,
     ) -> Iterator[Step]:
-        """Continue a prompt; stops after `max_new_tokens` or with the end-of-text token, which is yielded too.
+        """Continue a prompt; stops after `max_new_tokens` or with an end-of-text token, which is yielded too.
 
         Args:
             prompt: text, or token ids.
@@ -192,22 +225,34 @@ class Engine:
             top_p: sample from the smallest set of tokens with this probability; 1 keeps all.
             top_k: sample from so many tokens; 0 keeps all.
             seed: of the sampling.
+            min_p: sample from tokens at least this share as likely as the likeliest; 0 keeps all.
+            repetition_penalty: of tokens that were there before, see `Sampling`; None: as the model's generation
+                config says.
+            stop: strings that end the text as soon as it has one of them; they are not given out, but the tokens that
+                were run are yielded. The name of a special token is one too. None: those of the generation config.
+            logprobs: list so many of the likeliest tokens in every step, at most 50.
             chat: put the prompt into the model's chat template.
 
         Yields:
             a `Step` per token.
 
         Raises:
-            InputError: an empty prompt, or sampling options out of range.
+            InputError: an empty prompt, or options out of range.
             ModelError: prompt and new tokens exceed the model's positions.
         """
-        sampling = Sampling(temperature, top_p, top_k, seed)
+        sampling = Sampling(temperature, top_p, top_k, seed, min_p, repetition_penalty)
         state = self.prefill([self.encode(prompt, chat=chat)], max_new_tokens)
-        for _index, step in self.decode(state, max_new_tokens, sampling):
+        for _index, step in self.decode(state, max_new_tokens, sampling, stop=stop, logprobs=logprobs):
             yield step
 
     def generate_batch(
-        self, prompts: Sequence[str | Sequence[int]], max_new_tokens: int = 128, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        *,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int = 0,
     ) -> Iterator[tuple[int, Step]]:
         """Continue several prompts side by side: a row of weights is read once for all that need it.
 
@@ -215,15 +260,14 @@ class Engine:
             prompts: texts, or token ids.
             max_new_tokens: at most so many each.
             sampling: how tokens are chosen; None: greedy.
+            stop: strings that end a text, as in `generate`.
+            logprobs: list so many of the likeliest tokens in every step, at most 50.
 
         Yields:
             (index of the prompt, step); greedy steps are those of the prompt by itself.
         """
-        yield from self.decode(
-            self.prefill([self.encode(prompt) for prompt in prompts], max_new_tokens),
-            max_new_tokens,
-            sampling or GREEDY,
-        )
+        state = self.prefill([self.encode(prompt) for prompt in prompts], max_new_tokens)
+        yield from self.decode(state, max_new_tokens, sampling or GREEDY, stop=stop, logprobs=logprobs)
 
     def encode(self, prompt: str | Sequence[int], *, chat: bool = False) -> list[int]:
         """Token ids of a prompt; text as a user's turn of the model's chat template if `chat`.
@@ -292,7 +336,14 @@ class Engine:
         return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
 
     def decode(
-        self, state: State, max_new_tokens: int, sampling: Sampling = GREEDY, first: int = 0
+        self,
+        state: State,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        first: int = 0,
+        *,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int = 0,
     ) -> Iterator[tuple[int, Step]]:
         """Decode from a state, which moves along; ends and steps as in `generate_batch`.
 
@@ -301,32 +352,53 @@ class Engine:
             max_new_tokens: at most so many for each prompt; `prefill` was asked for room for them.
             sampling: how tokens are chosen.
             first: number of the first prompt among all that are sampled with this seed, where batches follow another.
+            stop: strings that end a text, as in `generate`.
+            logprobs: list so many of the likeliest tokens in every step, at most 50.
+
+        Raises:
+            InputError: a stop string or a number of logprobs that cannot be used, or stop strings without a tokenizer.
         """
-        choosers = self._choosers(state, max_new_tokens, sampling, first)
-        texts = [TextStream(self.tokenizer, tokens, self._special) for tokens in state.tokens]
+        check_logprobs(logprobs)
+        strings = self._stop_strings(stop)
+        stops = self._stop_ids() | special_named(self.tokenizer, strings)
+        configs = (self.config, self._generation_config)
+        choosers = [
+            chooser_of(sampling, first + i, *configs, tokens, max_new_tokens) for i, tokens in enumerate(state.tokens)
+        ]
+        streams = [TextStream(self.tokenizer, tokens, self._special) for tokens in state.tokens]
+        texts = [StoppingStream(stream, strings) for stream in streams]
         rules = [self._load_rule() for _ in state.tokens]
-        stops = self._stop_ids()
+        top: dict[int, tuple[Candidate, ...]] = {}  # of every sequence, before its token is run
 
         def sampler(outcome: Outcome, going: Sequence[int]) -> list[int]:
             best, ids = outcome.best, state.tokens
+            if logprobs:
+                top.update((i, self._candidates(outcome, row, logprobs, streams[i])) for row, i in enumerate(going))
             return [choosers[i](outcome.logits[row], int(best[row]), ids[row]) for row, i in enumerate(going)]
 
-        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, stops)
+        def ends(sequence: int, token: int) -> bool:
+            return token in stops or texts[sequence].ended
+
+        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, ends)
         for number, record in enumerate(decoded, 1):
             active = state.outcome.active / self._neurons
             for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
                 text = texts[i](token, last=token in stops or number == max_new_tokens)
-                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads)
+                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads, top.get(i, ()))
 
-    def _choosers(self, state: State, max_new_tokens: int, sampling: Sampling, first: int) -> list[Chooser]:
-        """How the tokens of each sequence are chosen, by the sampling and the model's generation config."""
-        check_generation_config(self._generation_config)
-        return [
-            sampling.chooser(
-                first + i, processors_of(self.weights.model, self._generation_config, tokens, max_new_tokens)
-            )
-            for i, tokens in enumerate(state.tokens)
-        ]
+    def _candidates(self, outcome: Outcome, row: int, count: int, stream: TextStream) -> tuple[Candidate, ...]:
+        """The likeliest next tokens of a sequence; `stream` has its tokens so far."""
+        logits, total = outcome.logits[row], float(outcome.log_total[row])
+        ids = most_likely(logits, count).tolist()
+        texts = [self.tokenizer.convert_ids_to_tokens(i) if i in self._special else stream.rest(i) for i in ids]
+        return tuple(Candidate(i, text, min(0.0, float(logits[i]) - total)) for i, text in zip(ids, texts, strict=True))
+
+    def _stop_strings(self, stop: str | Sequence[str] | None) -> tuple[str, ...]:
+        """The strings that end a text; arguments and exceptions are those of `decode`."""
+        strings = stop_strings(stop, self._generation_config)
+        if strings and self.tokenizer is None:
+            raise InputError("stop strings need a tokenizer, and the engine has none; give it one, or stop=()")
+        return strings
 
     def _load_rule(self) -> Callable[[float, float], tuple[bool, bool]]:
         coefficients = self.policy.coefficients

@@ -16,13 +16,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from clada.engine import Engine, Step
+from clada.engine import Engine, Step, check_logprobs
 from clada.errors import CladaError, InputError
 from clada.methods.coefficients import coefficients_for
 from clada.methods.plan import Shares
 from clada.methods.policy import LEAST_POSITIONS
 from clada.models.open import load_model
-from clada.sampling import Sampling
+from clada.sampling import Sampling, stop_strings
 from clada.system.files import check_target, decode_text, read_text, replacing
 from clada.system.jsonfile import json_line, text_records
 
@@ -42,7 +42,8 @@ def main(args: argparse.Namespace) -> None:
             check_target(Path(name))
     texts = read_prompts(args)
     coefficients = coefficients_for(args.coefficients, args.model)
-    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.seed)
+    as_json = args.json or args.prompt_jsonl is not None
+    options = _decode_options(args, as_json=as_json)
     model, tokenizer = load_model(args.model, device=args.device)
     engine = Engine(
         model,
@@ -64,14 +65,12 @@ def main(args: argparse.Namespace) -> None:
     results, seconds = [], 0.0
     for begin in range(0, len(prompts), args.batch_size):
         batch = prompts[begin : begin + args.batch_size]
-        of_batch = generate(
-            engine, batch, args.max_new_tokens, sampling, begin, stream=not args.json and args.prompt_jsonl is None
-        )
+        of_batch = generate(engine, batch, args.max_new_tokens, begin, stream=not as_json, **options)
         seconds += of_batch[0]["decode_s"]
         for result in of_batch:
             result = {"model": args.model, "dtype": args.dtype, **result}
             results.append(result)
-            if args.json or args.prompt_jsonl is not None:
+            if as_json:
                 print(json_line(result), flush=True)
     if args.metrics:
         write_metrics(results, Path(args.metrics))
@@ -84,10 +83,31 @@ def main(args: argparse.Namespace) -> None:
         _say(engine, results, seconds)
 
 
+def _decode_options(args: argparse.Namespace, *, as_json: bool) -> dict[str, Any]:
+    """The options of `Engine.decode`, checked before a model is opened; `as_json`: whether the output has steps."""
+    if args.logprobs and not as_json:
+        raise InputError("--logprobs are part of the JSON output; add --json")
+    check_logprobs(args.logprobs)
+    stop_strings(args.stop, None)
+    return {
+        "sampling": Sampling(args.temperature, args.top_p, args.top_k, args.seed, args.min_p, args.repetition_penalty),
+        "stop": args.stop,
+        "logprobs": args.logprobs,
+    }
+
+
 def generate(
-    engine: Engine, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, first: int = 0, *, stream: bool
+    engine: Engine, prompts: list[list[int]], max_new_tokens: int, first: int = 0, *, stream: bool, **options: Any
 ) -> list[dict[str, Any]]:
     """Decode prompts side by side and time it; text of a single one goes to stdout as it comes if `stream`.
+
+    Args:
+        engine: decodes.
+        prompts: token ids.
+        max_new_tokens: at most so many each.
+        first: number of the first prompt, see `Engine.decode`.
+        stream: whether to print.
+        options: others of `Engine.decode`.
 
     Returns:
         for each prompt the fields of `--json` but model and dtype; times are those of the whole batch, `decode_s` is
@@ -97,7 +117,7 @@ def generate(
     state = engine.prefill(prompts, max_new_tokens)
     prefilled = time.perf_counter()
     steps: list[list[Step]] = [[] for _ in prompts]
-    for index, step in engine.decode(state, max_new_tokens, sampling, first):
+    for index, step in engine.decode(state, max_new_tokens, first=first, **options):
         steps[index].append(step)
         if stream:
             print(step.token, end="", flush=True)
@@ -119,16 +139,24 @@ def generate(
             "gamma": coefficients.gamma,
             "coefficients": coefficients.source,
             "plan_covers_coefficients": engine.measured,
-            "steps": [asdict(step) for step in of_prompt],
+            "steps": [_fields_of(step) for step in of_prompt],
         }
         for prompt, of_prompt in zip(prompts, steps, strict=True)
     ]
 
 
+def _fields_of(step: Step) -> dict[str, Any]:
+    """The fields of a step as JSON has them: the likeliest tokens by name, and only if they were asked for."""
+    values = asdict(step)
+    del values["top"]
+    return {**values, "top": [candidate._asdict() for candidate in step.top]} if step.top else values
+
+
 def write_metrics(results: list[dict[str, Any]], path: Path) -> None:
-    """Write a row per generated token as CSV: prompt (from 0), step (from 0) and the fields of `clada.Step`."""
+    """Write a row per generated token as CSV: prompt (from 0), step (from 0), the fields of `clada.Step` but `top`."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["prompt", "step", *(field.name for field in fields(Step))])
+        names = [field.name for field in fields(Step) if field.name != "top"]
+        writer = csv.DictWriter(file, ["prompt", "step", *names], extrasaction="ignore")
         writer.writeheader()
         for prompt, result in enumerate(results):
             writer.writerows({"prompt": prompt, "step": i, **step} for i, step in enumerate(result["steps"]))

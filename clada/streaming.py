@@ -18,6 +18,12 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
+def special_named(tokenizer: Any, names: Container[str]) -> set[int]:
+    """The tokens among `special_ids` whose own text is one of the names; none without a tokenizer."""
+    added = {} if tokenizer is None else tokenizer.added_tokens_decoder
+    return {i for i, token in added.items() if token.special and token.content in names}
+
+
 def _same(text: str, other: str) -> int:
     """How many characters two texts begin with alike."""
     if text.startswith(other):
@@ -67,6 +73,13 @@ class TextStream:
             self._move(len(self.window) - CONTEXT)
         return piece
 
+    def rest(self, *more: int) -> str:
+        """What is not given out yet, as it would be if no more tokens, or only these, came."""
+        if self.tokenizer is None:
+            return ""
+        text = str(self.tokenizer.decode([*self.window, *more], skip_special_tokens=True))
+        return text[_same(text, self.given) :]
+
     def _move(self, begin: int) -> None:
         """Let the window begin later, if it has text that words after it are in the context of."""
         rest = self.window[begin:]
@@ -82,3 +95,41 @@ class TextStream:
         """Whether the last token is a byte that more bytes may follow."""
         name = self.tokenizer.convert_ids_to_tokens(self.window[-1])
         return isinstance(name, str) and BYTE_TOKEN.fullmatch(name) is not None
+
+
+class StoppingStream:
+    """The text that tokens complete, up to the first of some strings, which is not given out itself.
+
+    Text that may be the beginning of such a string is held back until what follows decides. A string counts as soon as
+    `tokenizer.decode` of the tokens so far has it, also within bytes that `TextStream` still waits with.
+
+    Args:
+        stream: of the sequence.
+        strings: that end it.
+
+    Attributes:
+        ended: whether one of them has come.
+    """
+
+    def __init__(self, stream: TextStream, strings: Sequence[str]) -> None:
+        self.stream, self.strings, self.ended = stream, strings, False
+        self._held = ""
+
+    def __call__(self, token: int, *, last: bool = False) -> str:
+        """The text that a token completes or sets free; arguments are those of `TextStream`."""
+        text = self._held + self.stream(token, last=last)
+        if not self.strings:
+            return text
+        ahead = text + self.stream.rest()
+        places = [place for string in self.strings if (place := ahead.find(string)) >= 0]
+        if places:
+            self.ended = True
+            return ahead[: min(places)]
+        begun = 0 if last else max(_begun(text, string) for string in self.strings)
+        self._held = text[len(text) - begun :]
+        return text[: len(text) - begun]
+
+
+def _begun(text: str, string: str) -> int:
+    """How many characters of a string the text ends with."""
+    return next((n for n in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:n])), 0)

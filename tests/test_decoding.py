@@ -22,7 +22,7 @@ from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Shares
 from clada.models.open import load_model
 from clada.sampling import Sampling
-from clada.streaming import TextStream, special_ids
+from clada.streaming import StoppingStream, TextStream, special_ids
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,54 @@ def test_pieces_put_together_are_the_text_whatever_the_tokens(which, smollm2, by
         assert "".join(streamed(tokenizer, ids[:cut], ids[cut:])) == expected_text(tokenizer, ids[:cut], ids[cut:])
 
 
+@pytest.mark.parametrize("which", ["bytes", "fallback"])
+def test_text_ends_with_the_token_that_completes_a_stop_string(which, smollm2, byte_fallback):
+    """Against a search in the text of all tokens so far, after each of them."""
+    tokenizer = smollm2[1] if which == "bytes" else byte_fallback
+    rng = np.random.default_rng(1)
+    ended = 0
+    for _ in range(150):
+        ids = rng.integers(0, len(tokenizer), 40).tolist()
+        if which == "bytes":  # single bytes, as in the test above
+            ids = np.where(rng.random(40) < 0.6, rng.integers(17, 273, 40), ids).tolist()
+        prompt, new = ids[:10], ids[10:]
+        text = expected_text(tokenizer, prompt, new)
+        cuts = rng.integers(0, len(text) - 4, 2)
+        strings = [text[cut : cut + length] for cut, length in zip(cuts, (2, 4), strict=True)]
+        stream = StoppingStream(TextStream(tokenizer, prompt, special_ids(tokenizer)), strings)
+        pieces = []
+        for number, token in enumerate(new, 1):
+            pieces.append(stream(token, last=number == len(new)))
+            so_far = expected_text(tokenizer, prompt, new[:number])
+            found = [so_far.index(string) for string in strings if string in so_far]
+            assert stream.ended == bool(found)
+            if found:
+                assert "".join(pieces) == so_far[: min(found)]
+                break
+            assert not any(string in "".join(pieces) for string in strings)
+        ended += stream.ended
+    assert ended > 100  # bytes that turn out to be part of a character can take a string away again
+
+
+def test_what_could_begin_a_stop_string_is_held_back_until_it_does_not(smollm2):
+    _, tokenizer = smollm2
+
+    def pieces(strings, *texts):
+        stream = StoppingStream(TextStream(tokenizer, [], special_ids(tokenizer)), strings)
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        assert all(len(of_text) == 1 for of_text in ids)
+        given = [stream(of_text[0], last=n == len(ids)) for n, of_text in enumerate(ids, 1)]
+        return given, stream.ended
+
+    assert pieces(["one two four"], " one", " two", " three") == ([" ", "", "one two three"], False)
+    assert pieces(["one two four"], " one", " two", " four") == ([" ", "", ""], True)
+    assert pieces(["one two four"], " one", " two") == ([" ", "one two"], False)  # the last: nothing more can come
+    assert pieces(["on"], " two", " one") == ([" tw", "o "], True)
+    assert pieces(["\n\n", "two\n"], " one", "\n", " two", "\n") == ([" one", "", "\n ", ""], True)
+    assert pieces(["ee t", "two"], " three", " two") == ([" thr", ""], True)  # both at once: it ends before the first
+    assert pieces([], " one", " two") == ([" one", " two"], False)
+
+
 def test_a_long_text_is_decoded_by_its_end(smollm2, monkeypatch):
     _, tokenizer = smollm2
     decoded = []
@@ -170,7 +218,7 @@ def test_generation_configs_are_obeyed_as_transformers_greedy_does(options):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_beams", 4), ("guidance_scale", 1.5), ("stop_strings", ["."]), ("max_time", 3.0), ("penalty_alpha", 0.6)],
+    [("num_beams", 4), ("guidance_scale", 1.5), ("max_time", 3.0), ("penalty_alpha", 0.6)],
 )
 def test_what_a_generation_config_asks_for_in_vain_is_refused_by_name(name, value):
     model = tiny_model("llama")
@@ -181,9 +229,16 @@ def test_what_a_generation_config_asks_for_in_vain_is_refused_by_name(name, valu
     with pytest.raises(InputError, match=f"set model.generation_config.{name} to None"):
         list(engine.generate(PROMPT, 2))
     setattr(model.generation_config, name, None)
-    model.generation_config.repetition_penalty = -1.0
-    with pytest.raises(InputError, match=r"generation config cannot be used .*strictly positive float"):
-        list(engine.generate(PROMPT, 2))
+    for option, wrong, reason in (
+        ("repetition_penalty", -1.0, "repetition_penalty=-1.0 is no number above 0"),
+        ("repetition_penalty", "much", "repetition_penalty='much' is no number above 0"),
+        ("encoder_repetition_penalty", -1.0, r"`penalty` has to be a strictly positive float, but is -1\.0"),
+    ):
+        changed = copy.deepcopy(model.generation_config)
+        setattr(model.generation_config, option, wrong)
+        with pytest.raises(InputError, match=rf"generation config cannot be used \({reason}\); correct it"):
+            list(engine.generate(PROMPT, 2))
+        setattr(model.generation_config, option, getattr(changed, option))
 
 
 def test_every_prompt_of_a_batch_draws_for_itself():
