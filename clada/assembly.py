@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from clada.methods.screen import Basis
 from clada.methods.selection import Norms, weight_sums
 from clada.models.open import check_device
 from clada.reference.decoder import TorchDecoder
+from clada.speculation import ModelDrafter
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,53 @@ def device_of(model: Any, device: str | torch.device | None) -> str:
 def vocabulary_of(model: Any) -> int:
     """How many words the model's output head has."""
     return int(model.get_output_embeddings().weight.shape[0])
+
+
+# What drafts for the weights' precision: the cheapest one that predicts nearly the same words.
+DRAFTED_AT = {"float32": "int8", "bfloat16": "int8"}
+
+
+def drafter_of(
+    model: Any,
+    dtype: str,
+    plan: Plan | str | Path | None,
+    coefficients: Coefficients,
+    threads: int,
+    device: str = "cpu",
+) -> ModelDrafter:
+    """Whoever drafts for a model: its weights at a lower precision, less computed where a plan is known.
+
+    Args:
+        model: a transformers model in float32.
+        dtype: of the weights that check.
+        plan: as `plan_and_rule` takes it; None for the shipped or cached plan, or everything where there is none.
+        coefficients: their taus, or the plan's quantiles where they have none, say where a draft ends.
+        threads: of the kernels.
+        device: where the model decodes.
+
+    Raises:
+        InputError: there is no cheaper form at this precision, or not on this device.
+    """
+    if dtype not in DRAFTED_AT:
+        raise InputError(
+            f"method speculative drafts at a lower precision than the weights', and {dtype} has none; use dtype "
+            f"{' or '.join(DRAFTED_AT)}, or another method"
+        )
+    if device != "cpu":
+        raise InputError(f"method speculative runs on the CPU, not on {device}; use method dense there")
+    known: Plan | None = None
+    try:
+        known = plan_of(model, plan)
+    except InputError:
+        if plan is not None:
+            raise
+    choice = DENSE
+    if known is not None:
+        at, vocabulary = DRAFTED_AT[dtype], vocabulary_of(model)
+        choice = choose("clada", known, replace(coefficients, lambda_=0.0, gamma=0.0), vocabulary, at)
+        coefficients = coefficients.with_quantiles(known.quantiles)
+    (parts,) = assemble(model, [choice], DRAFTED_AT[dtype], threads)
+    return ModelDrafter(parts.decoder, parts.policy, coefficients.loads)
 
 
 def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu") -> list[Parts]:

@@ -22,7 +22,7 @@ from clada.measure.comparison import PEERS, prepare, result_row, score, time_all
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import coefficients_for
 from clada.methods.plan import resolve_plan
-from clada.methods.registry import with_dense
+from clada.methods.registry import method_of, with_dense
 from clada.models.architectures import check_length
 from clada.models.open import load_model, model_revision
 from clada.system.files import check_target
@@ -57,7 +57,8 @@ def main(args: argparse.Namespace) -> None:
     threads = args.threads or available_cores()
     set_threads(threads)
     revision = model_revision(args.model)
-    plan = None if methods == ["dense"] else resolve_plan(args.plan, args.model, revision, args.max_loss)
+    planned = any(method_of(method).needs_plan for method in methods)
+    plan = resolve_plan(args.plan, args.model, revision, args.max_loss) if planned else None
     if plan is not None:
         plan.check_model(revision, model.config.num_hidden_layers)
     coefficients = coefficients_for(args.coefficients, args.model)

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from clada.cpu.decoder import Outcome, State
+from clada.cpu.decoder import State
 from clada.methods.policy import Policy
 from clada.methods.selection import Selection
 
-# Given the outcome of the last step and which sequences are left, the next token of each of these.
-Sampler = Callable[[Outcome, Sequence[int]], list[int]]
+# Given a state and the numbers that its sequences had at the first step, the next token of each.
+Sampler = Callable[[State, Sequence[int]], list[int]]
 
 # Of a sequence: whether a token of this surprisal, drawn from a distribution of this entropy (bits), is under load.
 LoadRule = Callable[[float, float], tuple[bool, bool]]
+
+# Of a sequence's number and a token, which was run and whose record was taken: whether the sequence ends with it.
+Ends = Callable[[int, int], bool]
 
 
 class Runs(Protocol):
@@ -47,7 +50,12 @@ def given(tokens: Sequence[Sequence[int]]) -> Sampler:
         tokens: of every step, one per sequence.
     """
     following = iter(tokens)
-    return lambda _outcome, _sequences: list(next(following))
+    return lambda _state, _sequences: list(next(following))
+
+
+def most_likely_words(state: State, _sequences: Sequence[int]) -> list[int]:
+    """A greedy sampler, without what a model's generation config asks for."""
+    return [int(token) for token in state.outcome.best]
 
 
 def steps(
@@ -57,7 +65,7 @@ def steps(
     sampler: Sampler,
     count: int,
     rules: Sequence[LoadRule] | None = None,
-    ends: Callable[[int, int], bool] = lambda _sequence, _token: False,
+    ends: Ends = lambda _sequence, _token: False,
 ) -> Iterator[Record]:
     """Decode from a state, which moves along.
 
@@ -68,8 +76,7 @@ def steps(
         sampler: chooses the tokens.
         count: at most so many steps.
         rules: of load, one a sequence; None: the policy's coefficients.
-        ends: whether a sequence, by its number, ends with a token; asked once the token was run and its record was
-            taken.
+        ends: says where sequences end before that.
 
     Returns:
         a record per step. Before the first step the neurons that the prompts need are known.
@@ -81,7 +88,7 @@ def steps(
     def run() -> Iterator[Record]:
         going, chosen = list(range(len(state.tokens))), needed
         for _ in range(count):
-            record = decide(state.outcome, going, sampler, rules)
+            record = decide(state, going, sampler, rules)
             decoder.step(state, record.tokens, policy.selection(record.loads, chosen))
             yield record
             kept = [row for row, (i, token) in enumerate(zip(going, record.tokens, strict=True)) if not ends(i, token)]
@@ -95,14 +102,14 @@ def steps(
     return run()
 
 
-def decide(outcome: Outcome, going: list[int], sampler: Sampler, rules: Sequence[LoadRule]) -> Record:
-    """The next tokens and their loads, before they are run; arguments are those of `steps`.
+def decide(state: State, going: list[int], sampler: Sampler, rules: Sequence[LoadRule]) -> Record:
+    """The next tokens and their loads, before they are run; arguments are those of `steps` and of its sampler.
 
     Raises:
         ModelError: the logits are not finite.
     """
-    outcome.check()
-    tokens = sampler(outcome, going)
-    known = [outcome.load(row, token) for row, token in enumerate(tokens)]
+    state.outcome.check()
+    tokens = sampler(state, going)
+    known = [state.outcome.load(row, token) for row, token in enumerate(tokens)]
     loads = [rules[sequence](*load) for sequence, load in zip(going, known, strict=True)]
     return Record(going, tokens, [s for s, _ in known], [h for _, h in known], loads)

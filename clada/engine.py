@@ -18,7 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clada.assembly import assemble, check_head, choose, device_of, is_of_weights, plan_and_rule, vocabulary_of
+from clada.assembly import (
+    assemble,
+    check_head,
+    choose,
+    device_of,
+    drafter_of,
+    is_of_weights,
+    plan_and_rule,
+    vocabulary_of,
+)
 from clada.cpu.decoder import Outcome, State
 from clada.cpu.precision import PRECISIONS
 from clada.decoding import steps
@@ -26,9 +35,10 @@ from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.methods.policy import RollingLoad
-from clada.methods.registry import check_method
+from clada.methods.registry import check_method, method_of
 from clada.models.architectures import check_length, family_of
 from clada.sampling import GREEDY, Sampling, check_generation_config, chooser_of, most_likely, stop_strings
+from clada.speculation import Speculation
 from clada.streaming import StoppingStream, TextStream, special_ids, special_named
 from clada.system.machine import available_cores, set_threads
 
@@ -158,6 +168,8 @@ class Engine:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
         choice = choose(method, self.plan, coefficients, vocabulary_of(model), dtype, max_loss, keep)
         (parts,) = assemble(model, [choice], dtype, threads, on)
+        self._drafter = drafter_of(model, dtype, plan, coefficients, threads, on) if method_of(method).drafts else None
+        self.speculation: Speculation | None = None  # of the last text, with what was drafted and accepted
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip
@@ -368,23 +380,38 @@ class Engine:
         streams = [TextStream(self.tokenizer, tokens, self._special) for tokens in state.tokens]
         texts = [StoppingStream(stream, strings) for stream in streams]
         rules = [self._load_rule() for _ in state.tokens]
-        top: dict[int, tuple[Candidate, ...]] = {}  # of every sequence, before its token is run
+        top: dict[tuple[int, int], tuple[Candidate, ...]] = {}  # by sequence and place, before the token is run
 
-        def sampler(outcome: Outcome, going: Sequence[int]) -> list[int]:
-            best, ids = outcome.best, state.tokens
+        def sampler(state: State, going: Sequence[int]) -> list[int]:
+            outcome, ids = state.outcome, state.tokens
+            best = outcome.best
             if logprobs:
-                top.update((i, self._candidates(outcome, row, logprobs, streams[i])) for row, i in enumerate(going))
+                top.update(
+                    ((i, len(ids[row])), self._candidates(outcome, row, logprobs, streams[i]))
+                    for row, i in enumerate(going)
+                )
             return [choosers[i](outcome.logits[row], int(best[row]), ids[row]) for row, i in enumerate(going)]
 
         def ends(sequence: int, token: int) -> bool:
             return token in stops or texts[sequence].ended
 
-        decoded = steps(self.decoder, self.policy, state, sampler, max_new_tokens, rules, ends)
+        decoder, policy = self.decoder, self.policy
+        if self._drafter is None:
+            decoded = steps(decoder, policy, state, sampler, max_new_tokens, rules, ends)
+        elif len(state.tokens) > 1:
+            raise InputError(
+                f"method speculative decodes one prompt at a time, not {len(state.tokens)} side by side; use method "
+                "dense, or give one prompt after the other"
+            )
+        else:
+            self.speculation = Speculation(self._drafter)
+            decoded = self.speculation.steps(decoder, policy, state, sampler, max_new_tokens, rules, ends)
         for number, record in enumerate(decoded, 1):
             active = state.outcome.active / self._neurons
             for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
                 text = texts[i](token, last=token in stops or number == max_new_tokens)
-                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads, top.get(i, ()))
+                listed = top.pop((i, len(state.tokens[row]) - 1), ())
+                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads, listed)
 
     def _candidates(self, outcome: Outcome, row: int, count: int, stream: TextStream) -> tuple[Candidate, ...]:
         """The likeliest next tokens of a sequence; `stream` has its tokens so far."""

@@ -33,7 +33,7 @@ from clada.measure.scores import EVALUATION_SCHEMA, Scores, as_table, compare, d
 from clada.measure.texts import cut
 from clada.methods.coefficients import Coefficients, coefficients_for, to_json
 from clada.methods.plan import Plan, resolve_plan
-from clada.methods.registry import METHODS, with_dense
+from clada.methods.registry import METHODS, check_leaves_out, with_dense
 from clada.models.open import bos_tokens, check_device, load_model, load_tokenizer, model_revision
 from clada.system.jsonfile import json_line
 from clada.system.machine import available_cores, set_threads
@@ -53,6 +53,8 @@ def main(args: argparse.Namespace) -> None:
         CladaError: a mistake of the user.
     """
     methods = with_dense(args.methods)
+    for method in methods:
+        check_leaves_out(method)
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative; give 0 or more")
     if args.speed and args.device != "cpu":

@@ -24,7 +24,7 @@ from clada.methods.coefficients import Coefficients
 from clada.methods.dejavu import guess, predictors
 from clada.methods.plan import Plan
 from clada.methods.policy import Policy
-from clada.methods.registry import check_method, method_of
+from clada.methods.registry import check_leaves_out, method_of
 from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import Screen, screen_words
 from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
@@ -99,7 +99,7 @@ def sparse(
         InputError: a plan of another model, a plan, coefficients or options that cannot be used, or, when the model
             runs, a sparse prompt where the method needs a dense one first.
     """
-    check_method(method)
+    check_leaves_out(method)
     if prompt not in PROMPTS:
         raise InputError(f"prompt '{prompt}' is neither of {', '.join(PROMPTS)}")
     check_head(model)

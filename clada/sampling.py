@@ -2,7 +2,7 @@
 
     penalised(logits, ids, penalty)         logits, those of tokens that were there before made less likely
     probabilities(logits, ids, sampling)    what a token is drawn from
-    draw(probabilities, generator)          a token
+    draw(probabilities, noise)              a token
     Chooser                                 these for one sequence, with what its model's generation config asks for
 
 Definitions, and the order in which they apply, are those of the processors of transformers' `generate`. A test holds
@@ -103,12 +103,14 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed} is outside 0 to 2^63 - 1")
 
-    def generator(self, stream: int = 0) -> np.random.Generator:
+    def noise(self, stream: int = 0) -> Noise:
         """Of the draws of a sequence; `stream` is its number, which makes it draw differently from others."""
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream,)))
+        return Noise(np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream,))))
 
 
 GREEDY = Sampling()
+
+KEPT_PLACES = 32  # whose random numbers can be had again: more than a draft has
 
 
 def penalised(logits: np.ndarray, ids: Sequence[int], penalty: float | None) -> np.ndarray:
@@ -161,9 +163,41 @@ def probabilities(logits: np.ndarray, ids: Sequence[int], sampling: Sampling) ->
     return np.asarray(weights / weights.sum())
 
 
-def draw(probabilities: np.ndarray, generator: np.random.Generator) -> int:
-    """A token, from the probabilities of all [V]."""
-    return int(generator.choice(len(probabilities), p=probabilities))
+class Noise:
+    """Random numbers for draws, the same ones whenever a place of the text is asked for again.
+
+    Args:
+        generator: makes them, for one place after the other.
+    """
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator = generator
+        self._first: int | None = None
+        self._made: list[np.ndarray] = []  # of the places from the first on
+
+    def __call__(self, place: int, words: int) -> np.ndarray:
+        """Of a place, which is at most one further than those asked for before: float32 [words], exponential of mean 1.
+
+        Places that lie `KEPT_PLACES` back are forgotten.
+        """
+        if self._first is None:
+            self._first = place
+        if place == self._first + len(self._made):
+            self._made.append(self._generator.standard_exponential(words, np.float32))
+            forgotten = max(0, len(self._made) - KEPT_PLACES)
+            self._first, self._made = self._first + forgotten, self._made[forgotten:]
+        return self._made[place - self._first]
+
+
+def draw(probabilities: np.ndarray, noise: np.ndarray) -> int:
+    """A token, from the probabilities of all [V] and as many exponential random numbers of mean 1.
+
+    The exponential race, or Gumbel-max trick: the first of exponential times of rates p is i with probability p_i.
+    Probabilities that differ a little give mostly the same token for the same noise, with probability of at least
+    (1 - d) / (1 + d) where d is their total variation distance (Daliri et al. 2024, arXiv 2408.07978).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # a time of zero, which comes first whatever the rate
+        return int(np.nanargmax(probabilities / noise))
 
 
 def most_likely(logits: np.ndarray, count: int) -> np.ndarray:
@@ -179,12 +213,12 @@ class Chooser:
 
     Attributes:
         sampling: with the repetition penalty that applies.
-        generator: of the draws.
+        noise: of the draws.
         processors: change the logits before all else, as a generation config asks; None: they stay.
     """
 
     sampling: Sampling
-    generator: np.random.Generator
+    noise: Noise
     processors: Processors | None = None
 
     def __call__(self, logits: np.ndarray, best: int, ids: Sequence[int]) -> int:
@@ -196,7 +230,7 @@ class Chooser:
             ids: the tokens so far, prompt and text.
         """
         if self.sampling.temperature > 0:
-            return draw(self.probabilities(logits, ids), self.generator)
+            return draw(self.probabilities(logits, ids), self.noise(len(ids), len(logits)))
         if self.processors is None and self.sampling.repetition_penalty in (None, 1):
             return best
         return int(penalised(self._processed(logits, ids), ids, self.sampling.repetition_penalty).argmax())
@@ -266,7 +300,7 @@ def chooser_of(
 
     Args:
         sampling: how tokens are chosen.
-        stream: number of the sequence, see `Sampling.generator`.
+        stream: number of the sequence, see `Sampling.noise`.
         model_config: configuration of the model.
         config: its generation config.
         prompt: token ids.
@@ -276,13 +310,13 @@ def chooser_of(
         InputError: the generation config has a value that cannot be used.
     """
     check_generation_config(config)
-    sampling, generator = as_configured(sampling, config), sampling.generator(stream)
+    sampling, noise = as_configured(sampling, config), sampling.noise(stream)
     if all(getattr(config, name, None) in (None, neutral) for name, neutral in PROCESSED.items()):
-        return Chooser(sampling, generator)
+        return Chooser(sampling, noise)
     # The penalty is one of transformers' processors then, as some of them come before it and others after.
     penalty = sampling.repetition_penalty or 1.0
     processors = _processors(model_config, config, prompt, max_new_tokens, penalty)
-    return Chooser(replace(sampling, repetition_penalty=1.0), generator, processors)
+    return Chooser(replace(sampling, repetition_penalty=1.0), noise, processors)
 
 
 def _processors(

@@ -10,9 +10,12 @@ How far to draft is a rule of load: a token that surprises the draft, or that it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from clada.cpu.decoder import Decoder, State
 from clada.decoding import Ends, LoadRule, Record, Sampler, decide
@@ -24,7 +27,13 @@ SHORTEST_MATCH, LONGEST_MATCH = 2, 8  # tokens at the end of a text that are loo
 
 
 class Drafter(Protocol):
-    """Whoever guesses what comes next."""
+    """Whoever guesses what comes next.
+
+    Attributes:
+        bytes_read: for all drafts so far, of attention weights, MLP, output head and cache, [4].
+    """
+
+    bytes_read: np.ndarray
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
         """Guess the tokens that follow `token`, which is chosen and not run.
@@ -45,11 +54,13 @@ class ModelDrafter:
         decoder: of the cheap form.
         policy: what it computes.
         rule: of load; a token under load ends the draft before it. None: no load ends a draft.
+        bytes_read: see `Drafter`.
     """
 
     decoder: Decoder
     policy: Policy
     rule: LoadRule | None = None
+    bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
         """As `Drafter.draft`."""
@@ -58,6 +69,7 @@ class ModelDrafter:
         selection = self.policy.selection([(False, False)], None)
         while len(drafted) < most:
             self.decoder.step(follower, [token], selection)
+            self.bytes_read += follower.outcome.bytes_read
             guess = decide(follower, [0], sampler, rules)
             if any(guess.loads[0]):
                 break
@@ -71,7 +83,12 @@ class NgramDrafter:
     """Drafts what followed the last tokens where they were in the text before; costs nothing.
 
     Where a longer end of the text is found again, more is drafted: as many tokens as it has.
+
+    Attributes:
+        bytes_read: see `Drafter`; none.
     """
+
+    bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:  # noqa: ARG002
         """As `Drafter.draft`."""
@@ -91,11 +108,12 @@ class Speculation:
     Attributes:
         drafter: guesses.
         adapts: whether the length of drafts follows what was accepted: a token more after a draft that was accepted
-            whole, a token less after one that was not. Else it is always `LONGEST`, or where the drafter stops.
+            whole, a token less after one that was not. Else `most` stays.
         most: tokens of the next draft, at most.
         checks: how many there were.
         drafted: tokens that were checked.
         accepted: those of them that the dense model would have given.
+        bytes_read: for drafts and checks, of attention weights, MLP, output head and cache, [4].
     """
 
     drafter: Drafter
@@ -104,6 +122,12 @@ class Speculation:
     checks: int = field(default=0, init=False)
     drafted: int = field(default=0, init=False)
     accepted: int = field(default=0, init=False)
+    bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64), init=False)
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafted tokens that the dense model would have given; NaN before any were drafted."""
+        return self.accepted / self.drafted if self.drafted else math.nan
 
     def steps(
         self,
@@ -123,8 +147,10 @@ class Speculation:
         record = decide(state, [0], sampler, rules)
         while done < count:
             (token,) = record.tokens
+            before = self.drafter.bytes_read.copy()
             drafts = self.drafter.draft(state, token, sampler, min(self.most, count - done - 1))
-            decoder.run(state, [[token, *drafts]], dense)
+            checked = decoder.run(state, [[token, *drafts]], dense)
+            self.bytes_read += checked.bytes_read + self.drafter.bytes_read - before
             self.checks, self.drafted, accepted = self.checks + 1, self.drafted + len(drafts), 0
             while True:
                 decoder.keep(state, [accepted + 1])

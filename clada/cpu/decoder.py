@@ -161,6 +161,8 @@ class _Memory:
         rotary: float32 [n, kinds, 2, rotary width], cosines and sines of the positions.
         outcome: what `scratch` has of the last step.
         wider: by how many there are, the same caches with what the kernels read and write for more columns.
+        followers: by their decoder, the states that `Decoder.follow` made.
+        followed: of a follower, how many tokens of every sequence its caches have.
         last_run: of the last step, the caches with what it read and wrote.
         last_arguments: of the last step, with their boxes.
     """
@@ -169,6 +171,8 @@ class _Memory:
     rotary: np.ndarray
     outcome: Outcome
     wider: dict[int, Scratch] = field(default_factory=dict)
+    followers: dict[Any, State] = field(default_factory=dict)
+    followed: list[int] = field(default_factory=list)
     last_run: Scratch | None = None
     last_arguments: list[tuple[Any, Boxed]] = field(default_factory=list)
 
@@ -310,6 +314,43 @@ class Decoder:
             which.append(columns[-1])
             scratch.value_sum[sequence] = scratch.value_sums[which[-1]]
         state.outcome = _outcome(scratch).rows(np.array(which))
+
+    def follow(self, leader: State) -> State:
+        """A state of this decoder that stands where the state of another one does, for steps of its own from there.
+
+        Args:
+            leader: of a decoder of the same model at another precision. Keys and values of its tokens serve here too.
+                Where both are stored alike they are the same memory, and what is run here is overwritten when the
+                leader goes on.
+
+        Returns:
+            a state, the same one for a leader, without an outcome before it was moved.
+        """
+        memory, led = leader.memory, leader.memory.scratch
+        if self not in memory.followers:
+            dtype = self.weights.precision.unscaled.dtype
+            shared = led.values.dtype == dtype
+            keys, values = (array if shared else aligned(array.shape, dtype) for array in (led.keys, led.values))
+            scratch = self._buffers(len(led.token), _Caches(keys, values, led.value_sum.copy()))
+            own = _Memory(scratch, memory.rotary, _outcome(scratch), followed=[0] * len(led.token))
+            memory.followers[self] = State([[] for _ in leader.tokens], own.outcome, None, own)
+        follower = memory.followers[self]
+        scratch = follower.memory.scratch
+        if scratch.values is not led.values:
+            for b, (tokens, known) in enumerate(zip(leader.tokens, follower.memory.followed, strict=True)):
+                self._copy_positions(led, scratch, b, known, len(tokens))
+        follower.memory.followed = [len(tokens) for tokens in leader.tokens]
+        scratch.value_sum[:] = led.value_sum
+        follower.tokens = [list(tokens) for tokens in leader.tokens]
+        return follower
+
+    def _copy_positions(self, source: Scratch, target: Scratch, b: int, begin: int, end: int) -> None:
+        """Copy keys and values of a sequence's positions, rounded to what `target` stores."""
+        blocks = slice(begin // LANES, -(-end // LANES))
+        for name, places in (("values", slice(begin, end)), ("keys", blocks)):
+            numbers = torch.from_numpy(getattr(source, name)[b, :, :, places])
+            precision = self.weights.precision.unscaled
+            getattr(target, name)[b, :, :, places] = precision.array(numbers.to(precision.storage))
 
     def _run(
         self, state: State, pieces: Sequence[Sequence[int]], selection: Selection, scratch: Scratch, asked: int = 0

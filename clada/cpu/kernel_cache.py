@@ -13,12 +13,15 @@ import functools
 import hashlib
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.codegen import CPUCodeLibrary, JITCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
 
 from clada.cpu import precision
 from clada.methods import screen, selection
@@ -119,6 +122,43 @@ class KernelCache(FunctionCache):
         return "once for each precision"
 
 
+@contextlib.contextmanager
+def _linked_into(name: str) -> Iterator[None]:
+    """Within the block, what numba compiles is only linked into its callers, but for the function of this name.
+
+    numba makes machine code of every function that a kernel calls, with all that this calls in turn, although Python
+    never calls it, and optimises the same code again in every caller. Here only the whole is optimised and made code
+    of. A kernel compiles in a third of the time, to the same code. Python must not call the other functions.
+    """
+    finish, set_env = CPUCodeLibrary._finalize_final_module, JITCPUCodegen.set_env
+
+    def optimise_whole(library: Any) -> None:
+        # numba goes over the code once before this, for the sake of reference counts, which kernels have not.
+        if library.name == name:
+            passes, builder = library._codegen._module_pass_manager()
+            passes.run(library._final_module, builder)
+
+    def finish_whole(library: Any) -> None:
+        if library.name == name:
+            finish(library)
+        else:
+            library._finalized = True
+
+    def set_env_of_whole(codegen: Any, env_name: str, env: Any) -> None:
+        if codegen._engine.is_symbol_defined(env_name):  # only Python objects need it, which kernels have not
+            set_env(codegen, env_name, env)
+
+    patched = (
+        (CPUCodeLibrary, "_optimize_final_module", optimise_whole),
+        (CPUCodeLibrary, "_finalize_final_module", finish_whole),
+        (JITCPUCodegen, "set_env", set_env_of_whole),
+    )
+    with contextlib.ExitStack() as stack, global_compiler_lock:
+        for owner, attribute, function in patched:
+            stack.enter_context(mock.patch.object(owner, attribute, function))
+        yield
+
+
 def kernel(*, announce: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a function that Python calls as a kernel: `numba.njit` with a `KernelCache`.
 
@@ -132,6 +172,14 @@ def kernel(*, announce: bool = False, **options: Any) -> Callable[[Callable[...,
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(**options)(function)
         dispatcher._cache = KernelCache(function, announce)  # what enable_caching() does with numba's own
+        compiler = dispatcher._compiler
+        compile_all = compiler._compile_core
+
+        def compile_whole(args: Any, return_type: Any) -> Any:
+            with _linked_into(function.__qualname__):
+                return compile_all(args, return_type)
+
+        compiler._compile_core = compile_whole
         return dispatcher
 
     return decorate

@@ -12,7 +12,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,18 +22,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clada.assembly import DENSE, Parts, assemble, choose, vocabulary_of
+from clada.assembly import DENSE, Parts, assemble, choose, drafter_of, vocabulary_of
 from clada.cpu.decoder import State
 from clada.cpu.kernels.arguments import READ_MLP
 from clada.cpu.kernels.bandwidth import read_all
 from clada.cpu.kernels.team import Team
-from clada.decoding import Record, given, steps
+from clada.decoding import LoadRule, Record, given, most_likely_words, steps
 from clada.measure.gguf_export import Kind, write_gguf
 from clada.measure.loss import Loss, Scorer
 from clada.measure.peers import LlamaCpp, Transformers, cached_gguf
 from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.methods.registry import method_of
+from clada.speculation import Speculation
 
 MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
 
@@ -52,6 +53,7 @@ class Entry:
 
     Attributes:
         parts: the method, ready to decode.
+        speculation: of a method that drafts.
         states: by group of windows, prompts run.
         prefills: seconds that each took.
         speeds: tokens/s of each repeat.
@@ -60,6 +62,7 @@ class Entry:
     """
 
     parts: Parts
+    speculation: Speculation | None = None
     states: list[State] = field(default_factory=list)
     prefills: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
@@ -70,6 +73,16 @@ class Entry:
     def method(self) -> str:
         """Its name, of `clada.methods.registry.METHODS`."""
         return self.parts.choice.method
+
+    def records(self, state: State, tokens: Sequence[Sequence[int]]) -> Iterator[Record]:
+        """Decode the tokens from a state; a method that drafts, as many of its own most likely ones."""
+        parts = self.parts
+        if self.speculation is None:
+            return steps(parts.decoder, parts.policy, state, given(tokens), len(tokens))
+        rules: list[LoadRule] = [parts.policy.coefficients.loads]
+        return self.speculation.steps(
+            parts.decoder, parts.policy, state, most_likely_words, len(tokens), rules, lambda _sequence, _token: False
+        )
 
 
 def prepare(
@@ -83,7 +96,11 @@ def prepare(
     """The methods, ready to be measured; `args` names dtype, max_loss and keep."""
     vocabulary = vocabulary_of(model)
     choices = [choose(m, plan, coefficients, vocabulary, args.dtype, args.max_loss, args.keep) for m in methods]
-    return [Entry(parts) for parts in assemble(model, choices, args.dtype, threads)]
+    entries = [Entry(parts) for parts in assemble(model, choices, args.dtype, threads)]
+    for entry in entries:
+        if method_of(entry.method).drafts:
+            entry.speculation = Speculation(drafter_of(model, args.dtype, plan or args.plan, coefficients, threads))
+    return entries
 
 
 def time_all(
@@ -142,8 +159,7 @@ def _time(entries: Sequence[Entry], groups: Sequence[Sequence[Sequence[int]]], p
     spent = np.zeros(len(entries))
     decoding = []
     for entry in entries:
-        parts = entry.parts
-        decoding.append(steps(parts.decoder, parts.policy, entry.states[repeat], given(tokens), len(tokens)))
+        decoding.append(entry.records(entry.states[repeat], tokens))
     for turn in range(math.ceil(len(tokens) / TURN)):
         for k in range(len(entries)):
             i = (k + turn) % len(entries)  # nobody is always first
@@ -201,7 +217,9 @@ def result_row(
     entry: Entry, dense: Entry, bandwidth: float, losses: dict[str, tuple[Loss, Loss]], batch: int
 ) -> dict[str, Any]:
     """A row of `clada bench --json`; `losses` by method, of it and of dense."""
-    speed, read = float(np.median(entry.speeds)), entry.bytes_read / entry.steps
+    speed = float(np.median(entry.speeds))
+    of_all = entry.bytes_read if entry.speculation is None else entry.speculation.bytes_read
+    read = of_all / entry.steps
     row: dict[str, Any] = {
         "method": entry.method,
         "tokens_per_s": speed,
@@ -212,7 +230,9 @@ def result_row(
         "bytes_per_token": float(read.sum()) / batch,
         "bandwidth_fraction": float(read.sum()) / batch * speed / 1e9 / bandwidth,
     }
-    if entry is dense:  # by definition
+    if entry.speculation is not None:
+        row |= {"checks": entry.speculation.checks, "acceptance": entry.speculation.acceptance}
+    if entry is dense or entry.speculation is not None:  # by definition
         row |= {"ppl_rise": 0.0, "ppl_rise_ci": [0.0, 0.0], "kl_to_dense": 0.0, "sparsity": 0.0, "active_fraction": 1.0}
     elif entry.method in losses:
         loss, reference = losses[entry.method]

@@ -139,10 +139,11 @@ class Scorer:
             return self._run_in_pieces(state, windows[:, self.prompt :], policy, see)
         own_tokens = given(windows[:, self.prompt :].T.tolist())
 
-        def sampler(outcome: Outcome, sequences: Sequence[int]) -> list[int]:
+        def sampler(state: State, sequences: Sequence[int]) -> list[int]:
             if see is not None:
+                outcome = state.outcome
                 see((outcome.logits - outcome.log_total[:, None]).astype(np.float32))
-            return own_tokens(outcome, sequences)
+            return own_tokens(state, sequences)
 
         # The last token is scored, but nothing follows that it would have to run for.
         active = []
@@ -151,7 +152,7 @@ class Scorer:
             records.append(record)
             active.append(state.outcome.active.copy())
         rules = [policy.coefficients.loads] * len(windows)
-        records.append(decide(state.outcome, list(range(len(windows))), sampler, rules))
+        records.append(decide(state, list(range(len(windows))), sampler, rules))
         loads = [(record.surprisal, record.entropy) for record in records]
         surprisal, entropy = np.ascontiguousarray(np.array(loads).transpose(1, 2, 0))
         return surprisal, entropy, np.array(active or [np.zeros(len(windows))], float).T

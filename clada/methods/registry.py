@@ -64,6 +64,7 @@ class Method:
         setting_of: the method whose measured setting it takes where the plan has none of its own; None: as many
             neurons are left out as `clada` leaves out, whatever that costs.
         settings_by_dtype: a precision at which leaving out neurons saves too little has a setting of its own.
+        drafts: the model's dense words, drafted by a cheaper form of its weights (`clada.speculation`).
         finer: shares that the search tests before the common ones.
     """
 
@@ -80,6 +81,7 @@ class Method:
     kernels: bool = True
     setting_of: str | None = None
     settings_by_dtype: bool = False
+    drafts: bool = False
     finer: tuple[float, ...] = ()
 
     @property
@@ -115,6 +117,12 @@ EVALUATED = {
         "the same, inputs weighted by the norms of their columns", _of("neurons", "output", "inputs"), inputs=True
     ),
     "dense": Method("everything", _of(), needs_plan=False),
+    "speculative": Method(
+        "everything, drafted by a cheaper form of the weights and checked some tokens at once",
+        _of(),
+        needs_plan=False,
+        drafts=True,
+    ),
     "dejavu": Method(
         "neurons of the highest scores by a trained predictor of low rank, without kernels",
         _of("neurons"),
@@ -172,6 +180,16 @@ def check_method(method: str) -> None:
         InputError: with those that are.
     """
     method_of(method)
+
+
+def check_leaves_out(method: str) -> None:
+    """Refuse a method whose words are the dense model's by another way, where only the words matter.
+
+    Raises:
+        InputError: it is one, or no method.
+    """
+    if method_of(method).drafts:
+        raise InputError(f"method {method} gives the dense model's words, faster; use method dense here")
 
 
 def with_dense(methods: Sequence[str] | None) -> list[str]:

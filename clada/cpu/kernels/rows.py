@@ -21,26 +21,26 @@ def row_bytes(rows):  # type: ignore[no-untyped-def]
     return rows.shape[1] * rows.itemsize
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def rows_ahead(rows):  # type: ignore[no-untyped-def]
     """Rows between the one that is used and the one that is fetched into a cache."""
     return max(4, AHEAD // row_bytes(rows))  # four are read side by side
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def four_of(which, r):  # type: ignore[no-untyped-def]
     """Four entries from the r-th on, the last one again where there are fewer."""
     last = which.shape[0] - 1
     return which[min(r, last)], which[min(r + 1, last)], which[min(r + 2, last)], which[min(r + 3, last)]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def eight_of(which, r):  # type: ignore[no-untyped-def]
     """Eight entries from the r-th on, the last one again where there are fewer."""
     return four_of(which, r) + four_of(which, r + 4)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _side_by_side(which):  # type: ignore[no-untyped-def]
     """How many of the listed rows to read four side by side: none if no row is missing between them, else all fours.
 
@@ -75,15 +75,13 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
         out[i1] = d1 * scale_of(rows, scales, i1) + bias_of(bias, i1)
         out[i2] = d2 * scale_of(rows, scales, i2) + bias_of(bias, i2)
         out[i3] = d3 * scale_of(rows, scales, i3) + bias_of(bias, i3)
-    for r in range(fours, n, 2):
-        i, j = which[r], which[min(r + 1, n - 1)]
-        later = (which[min(r + ahead, n - 1)], which[min(r + 1 + ahead, n - 1)])
-        d, e = dots_of_rows(rows, (i, j), x, (0,), later)
+    for r in range(fours, n):
+        i = which[r]
+        (d,) = dots_of_rows(rows, (i,), x, (0,), (which[min(r + ahead, n - 1)],))
         out[i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
-        out[j] = e * scale_of(rows, scales, j) + bias_of(bias, j)
 
 
-@njit(fastmath=FASTMATH, inline="always")  # calls with so many arrays take as long as a row
+@njit(fastmath=FASTMATH, forceinline=True)  # calls with so many arrays take as long as a row
 def row_times(out, rows, scale, bias, i, ahead, x, columns):  # type: ignore[no-untyped-def]
     """out[b, i] = row i times x[b], scaled, + bias for the listed b; row `ahead` comes later.
 
@@ -138,11 +136,9 @@ def project(out, rows, scales, bias, x, columns, begin, end):  # type: ignore[no
     ahead = rows_ahead(rows)
     last = end - 1
     if x.shape[0] == 1:
-        for i in range(begin, end, 2):  # two at a time; a row that comes twice gets the same product again
-            j = min(i + 1, last)
-            d, e = dots_of_rows(rows, (i, j), x, (0,), (min(i + ahead, last), min(j + ahead, last)))
+        for i in range(begin, end):
+            (d,) = dots_of_rows(rows, (i,), x, (0,), (min(i + ahead, last),))
             out[0, i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
-            out[0, j] = e * scale_of(rows, scales, j) + bias_of(bias, j)
     else:
         for i in range(begin, end):
             later = min(i + ahead, last)

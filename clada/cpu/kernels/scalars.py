@@ -51,7 +51,7 @@ def scale_of(rows, scales, i):  # type: ignore[no-untyped-def]
     raise NotImplementedError
 
 
-@overload(scale_of, inline="always")
+@overload(scale_of, jit_options={"forceinline": True})
 def _typed_scale_of(rows, scales, i):  # type: ignore[no-untyped-def]
     if of_element(rows.dtype).scaled:
         return lambda rows, scales, i: scales[i]
@@ -63,14 +63,14 @@ def bias_of(bias, i):  # type: ignore[no-untyped-def]
     raise NotImplementedError
 
 
-@overload(bias_of, inline="always")
+@overload(bias_of, jit_options={"forceinline": True})
 def _typed_bias_of(bias, i):  # type: ignore[no-untyped-def]
     if isinstance(bias, types.Array):
         return lambda bias, i: bias[i]
     return lambda bias, i: bias
 
 
-@njit(fastmath=FASTMATH, inline="always")
+@njit(fastmath=FASTMATH, forceinline=True)
 def fast_exp(x):  # type: ignore[no-untyped-def]
     """Exp in float32 to 2 units in the last place; unlike math.exp it turns into vector instructions.
 
@@ -89,7 +89,7 @@ def fast_exp(x):  # type: ignore[no-untyped-def]
     return p * bits_to_float(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
 
 
-@njit(fastmath=FASTMATH, inline="always")
+@njit(fastmath=FASTMATH, forceinline=True)
 def fast_tanh(x):  # type: ignore[no-untyped-def]
     """Tanh in float32, from `fast_exp`."""
     # Large arguments go to 1 by themselves; near zero the difference of near equals costs 1e-7 absolute, no more.

@@ -46,7 +46,7 @@ _yield_core = types.ExternalFunction(
 )
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _arrive(sync, threads):  # type: ignore[no-untyped-def]
     """Say that this thread has come to a barrier, whose number it returns; the last one ends it."""
     number = _atomic_load(sync[1])
@@ -82,7 +82,7 @@ def barrier_before(rows, begin, sync, threads):  # type: ignore[no-untyped-def]
             _yield_core()
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def begin_call(t, sync):  # type: ignore[no-untyped-def]
     """What a function for a team begins with: threads that wait in `end_call` come too.
 

@@ -1,0 +1,182 @@
+"""Speculative decoding: the dense model's tokens, whoever drafts them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+from tiny_models import tiny_model, tokens
+
+from clada import Engine, load_model
+from clada.assembly import DENSE, assemble, drafter_of
+from clada.decoding import decide, most_likely_words, steps
+from clada.errors import InputError
+from clada.methods.coefficients import Coefficients
+from clada.sampling import Sampling, draw
+from clada.speculation import LONGEST, ModelDrafter, NgramDrafter, Speculation
+
+PROMPT = tokens(30, seed=4)
+
+NEVER = Coefficients(0.0, 0.0)
+
+
+class Wrong:
+    """Drafts what the dense model does not say, after some tokens that it does."""
+
+    def __init__(self, right):
+        self.right, self.bytes_read = right, np.zeros(4, np.int64)
+
+    def draft(self, state, token, sampler, most):
+        good = self.right[len(state.tokens[0]) + 1 :][:2]
+        return [*good, (good[-1] + 1) % 100 if good else 5, 7][:most]
+
+
+def dense_parts(model, dtype="float32"):
+    return assemble(model, [DENSE], dtype, 2)[0]
+
+
+def speculative_ids(parts, drafter, count, prompt=PROMPT, *, adapts=True):
+    speculation = Speculation(drafter, adapts)
+    state = parts.decoder.prefill([prompt], count, parts.policy.dense(1))
+    rules = [NEVER.loads]
+    records = speculation.steps(
+        parts.decoder, parts.policy, state, most_likely_words, count, rules, lambda _sequence, _token: False
+    )
+    found = [(r.tokens[0], r.surprisal[0], r.entropy[0]) for r in records]
+    assert state.tokens == [[*prompt, *(token for token, _, _ in found)]]
+    return found, speculation
+
+
+def dense_ids(parts, count, prompt=PROMPT):
+    state = parts.decoder.prefill([prompt], count, parts.policy.dense(1))
+    records = steps(parts.decoder, parts.policy, state, most_likely_words, count)
+    return [(r.tokens[0], r.surprisal[0], r.entropy[0]) for r in records]
+
+
+@pytest.mark.parametrize("adapts", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox", "opt"])
+def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, adapts):
+    model = tiny_model(family, seed=3)
+    parts = dense_parts(model)
+    dense = dense_ids(parts, 60)
+    drafters = {
+        "int8": drafter_of(model, "float32", "none", NEVER, 2),
+        "another model": ModelDrafter(*_of_other_weights(family)),
+        "the text": NgramDrafter(),
+        "wrong": Wrong(PROMPT + [token for token, _, _ in dense]),
+    }
+    for name, drafter in drafters.items():
+        found, speculation = speculative_ids(parts, drafter, 60, adapts=adapts)
+        assert found == dense, name  # surprisal and entropy too, to the last bit
+        assert 0 <= speculation.accepted <= speculation.drafted
+        assert speculation.accepted + speculation.checks == 60
+
+
+def _of_other_weights(family):
+    other = dense_parts(tiny_model(family, seed=4), "int8")
+    return other.decoder, other.policy
+
+
+def test_drafts_that_are_refused_cost_checks_and_those_accepted_save_them():
+    model = tiny_model("llama", seed=3)
+    parts = dense_parts(model)
+    right = PROMPT + [token for token, _, _ in dense_ids(parts, 40)]
+    _, speculation = speculative_ids(parts, Wrong(right), 40)
+    assert speculation.accepted > 0
+    assert speculation.drafted > speculation.accepted
+    _, speculation = speculative_ids(parts, ModelDrafter(parts.decoder, parts.policy), 40, adapts=False)
+    # The model drafts for itself: all is accepted, and checks are as few as can be.
+    assert speculation.acceptance == 1
+    assert speculation.checks == int(np.ceil(40 / (LONGEST // 2 + 1)))
+
+
+def test_a_draft_adapts_its_length_to_what_was_accepted():
+    model = tiny_model("llama", seed=3)
+    parts = dense_parts(model)
+    _, speculation = speculative_ids(parts, ModelDrafter(parts.decoder, parts.policy), 60)
+    assert speculation.most == LONGEST
+    _, speculation = speculative_ids(parts, ModelDrafter(*_of_other_weights("llama")), 60)
+    assert speculation.most < LONGEST // 2
+
+
+def test_a_token_under_load_ends_the_draft_before_it():
+    model = tiny_model("llama", seed=3)
+    parts = dense_parts(model)
+    cheap = dense_parts(model, "int8")
+    state = parts.decoder.prefill([PROMPT], 20, parts.policy.dense(1))
+    (token,) = decide(state, [0], most_likely_words, [NEVER.loads]).tokens
+    seen = []
+
+    def rule(surprisal, entropy):
+        seen.append((surprisal, entropy))
+        return len(seen) == 4, False
+
+    drafter = ModelDrafter(cheap.decoder, cheap.policy, rule)
+    drafted = drafter.draft(state, token, most_likely_words, 8)
+    assert len(drafted) == 3
+    assert state.tokens == [PROMPT]
+    assert min(min(load) for load in seen) >= 0
+    assert ModelDrafter(cheap.decoder, cheap.policy).draft(state, token, most_likely_words, 8)[:3] == drafted
+
+
+def test_the_text_drafts_what_followed_its_end_before():
+    state, drafter = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]]), NgramDrafter()
+    assert drafter.draft(state, 4, None, 8) == [5, 6, 7]  # three tokens found again give three
+    assert drafter.draft(state, 4, None, 2) == [5, 6]
+    assert drafter.draft(state, 9, None, 8) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2}]
+)
+def test_drawn_tokens_are_the_dense_models_with_the_same_seed(options):
+    model = tiny_model("llama", seed=3)
+    dense, speculative = (Engine(model, None, method=method, plan="none") for method in ("dense", "speculative"))
+    for seed in range(5):
+        a, b = ([*engine.generate(PROMPT, 40, seed=seed, logprobs=3, **options)] for engine in (dense, speculative))
+        assert a == b
+    assert speculative.speculation.acceptance > 0.3  # draws of both with the same random numbers mostly agree
+
+
+def test_drawn_tokens_have_the_distribution_of_the_dense_model():
+    """100,000 draws of a second token, after a drafted first one, against what the model says; ten words in all."""
+    rng = np.random.default_rng(0)
+    first, cheap = rng.dirichlet(np.ones(10)), rng.dirichlet(np.ones(10))
+    counts, agreed = np.zeros(10), 0
+    for seed in range(100_000):
+        noise = Sampling(seed=seed).noise()(0, 10)
+        drafted, checked = draw(cheap, noise), draw(first, noise)
+        agreed += drafted == checked
+        counts[checked] += 1
+    # One set of seeds, so the test always ends alike; a word drawn a hundredth more often gives a p below 1e-6.
+    assert chisquare(counts, 100_000 * first).pvalue > 0.01
+    distance = np.abs(first - cheap).sum() / 2
+    assert agreed / 100_000 > (1 - distance) / (1 + distance) - 0.005  # the bound of Daliri et al., within noise
+
+
+def test_stops_options_and_mistakes(tmp_path):
+    model = tiny_model("llama", seed=3)
+    engine = Engine(model, None, method="speculative", plan="none", dtype="bfloat16")
+    dense = Engine(model, None, method="dense", plan="none", dtype="bfloat16")
+    ids = [step.token_id for step in dense.generate(PROMPT, 30)]
+    engine._generation_config.eos_token_id = dense._generation_config.eos_token_id = ids[11]
+    stopped = [step.token_id for step in engine.generate(PROMPT, 30)]
+    assert stopped == ids[: ids.index(ids[11]) + 1]
+    assert [step.token_id for step in engine.generate(PROMPT, 1)] == ids[:1]
+    assert [*engine.generate(PROMPT, 0)] == []
+    with pytest.raises(InputError, match="one prompt at a time"):
+        [*engine.generate_batch([PROMPT, PROMPT], 3)]
+    with pytest.raises(InputError, match="lower precision"):
+        Engine(model, None, method="speculative", plan="none", dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_smollm2_says_the_same_with_its_shipped_plans_draft(dtype):
+    model, tokenizer = load_model("smollm2-135m")
+    dense = Engine(model, tokenizer, method="dense", dtype=dtype)
+    speculative = Engine(model, tokenizer, method="speculative", dtype=dtype)
+    for prompt in ("The minister said on Tuesday that", "Once upon a time", "1, 2, 3, 4, 5, 6, 7,"):
+        texts = [[step.token_id for step in engine.generate(prompt, 48)] for engine in (dense, speculative)]
+        assert texts[0] == texts[1]
+    assert speculative.speculation.accepted > 24  # of 48: the draft is of use
+    assert speculative.speculation.bytes_read.sum() > 0
