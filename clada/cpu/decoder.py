@@ -17,11 +17,19 @@ from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
-from clada.cpu.pack import Weights
+from clada.cpu.pack import PackedModel
 from clada.cpu.precision import Precision
+from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
-from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
+from clada.methods.observed import prompt_statistics
+from clada.methods.selection import BY_MATRIX, Selection
 from clada.system.machine import aligned, return_memory
+
+# What a `Selection` has of every sequence.
+PER_SEQUENCE = (
+    "gate_threshold", "threshold", "output_threshold", "input_threshold", "attention_threshold", "screen_threshold",
+    "head_margin",
+)  # fmt: skip
 
 PIECE = 1024  # tokens of a prompt that run at once: enough for the full speed of matrix products
 
@@ -113,7 +121,7 @@ class RoundedCache(DynamicCache):
         return super().update(self._rounded(key_states), self._rounded(value_states), *args, **kwargs)
 
 
-def new_cache(weights: Weights) -> DynamicCache:
+def new_cache(weights: PackedModel) -> DynamicCache:
     """An empty cache for a packed model."""
     return RoundedCache(weights.model.config, weights.precision)
 
@@ -133,7 +141,7 @@ def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
         )
 
 
-def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
+def run_prompt(weights: PackedModel, ids: torch.Tensor, cache: DynamicCache) -> None:
     """Fill a cache with tokens [1, T], a piece after the other.
 
     At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
@@ -213,6 +221,8 @@ class Decoder:
         longest, begin = max(map(len, prompts)) + room, min(map(len, prompts)) - 1
         memory = _Memory(self._scratch(len(prompts), longest), self.weights.rotary(torch.arange(begin, longest)), begin)
         of_prompts = []
+        if not isinstance(self.weights, PackedModel):  # no modules of transformers on the same memory
+            return self._token_by_token(prompts, memory, dense)
         for b, prompt in enumerate(prompts):
             with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
                 if len(prompt) > 1:
@@ -224,6 +234,23 @@ class Decoder:
         return_memory()
         stacked = None if statistics is None else np.stack([array for array in of_prompts if array is not None])
         state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), stacked, memory)
+        self.step(state, [prompt[-1] for prompt in prompts], dense)
+        return state
+
+    def _token_by_token(self, prompts: Sequence[Sequence[int]], memory: _Memory, dense: Selection) -> State:
+        """Run prompts through the kernels; of several, the shorter ones' beginnings run alone."""
+        memory.rotary = np.concatenate([self.weights.rotary(np.arange(memory.rotary_begin)), memory.rotary])
+        memory.rotary_begin = 0
+        longest = memory.scratch.values.shape[3]
+        for b, prompt in enumerate(prompts):
+            own = _Memory(self._scratch(1, longest), memory.rotary, 0)
+            state = State([[]], _outcome(own.scratch), None, own)
+            one = dense._replace(**{name: array[:1] for name, array in dense._asdict().items() if name in PER_SEQUENCE})
+            for token in prompt[:-1]:
+                self.step(state, [token], one)
+            for name in ("keys", "values", "value_sum"):
+                getattr(memory.scratch, name)[b] = getattr(own.scratch, name)[0]
+        state = State([list(prompt[:-1]) for prompt in prompts], _outcome(memory.scratch), None, memory)
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
