@@ -39,7 +39,7 @@ from clada.models.architectures import Positions
 from clada.models.description import Description
 from clada.models.open import model_revision
 from clada.models.tokenizer import Tokenizer
-from clada.system.arrays import read_arrays, write_arrays
+from clada.system.arrays import read_arrays, stored_bytes, write_arrays
 from clada.system.cache import cache_dir, locked_scratch, sources_stamp
 from clada.system.jsonfile import as_type, check_checksum, read_json, with_checksum, write_json
 
@@ -189,15 +189,15 @@ def keep_packed(
     try:
         about = _about(weights, description, tokenizer, sums)
         folder = _folder(description.name, weights.dtype, layout)
-        size = sum(array.nbytes for array in (*_arrays(weights).values(), *_screen_arrays(weights).values()))
+        size = stored_bytes([*_arrays(weights).values(), *_screen_arrays(weights).values()])
         _check_room(folder, size)
-        print(
-            f"clada: keeping the packed weights of {description.name} at {weights.dtype} ({size / 1e6:,.0f} MB) in "
-            f"{folder.parent}, for a start in a second from now on",
-            file=sys.stderr,
-            flush=True,
-        )
         with locked_scratch(folder) as scratch:
+            print(
+                f"clada: keeping the packed weights of {description.name} at {weights.dtype} ({size / 1e6:,.0f} MB) in "
+                f"{folder.parent}, for a start in a second from now on",
+                file=sys.stderr,
+                flush=True,
+            )
             _write(folder, scratch / "form", weights, basis, about, tokenizer)
         _make_room(folder.parent)
     except (AssetError, OSError, TypeError) as problem:

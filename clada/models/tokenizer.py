@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import tokenizers
+from tokenizers.models import BPE
 
 # What a tokenizer is tried with before it takes the place of transformers': spaces, line breaks, scripts, an emoji of
 # several characters, special tokens spelled out, digits.
@@ -46,6 +47,8 @@ class Tokenizer:
         """
         if not tokenizer.is_fast:
             return None
+        if tokenizer.clean_up_tokenization_spaces and not isinstance(tokenizer.backend_tokenizer.model, BPE):
+            return None  # transformers takes spaces out of what the library decodes
         try:
             template = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
         except ValueError:  # several, and none to be taken where none is named
@@ -157,8 +160,8 @@ def _compiled(template: str) -> Any:
             jinja2.utils.Namespace.__init__(namespace, checked)
 
         def __setitem__(self, name: str, value: Any) -> None:
-            self._check(name)
-            super().__setitem__(name, value)
+            Namespace._check(name)  # by the class: attributes of a namespace are what a template stored in it
+            jinja2.utils.Namespace.__setitem__(self, name, value)
 
         @staticmethod
         def _check(name: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,8 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     stored: dict[str, StoredArray] = {}
     names: dict[Any, str] = {}
     for name, array in arrays.items():
-        place = (array.ctypes.data, array.shape, array.dtype.str) if array.size else name
-        first = names.setdefault(place, name)
-        if first != name:
+        first = names.setdefault(_place(array), name)
+        if first != name and array.size:
             stored[name] = StoredArray(same_as=first)
             continue
         np.save(folder / f"{name}.npy", array)
@@ -75,6 +74,16 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
         return {name: arrays[one.same_as or name] for name, one in stored.items()}
     except (InputError, OSError, KeyError, EOFError) as problem:
         raise ValueError(str(problem)) from None
+
+
+def stored_bytes(arrays: Iterable[np.ndarray]) -> int:
+    """How many bytes `write_arrays` writes of arrays."""
+    return sum({_place(array): array.nbytes for array in arrays}.values())
+
+
+def _place(array: np.ndarray) -> Any:
+    """Where an array lies, which is the same for the same array."""
+    return array.ctypes.data, array.shape, array.dtype.str
 
 
 def _read(path: Path, stored: StoredArray) -> np.ndarray:
