@@ -1,34 +1,38 @@
 """From a model and a method's name to what decodes: plan, load rule, policy, packed weights and decoder.
 
 `choose` says what a method leaves out and by which load rule; `assemble` lays out weights for some choices and gives
-each a decoder.
+each a decoder. torch is imported by the functions that take a transformers model: weights that are kept are read
+without it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from clada.cpu.decoder import Decoder
+from clada.cpu.kept import Kept, NotKeptError
 from clada.cpu.kernels.arguments import box
-from clada.cpu.pack import Weights, pack
+from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.plan import Plan, Setting, Shares, plan_of
 from clada.methods.policy import Policy, basis_of, make_policy, resolve_shares
 from clada.methods.registry import layout_of, method_of
 from clada.methods.screen import Basis
-from clada.methods.selection import Norms, weight_sums
+from clada.methods.selection import Norms
+from clada.models.description import Description
 from clada.models.open import check_device
-from clada.reference.decoder import TorchDecoder
 from clada.speculation import ModelDrafter
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,18 @@ class Parts:
 
 
 def plan_and_rule(
-    model: Any,
+    name: str,
+    layers: int,
     method: str,
     plan: Plan | str | Path | None,
     coefficients: Coefficients | str | Path | None,
     max_loss: float | None = None,
 ) -> tuple[Plan | None, Coefficients]:
-    """The plan and the load rule that a user means for an open model.
+    """The plan and the load rule that a user means for a model.
 
     Args:
-        model: a transformers model, looked up by the name it was opened by.
+        name: the model's, which it was opened by and is looked up by.
+        layers: that it has.
         method: of `clada.methods.registry.EVALUATED`; `dense` needs no plan.
         plan: as `clada.methods.plan.plan_of` takes it.
         coefficients: `Coefficients`, or what `clada.methods.coefficients.resolve_coefficients` takes.
@@ -98,17 +104,19 @@ def plan_and_rule(
     Raises:
         InputError: neither is known, or one is another model's.
     """
-    resolved = plan_of(model, plan if method_of(method).needs_plan else "none", max_loss)
+    resolved = plan_of(name, layers, plan if method_of(method).needs_plan else "none", max_loss)
     return resolved, resolve_coefficients(coefficients)
 
 
-def is_of_weights(model: Any, norms: Norms, plan: Plan | None, *, looked_up: bool) -> bool:
+def is_of_weights(
+    sums: Callable[[], list[list[float]]], plan: Plan | None, *, rounded: bool = False, looked_up: bool
+) -> bool:
     """Whether a plan was made of the weights that a model holds, which may have changed since its file was opened.
 
     Args:
-        model: a transformers model.
-        norms: of its weights.
+        sums: gives `clada.methods.observed.weight_sums` of the model; called only where it is needed.
         plan: which says what weights it was made of; those that do not say are taken at their word.
+        rounded: the model's weights are not in float32.
         looked_up: the plan was found by the model's name, not given.
 
     Raises:
@@ -117,8 +125,8 @@ def is_of_weights(model: Any, norms: Norms, plan: Plan | None, *, looked_up: boo
     if plan is None or "weights" not in plan.provenance:
         return True
     # Norms are float32 sums, in an order that depends on the machine; lower precisions round every weight.
-    tolerance = 2e-5 if model.dtype == torch.float32 else 1e-3
-    known, these = plan.provenance["weights"], weight_sums(model, norms)
+    tolerance = 1e-3 if rounded else 2e-5
+    known, these = plan.provenance["weights"], sums()
     same = [len(row) for row in known] == [len(row) for row in these] and all(
         np.allclose(a, b, rtol=tolerance, atol=0) for a, b in zip(known, these, strict=True)
     )
@@ -174,6 +182,8 @@ def device_of(model: Any, device: str | torch.device | None) -> str:
     Raises:
         ModelError: torch has no such device here.
     """
+    import torch
+
     asked = model.device if device is None else device
     try:
         resolved = torch.device(asked)
@@ -199,22 +209,11 @@ def vocabulary_of(model: Any) -> int:
 DRAFTED_AT = {"float32": "int8", "bfloat16": "int8"}
 
 
-def drafter_of(
-    model: Any,
-    dtype: str,
-    plan: Plan | str | Path | None,
-    coefficients: Coefficients,
-    threads: int,
-    device: str = "cpu",
-) -> ModelDrafter:
-    """Whoever drafts for a model: its weights at a lower precision, less computed where a plan is known.
+def check_drafts(dtype: str, device: str = "cpu") -> None:
+    """Refuse to draft where nothing cheaper can.
 
     Args:
-        model: a transformers model in float32.
         dtype: of the weights that check.
-        plan: as `plan_and_rule` takes it; None for the shipped or cached plan, or everything where there is none.
-        coefficients: their taus, or the plan's quantiles where they have none, say where a draft ends.
-        threads: of the kernels.
         device: where the model decodes.
 
     Raises:
@@ -227,18 +226,40 @@ def drafter_of(
         )
     if device != "cpu":
         raise InputError(f"method speculative runs on the CPU, not on {device}; use method dense there")
+
+
+def drafter_of(
+    assembled: Callable[[Choice, str], Parts],
+    description: Description,
+    dtype: str,
+    plan: Plan | str | Path | None,
+    coefficients: Coefficients,
+) -> ModelDrafter:
+    """Whoever drafts for a model: its weights at a lower precision, less computed where a plan is known.
+
+    Args:
+        assembled: gives what decodes by a choice at a precision.
+        description: of the model.
+        dtype: of the weights that check.
+        plan: as `plan_and_rule` takes it; None for the shipped or cached plan, or everything where there is none.
+        coefficients: their taus, or the plan's quantiles where they have none, say where a draft ends.
+
+    Raises:
+        InputError: as `check_drafts`, or a plan that was given cannot be used.
+    """
+    check_drafts(dtype)
     known: Plan | None = None
     try:
-        known = plan_of(model, plan)
+        known = plan_of(description.name, description.layers, plan)
     except InputError:
         if plan is not None:
             raise
     choice = DENSE
     if known is not None:
-        at, vocabulary = DRAFTED_AT[dtype], vocabulary_of(model)
-        choice = choose("clada", known, replace(coefficients, lambda_=0.0, gamma=0.0), vocabulary, at)
         coefficients = coefficients.with_quantiles(known.quantiles)
-    (parts,) = assemble(model, [choice], DRAFTED_AT[dtype], threads)
+        without_rule = replace(coefficients, lambda_=0.0, gamma=0.0)
+        choice = choose("clada", known, without_rule, description.vocabulary, DRAFTED_AT[dtype])
+    parts = assembled(choice, DRAFTED_AT[dtype])
     return ModelDrafter(parts.decoder, parts.policy, coefficients.loads)
 
 
@@ -259,6 +280,11 @@ def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, de
         ModelError: the engine cannot decode this model.
         InputError: the kernels do not know a method.
     """
+    import torch
+
+    from clada.cpu.pack import pack
+    from clada.reference.decoder import TorchDecoder
+
     basis = next((choice.basis for choice in choices if choice.basis is not None), None)
     decoders: dict[str, Decoder | TorchDecoder] = {}
     with ThreadPoolExecutor(1) as beside:
@@ -274,3 +300,21 @@ def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, de
         Parts(choice, policy, packed[layout_of(choice.method)], decoders[layout_of(choice.method)])
         for choice, policy in zip(choices, policies, strict=True)
     ]
+
+
+def assemble_kept(kept: Kept, choice: Choice, threads: int) -> Parts:
+    """The same of a packed model in the cache, for one method.
+
+    Args:
+        kept: laid out for the method.
+        choice: what is left out.
+        threads: of the kernels.
+
+    Raises:
+        NotKeptError: the model must be opened and packed: what the method needs is not there, or is damaged.
+    """
+    weights = kept.weights(choice.basis)
+    policy = choice.policy(weights)
+    if policy.statistics is not None:  # of prompts, which torch collects
+        raise NotKeptError
+    return Parts(choice, policy, weights, Decoder(weights, threads))

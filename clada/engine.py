@@ -6,41 +6,62 @@
     engine.generate(prompt)             both, for one prompt
     engine.generate_batch(prompts)      both, for several side by side
 
-Prompts run in transformers' own modules, on the weights that the kernels read too.
+Prompts run in the kernels too, some positions at once; where neurons are chosen by a prompt, in transformers' own
+modules on the same weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clada.assembly import (
+    Choice,
+    Parts,
     assemble,
+    assemble_kept,
+    check_drafts,
     check_head,
     choose,
     device_of,
     drafter_of,
     is_of_weights,
     plan_and_rule,
-    vocabulary_of,
 )
 from clada.cpu.decoder import Outcome, State
+from clada.cpu.kept import Kept, NotKeptError, find_kept, keep_packed
 from clada.cpu.precision import PRECISIONS
+from clada.cpu.weights import Weights
 from clada.decoding import steps
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.methods.policy import RollingLoad
-from clada.methods.registry import check_method, method_of
-from clada.models.architectures import check_length, family_of
-from clada.sampling import GREEDY, Sampling, check_generation_config, chooser_of, most_likely, stop_strings
+from clada.methods.registry import check_method, layout_of, method_of
+from clada.methods.screen import Basis
+from clada.methods.selection import Norms
+from clada.models.architectures import family_of
+from clada.models.description import Description
+from clada.models.tokenizer import Tokenizer
+from clada.sampling import (
+    GREEDY,
+    Sampling,
+    asks_for_processors,
+    check_generation_config,
+    chooser_of,
+    most_likely,
+    stop_strings,
+)
 from clada.speculation import Speculation
 from clada.streaming import StoppingStream, TextStream, special_ids, special_named
 from clada.system.machine import available_cores, set_threads
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_LOGPROBS = 50  # tokens that a step may list
 
@@ -102,7 +123,8 @@ class Engine:
     lets go of it.
 
     Args:
-        model: a transformers causal language model in float32, as `clada.load_model` opens it.
+        model: a transformers causal language model in float32, as `clada.load_model` opens it; `Engine.open` takes a
+            name.
         tokenizer: its tokenizer; may be None when prompts are token ids.
         method: of `clada.methods.registry.METHODS`.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
@@ -144,40 +166,110 @@ class Engine:
         check_method(method)
         if dtype not in PRECISIONS:
             raise InputError(f"unknown dtype '{dtype}'; use {', '.join(PRECISIONS)}")
-        family_of(model.config)
-        check_head(model)
-        check_generation_config(model.generation_config)
-        if model.dtype != torch.float32:
-            raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
+        kept = model if isinstance(model, Kept) else None
+        description = model.description if kept is not None else _described(model)
+        check_generation_config(description.generation)
         if tokenizer is not None and not tokenizer.is_fast:
             raise InputError("the tokenizer has no fast version, which streaming text needs; give None and token ids")
         if update_window is not None and update_window < 1:
             raise InputError(f"an update window of {update_window} tokens has no quantiles; give at least 1")
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads decode nothing; give at least 1, or None for all cores")
-        on = device_of(model, device)
+        on = "cpu" if kept is not None else device_of(model, device)
+        if method_of(method).drafts:
+            check_drafts(dtype, on)
         threads = threads or available_cores()
-        set_threads(threads)
-        self.tokenizer, self.method, self.name, self.config = tokenizer, method, model.name_or_path, model.config
-        self.update_window = update_window
+        if kept is None:
+            set_threads(threads)
+        self.tokenizer, self.method, self.name = tokenizer, method, description.name
+        self.description, self.update_window = description, update_window
         self._load_quantiles = (surprisal_quantile, entropy_quantile)
-        self._generation_config = model.generation_config
+        self._generation_config = description.generation
+        self._config = None if kept is not None else model.config  # for what a kept model does not ask for
         looked_up = plan is None
-        self.plan, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
+        self.plan, coefficients = plan_and_rule(self.name, description.layers, method, plan, coefficients, max_loss)
         if surprisal_quantile is not None or entropy_quantile is not None:
             coefficients = self._with_taus(coefficients, surprisal_quantile, entropy_quantile)
-        choice = choose(method, self.plan, coefficients, vocabulary_of(model), dtype, max_loss, keep)
-        (parts,) = assemble(model, [choice], dtype, threads, on)
-        self._drafter = drafter_of(model, dtype, plan, coefficients, threads, on) if method_of(method).drafts else None
+        choice = choose(method, self.plan, coefficients, description.vocabulary, dtype, max_loss, keep)
+
+        self._packed: list[tuple[Weights, str, Basis | None]] = []  # weights with their layout, and the screen's basis
+
+        def assembled(choice: Choice, dtype: str) -> Parts:
+            layout = layout_of(choice.method)
+            if kept is None:
+                (parts,) = assemble(model, [choice], dtype, threads, on)
+            else:
+                parts = assemble_kept(kept.at(dtype, layout), choice, threads)
+            self._packed.append((parts.weights, layout, choice.basis))
+            return parts
+
+        parts = assembled(choice, dtype)
+        drafts = method_of(method).drafts
+        self._drafter = drafter_of(assembled, description, dtype, plan, coefficients) if drafts else None
         self.speculation: Speculation | None = None  # of the last text, with what was drafted and accepted
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip
-        self._of_weights = is_of_weights(model, self.weights, self.plan, looked_up=looked_up)
+        self._of_weights = is_of_weights(
+            lambda: kept.about.sums if kept is not None else _sums(model, self.weights), self.plan, looked_up=looked_up
+        )
         self._neurons = self.weights.down_norm.size
         self._special = frozenset[int]() if tokenizer is None else special_ids(tokenizer)
         # The first step compiles the kernels, or loads them; without this one that would count as prefill.
         self.decoder.prefill([[0]], 0, self.policy.dense(1))
+
+    @classmethod
+    def open(
+        cls, name: str, *, method: str = "clada", dtype: str = "float32", device: str = "cpu", **options: Any
+    ) -> Engine:
+        """An engine of a model by its name; within a second or so from the second time on.
+
+        The first time at a precision, the model is opened and packed, and its packed weights are written into the cache
+        in the background, which is said on stderr. From then on they are mapped from there, and neither torch nor
+        transformers is imported.
+
+        Args:
+            name: as for `clada.load_model`.
+            method: as for the class.
+            dtype: as there.
+            device: "cpu" or "cuda"; packed weights are kept for the kernels of the CPU alone.
+            **options: others of the class.
+
+        Raises:
+            ModelError: the model is unknown or not supported.
+            AssetError: an embedded model cannot be fetched.
+            InputError: as for the class.
+        """
+        check_method(method)
+        chosen = {"method": method, "dtype": dtype, **options}
+        on_kernels = device == "cpu" and dtype in PRECISIONS
+        kept = find_kept(name, dtype, layout_of(method)) if on_kernels else None
+        if kept is not None:
+            with contextlib.suppress(NotKeptError):
+                return cls(kept, kept.tokenizer, **chosen)
+        from clada.models.open import load_model
+
+        model, tokenizer = load_model(name, device=device)
+        engine = cls(model, tokenizer, device=device, **chosen)
+        if on_kernels:
+            engine._keep(model)
+        return engine
+
+    def _keep(self, model: Any) -> None:
+        """Begin to write the packed weights into the cache, if all that decoding needs can be written.
+
+        The thread is waited for at the end of the process, so that a short command keeps them too.
+        """
+        tokenizer = Tokenizer.of(self.tokenizer)
+        if tokenizer is None or asks_for_processors(self._generation_config):  # which transformers computes
+            return
+        sums = _sums(model, self.weights)
+
+        def keep() -> None:
+            for packed in self._packed:
+                keep_packed(*packed, self.description, tokenizer, sums)
+
+        threading.Thread(target=keep, name="clada-keep").start()
 
     @property
     def dtype(self) -> str:
@@ -330,7 +422,9 @@ class Engine:
         if max_new_tokens < 0:
             raise InputError(f"{max_new_tokens} new tokens are none; give at least 1")
         for prompt in prompts:
-            check_length(self.config, len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens")
+            self.description.positions.check(
+                len(prompt) + max_new_tokens, "shorten the prompt or ask for fewer new tokens"
+            )
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 0) -> State:
         """Run prompts, dense.
@@ -373,7 +467,7 @@ class Engine:
         check_logprobs(logprobs)
         strings = self._stop_strings(stop)
         stops = self._stop_ids() | special_named(self.tokenizer, strings)
-        configs = (self.config, self._generation_config)
+        configs = (self._config, self._generation_config)
         choosers = [
             chooser_of(sampling, first + i, *configs, tokens, max_new_tokens) for i, tokens in enumerate(state.tokens)
         ]
@@ -438,3 +532,24 @@ class Engine:
         """Tokens that end a text: those of the generation config, as in transformers' generate."""
         listed = self._generation_config.eos_token_id
         return set(listed if isinstance(listed, list) else [listed]) - {None}
+
+
+def _described(model: Any) -> Description:
+    """The description of a transformers model.
+
+    Raises:
+        ModelError: the engine cannot decode it.
+    """
+    import torch
+
+    family_of(model.config)
+    check_head(model)
+    if model.dtype != torch.float32:
+        raise ModelError(f"the engine packs models in float32, not in {model.dtype}; load the model in float32")
+    return Description.of(model)
+
+
+def _sums(model: Any, norms: Norms) -> list[list[float]]:
+    from clada.methods.observed import weight_sums
+
+    return weight_sums(model, norms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # python -m: the command line first, so that --help does not wait for torch
+if __name__ == "__main__":  # python -m: the command line first, so that --help is instant
     from clada.cli import main as cli
 
     raise SystemExit(cli(["generate", *sys.argv[1:]]))
@@ -21,7 +21,6 @@ from clada.errors import CladaError, InputError
 from clada.methods.coefficients import coefficients_for
 from clada.methods.plan import Shares
 from clada.methods.policy import LEAST_POSITIONS
-from clada.models.open import load_model
 from clada.sampling import Sampling, stop_strings
 from clada.system.files import check_target, decode_text, read_text, replacing
 from clada.system.jsonfile import json_line, text_records
@@ -44,10 +43,8 @@ def main(args: argparse.Namespace) -> None:
     coefficients = coefficients_for(args.coefficients, args.model)
     as_json = args.json or args.prompt_jsonl is not None
     options = _decode_options(args, as_json=as_json)
-    model, tokenizer = load_model(args.model, device=args.device)
-    engine = Engine(
-        model,
-        tokenizer,
+    engine = Engine.open(
+        args.model,
         method=args.method,
         plan=args.plan,
         coefficients=coefficients,
@@ -60,7 +57,6 @@ def main(args: argparse.Namespace) -> None:
         surprisal_quantile=args.surprisal_quantile,
         entropy_quantile=args.entropy_quantile,
     )
-    del model  # the engine has its own copy of the weights, at its own precision
     prompts = _encode(engine, texts, args)
     results, seconds = [], 0.0
     for begin in range(0, len(prompts), args.batch_size):

@@ -22,12 +22,13 @@ from clada.assembly import check_head, choose, is_of_weights, plan_and_rule, voc
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
 from clada.methods.dejavu import guess, predictors
+from clada.methods.observed import neuron_statistics, norms_of, weight_sums
 from clada.methods.plan import Plan
 from clada.methods.policy import Policy
 from clada.methods.registry import check_leaves_out, method_of
 from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import Screen, screen_words
-from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection, neuron_statistics, norms_of
+from clada.methods.selection import ATTENTION_INPUT, MLP_INPUT, Selection
 from clada.models.anatomy import Layer, anatomy
 from clada.models.hooks import Hooks, evaluating
 from clada.surprisal import surprisal_and_entropy_bits
@@ -105,11 +106,14 @@ def sparse(
     check_head(model)
     parts = anatomy(model)
     looked_up = plan is None
-    resolved, coefficients = plan_and_rule(model, method, plan, coefficients, max_loss)
+    layers = model.config.num_hidden_layers
+    resolved, coefficients = plan_and_rule(model.name_or_path, layers, method, plan, coefficients, max_loss)
     dtype = str(model.dtype).removeprefix("torch.")
     choice = choose(method, resolved, coefficients, vocabulary_of(model), dtype, max_loss, keep)
     norms = norms_of(parts)
-    is_of_weights(model, norms, resolved, looked_up=looked_up)
+    is_of_weights(
+        lambda: weight_sums(model, norms), resolved, rounded=model.dtype != torch.float32, looked_up=looked_up
+    )
     policy = choice.policy(norms)
     run = _Run(model, policy, Sparse(policy, prompt))
     if method_of(method).predicted and resolved is not None:
@@ -132,7 +136,7 @@ class PromptStatistics:
     """What neurons did over the prompts of a batch but for their last tokens, as the engine collects it.
 
     Args:
-        kind: see `clada.methods.selection.prompt_statistics`.
+        kind: see `clada.methods.observed.prompt_statistics`.
         down_norm: [L, N].
         mask: attention mask [B, T] or None; padding counts for nothing.
         shape: sequences and tokens.

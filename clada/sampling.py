@@ -293,6 +293,11 @@ def stop_strings(stop: str | Sequence[str] | None, config: Any) -> tuple[str, ..
     return strings
 
 
+def asks_for_processors(config: Any) -> bool:
+    """Whether a generation config asks for one of the rarer processors, which are transformers'."""
+    return any(getattr(config, name, None) not in (None, neutral) for name, neutral in PROCESSED.items())
+
+
 def chooser_of(
     sampling: Sampling, stream: int, model_config: Any, config: Any, prompt: Sequence[int], max_new_tokens: int
 ) -> Chooser:
@@ -311,7 +316,7 @@ def chooser_of(
     """
     check_generation_config(config)
     sampling, noise = as_configured(sampling, config), sampling.noise(stream)
-    if all(getattr(config, name, None) in (None, neutral) for name, neutral in PROCESSED.items()):
+    if not asks_for_processors(config):
         return Chooser(sampling, noise)
     # The penalty is one of transformers' processors then, as some of them come before it and others after.
     penalty = sampling.repetition_penalty or 1.0

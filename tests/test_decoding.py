@@ -395,7 +395,7 @@ def test_a_plan_belongs_to_the_weights(smollm2):
         Engine(changed, tokenizer, coefficients="none", dtype="int8")
     with pytest.raises(InputError, match="not those of smollm2-135m"), clada.sparse(changed, coefficients="none"):
         pass
-    given_plan, _ = plan_and_rule(model, "clada", None, "none")
+    given_plan, _ = plan_and_rule(model.name_or_path, model.config.num_hidden_layers, "clada", None, "none")
     with pytest.warns(UserWarning, match="made of other weights of smollm2-135m"):
         engine = Engine(changed, tokenizer, plan=given_plan, coefficients="none", dtype="int8")
     assert not engine.measured

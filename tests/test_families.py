@@ -15,9 +15,9 @@ from clada.cpu.pack import pack
 from clada.engine import Engine
 from clada.errors import ModelError
 from clada.methods.coefficients import NONE
+from clada.methods.observed import norms_of
 from clada.methods.plan import Shares
 from clada.methods.policy import make_policy
-from clada.methods.selection import norms_of
 from clada.models.anatomy import Projection, anatomy
 from clada.models.architectures import FAMILIES, check_length, decoder_layers, positions_of, rope_parameters
 from clada.models.hooks import Hooks

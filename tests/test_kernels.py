@@ -40,7 +40,7 @@ OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
 def basis_for(width, terms=9):
     generator = torch.Generator().manual_seed(0)
     rows = torch.linalg.qr(torch.randn(width, width, generator=generator))[0][:terms]
-    return Basis(rows.contiguous(), torch.randn(width, generator=generator))
+    return Basis(rows.contiguous().numpy(), torch.randn(width, generator=generator).numpy())
 
 
 def drop_some(weights, batch, seed=0):

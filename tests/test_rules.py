@@ -202,7 +202,7 @@ def test_values_left_out_give_the_mean():
 def test_words_that_the_screen_finds_improbable_leave():
     generator = torch.Generator().manual_seed(0)
     rows = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0][:9]
-    basis = Basis(rows.contiguous(), torch.randn(32, generator=generator))
+    basis = Basis(rows.contiguous().numpy(), torch.randn(32, generator=generator).numpy())
     weights, s, select = one_layer(basis=basis)
     select = select._replace(screen_threshold=np.full(1, 30, F32), head_margin=np.full(1, 4, F32))
     x = 3 * torch.randn(1, 32, generator=generator)

@@ -3,7 +3,10 @@
     precision.py     an object for every precision: storage, packing, widening, instructions
     storage.py       matrices stored by rows, and layers of transformers on top of them
     fused.py         packed layers where a model has several projections in one module
-    pack.py          the weights of a model at one precision
+    pack.py          the weights of a model at one precision, and layers of transformers on their memory
+    modules.py       prompts in those layers, whose neurons can be watched
+    weights.py       the same as arrays alone
+    kept.py          packed models in the cache, read without torch
     kernels/         the compiled functions of a step
     kernel_cache.py  where compiled kernels are kept between processes
     decoder.py       the state of decoding, and a step of it

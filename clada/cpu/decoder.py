@@ -9,23 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from transformers import DynamicCache
 
 from clada.cpu.kernels.arguments import Boxed, Scratch, Tensors, box
 from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
-from clada.cpu.pack import Weights
-from clada.cpu.precision import Precision
+from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
-from clada.methods.selection import BY_MATRIX, Selection, prompt_statistics
+from clada.methods.selection import BY_MATRIX, Selection
 from clada.system.machine import aligned, return_memory
 
-PIECE = 1024  # tokens of a prompt that run at once in modules: enough for the full speed of matrix products
-
-COLUMNS = 32  # tokens of a prompt that run at once in the kernels, which then compute as fast as they can
+COLUMNS = 32  # tokens of a prompt that run at once, with which the kernels compute as fast as they can
 
 
 @dataclass
@@ -106,28 +101,6 @@ class Bookmark:
     value_sum: np.ndarray
 
 
-class RoundedCache(DynamicCache):
-    """Keys and values as numbers that a precision stores without scales.
-
-    Args:
-        config: of the model.
-        precision: of its weights.
-    """
-
-    def __init__(self, config: Any, precision: Precision) -> None:
-        super().__init__(config=config)
-        self._rounded = precision.unscaled.rounded
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Round, then go on as usual."""
-        return super().update(self._rounded(key_states), self._rounded(value_states), *args, **kwargs)
-
-
-def new_cache(weights: Weights) -> DynamicCache:
-    """An empty cache for a packed model."""
-    return RoundedCache(weights.model.config, weights.precision)
-
-
 def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
     """Refuse tokens without an embedding, in whose place memory beyond the table would be read.
 
@@ -141,15 +114,6 @@ def check_tokens(weights: Weights, tokens: Sequence[int]) -> None:
             f"token ids from {min(tokens):,} to {max(tokens):,} are not all of the model's {weights.embedding_rows:,}; "
             "use the model's own tokenizer"
         )
-
-
-def run_prompt(weights: Weights, ids: torch.Tensor, cache: DynamicCache) -> None:
-    """Fill a cache with tokens [1, T], a piece after the other.
-
-    At once, attention would need memory for T^2 positions, also in layers whose window lets a token see few of them.
-    """
-    for piece in ids.split(PIECE, dim=1):
-        weights.stack(piece, past_key_values=cache, use_cache=True)
 
 
 @dataclass
@@ -222,7 +186,6 @@ class Decoder:
         self.lock = threading.RLock()
         self._gathered: _Gathered | None = None
 
-    @torch.inference_mode()
     def prefill(
         self, prompts: Sequence[Sequence[int]], room: int, dense: Selection, statistics: str | None = None
     ) -> State:
@@ -238,7 +201,7 @@ class Decoder:
             check_tokens(self.weights, prompt)
         longest = max(map(len, prompts)) + room
         scratch = self._scratch(len(prompts), longest)
-        memory = _Memory(scratch, self.weights.rotary(torch.arange(longest)), _outcome(scratch))
+        memory = _Memory(scratch, self.weights.rotary(np.arange(longest)), _outcome(scratch))
         state = State([[] for _ in prompts], memory.outcome, None, memory)
         if statistics is None:
             for b, prompt in enumerate(prompts):
@@ -248,21 +211,22 @@ class Decoder:
                     self._run(state, pieces, dense, self._wider(state, len(piece)), asked=len(piece))
             memory.wider.clear()
         else:
-            values = [self._run_in_modules(state, b, prompt, statistics) for b, prompt in enumerate(prompts)]
-            state.statistics = np.stack([array for array in values if array is not None])
+            state.statistics = self._observe(state, prompts, statistics)
         return_memory()
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
-    def _run_in_modules(self, state: State, b: int, prompt: Sequence[int], statistics: str) -> np.ndarray | None:
-        """Run a prompt but its last token in transformers' modules, whose activations the statistics are of: [L, N]."""
-        with self.lock, prompt_statistics(self.weights.down, self.weights.down_norm, statistics) as of_prompt:
-            if len(prompt) > 1:
-                cache = new_cache(self.weights)
-                run_prompt(self.weights, torch.tensor([prompt[:-1]]), cache)
-                self._copy_cache(cache, state.memory.scratch, b, len(prompt) - 1)
-            state.tokens[b] = list(prompt[:-1])
-        return of_prompt
+    def _observe(self, state: State, prompts: Sequence[Sequence[int]], statistics: str) -> np.ndarray:
+        """Run prompts but their last tokens where statistics can be collected: [B, L, N]."""
+        from clada.cpu.modules import observed_prompt  # transformers, which nothing else of decoding needs
+        from clada.cpu.pack import PackedModel
+
+        assert isinstance(self.weights, PackedModel)  # what is kept in the cache is not asked for statistics
+        with self.lock:
+            scratch = state.memory.scratch
+            values = [observed_prompt(self.weights, p, statistics, scratch, b) for b, p in enumerate(prompts)]
+        state.tokens = [list(prompt[:-1]) for prompt in prompts]
+        return np.stack([array for array in values if array is not None])
 
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """Run one token of every sequence; `state` moves along.
@@ -348,9 +312,8 @@ class Decoder:
         """Copy keys and values of a sequence's positions, rounded to what `target` stores."""
         blocks = slice(begin // LANES, -(-end // LANES))
         for name, places in (("values", slice(begin, end)), ("keys", blocks)):
-            numbers = torch.from_numpy(getattr(source, name)[b, :, :, places])
-            precision = self.weights.precision.unscaled
-            getattr(target, name)[b, :, :, places] = precision.array(numbers.to(precision.storage))
+            numbers = getattr(source, name)[b, :, :, places]
+            getattr(target, name)[b, :, :, places] = self.weights.precision.unscaled.stored(numbers)
 
     def _run(
         self, state: State, pieces: Sequence[Sequence[int]], selection: Selection, scratch: Scratch, asked: int = 0
@@ -427,21 +390,6 @@ class Decoder:
         if state.statistics is not None:
             state.statistics = state.statistics[sequences]
 
-    def _copy_cache(self, cache: DynamicCache, scratch: Scratch, b: int, n: int) -> None:
-        """Copy keys and values of n positions; sliding windows keep only their last ones."""
-        blocks, precision = -(-n // LANES), self.weights.precision.unscaled
-        for layer, cached in enumerate(cache.layers):
-            keys, values = cached.keys[0], cached.values[0]
-            positions = slice(n - keys.shape[1], n)
-            scratch.values[b, layer, :, positions] = precision.array(values.to(precision.storage))
-            # Without the position that the next token's window no longer reaches.
-            in_window = values[:, max(0, values.shape[1] + 1 - int(self.weights.constants.window[layer])) :]
-            scratch.value_sum[b, layer] = precision.rounded(in_window).sum(1).numpy()
-            padded = keys.new_zeros(keys.shape[0], blocks * LANES, keys.shape[2])
-            padded[:, positions] = keys
-            blocked = padded.unflatten(1, (blocks, LANES)).transpose(2, 3).flatten(2)
-            scratch.keys[b, layer, :, :blocks] = precision.array(blocked.to(precision.storage))
-
     def _scratch(self, batch: int, positions: int) -> Scratch:
         """Caches for so many sequences of so many positions, and buffers for one column of each."""
         c, layers = self.weights.constants, len(self.weights.tensors.output)
@@ -459,7 +407,7 @@ class Decoder:
         layers, width, hidden = w.output.shape
         neurons, vocabulary = w.down.shape[1], w.head.shape[0]
         share = (caches.keys.shape[3] // threads + 1) * LANES  # positions of a thread
-        f, rotary = _zeros, self.weights.rotary(torch.zeros(1, dtype=torch.int64))
+        f, rotary = _zeros, self.weights.rotary(np.zeros(1))
         return Scratch(
             token=np.zeros(batch, np.int64),
             sequence=np.arange(batch),

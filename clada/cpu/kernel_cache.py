@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from clada.cpu import precision
 from clada.methods import screen, selection
-from clada.system.cache import cache_dir
+from clada.system.cache import cache_dir, sources_stamp
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -38,12 +37,7 @@ _DAMAGED = (EOFError, pickle.UnpicklingError)  # what reading a file ends in tha
 @functools.cache
 def source_stamp() -> str:
     """Checksum of all sources of the kernels, their names included."""
-    files = [*sorted(KERNELS.glob("*.py")), *(Path(str(module.__file__)) for module in COMPILED_IN)]
-    digest = hashlib.sha256()
-    for file in files:
-        content = file.read_bytes()
-        digest.update(f"{file.name} {len(content)} ".encode() + content)
-    return digest.hexdigest()
+    return sources_stamp([*sorted(KERNELS.glob("*.py")), *(Path(str(module.__file__)) for module in COMPILED_IN)])
 
 
 class _Locator(_CacheLocator):

@@ -21,10 +21,12 @@ from clada.cpu.fused import fused_again
 from clada.cpu.kernels.arguments import Constants, Tensors
 from clada.cpu.precision import PRECISIONS, Precision
 from clada.cpu.storage import PackedEmbedding, PackedLinear, Rows
+from clada.cpu.weights import Rotary, Weights
 from clada.errors import ModelError
+from clada.methods.observed import norms_of
 from clada.methods.screen import Basis, Screen
-from clada.methods.selection import BY_INPUT, BY_MATRIX, Norms, norms_of
-from clada.models.anatomy import ACTIVATIONS, Anatomy, Projection, anatomy, rotary_rows
+from clada.methods.selection import BY_INPUT, BY_MATRIX, Norms
+from clada.models.anatomy import ACTIVATIONS, Anatomy, Projection, anatomy, rotary_frequencies
 from clada.models.architectures import Family
 
 LAYOUTS = {"matrix": BY_MATRIX, "input": BY_INPUT}
@@ -33,16 +35,12 @@ NO_WINDOW = 2**62
 
 
 @dataclass(frozen=True)
-class Weights(Norms):
-    """A packed model.
+class PackedModel(Weights):
+    """Packed weights, and what computes with them in torch: prompts, statistics, the reference.
 
     Attributes:
-        tensors: for the kernels; arrays share memory with `model`.
-        constants: for the kernels.
-        model: a transformers model on the same memory.
+        model: a transformers model on the memory of `tensors`.
         stack: the part of it that maps tokens to the last hidden states.
-        dtype: name of the weights' precision.
-        rotary_kinds: layer types that `rotary_rows` is asked for.
         qkv: of `model`, by layer, the query, key and value projections.
         gate: the gate projections, None where there are none.
         up: the up-projections.
@@ -52,12 +50,8 @@ class Weights(Norms):
         activation: of the MLP.
     """
 
-    tensors: Tensors
-    constants: Constants
     model: Any
     stack: Any
-    dtype: str
-    rotary_kinds: tuple[str, ...]
     qkv: list[list[Any]]
     gate: list[Any]
     up: list[Any]
@@ -65,22 +59,6 @@ class Weights(Norms):
     outputs: list[Any]
     screen: Screen
     activation: str
-
-    @property
-    def precision(self) -> Precision:
-        """Of the weights."""
-        return PRECISIONS[self.dtype]
-
-    @property
-    def embedding_rows(self) -> int:
-        """How many tokens have an embedding; the tokenizer may know more, and the configuration say another number."""
-        return len(self.tensors.embedding)
-
-    def rotary(self, positions: torch.Tensor) -> np.ndarray:
-        """Cosines and sines of positions for the kernels, float32 [n, kinds, 2, rotary width]."""
-        if not self.rotary_kinds:
-            return np.empty((len(positions), 0, 2, 0), np.float32)
-        return np.ascontiguousarray(rotary_rows(self.stack.rotary_emb, self.rotary_kinds, positions).numpy())
 
 
 class _Shell:
@@ -237,7 +215,7 @@ def _projection(module: Any, inputs: int, precision: Precision, shell: _Shell) -
 
 
 @torch.inference_mode()
-def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "matrix") -> Weights:
+def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "matrix") -> PackedModel:
     """Copy a model's weights into the layout of the kernels.
 
     Args:
@@ -263,14 +241,14 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     shell.copy_parameters()
 
     kinds = tuple(dict.fromkeys(layer.rotary for layer in parts.layers if layer.rotary is not None))
-    return Weights(
+    return PackedModel(
         **vars(norms),
         tensors=_tensors(packed, ends, screen),
         constants=_constants(parts, kinds, layout),
+        dtype=dtype,
+        rotation=Rotary(*rotary_frequencies(parts.stack, kinds)),
         model=shell.model,
         stack=shell.counterpart(parts.stack),
-        dtype=dtype,
-        rotary_kinds=kinds,
         qkv=[[linear[part] for part in layer.qkv] for linear, layer in by_layer],
         gate=[layer.gate and linear[layer.gate] for linear, layer in by_layer],
         up=[linear[layer.up] for linear, layer in by_layer],

@@ -8,12 +8,14 @@ find it there: by its name, by torch's type of what is stored (`of_tensor`) or b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
+
+if TYPE_CHECKING:
+    import torch  # where packing needs it: kernels on packed weights do without
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 
@@ -31,8 +33,7 @@ class Precision(ABC):
     """How numbers are stored, and how they become float32 again.
 
     Attributes:
-        name: as users give it.
-        storage: torch's type of a stored number.
+        name: as users give it, and torch's name of a stored number's type.
         element: numba's type of a stored number, which is also numpy's.
         llvm: LLVM's type of a stored number.
         scaled: whether every output of a matrix has a float32 scale, which all its inputs share.
@@ -40,11 +41,18 @@ class Precision(ABC):
     """
 
     name: str
-    storage: torch.dtype
     element: Any
     llvm: Any
     scaled = False
     copied = True
+
+    @property
+    def storage(self) -> torch.dtype:
+        """Torch's type of a stored number."""
+        import torch
+
+        kind: torch.dtype = getattr(torch, self.name)
+        return kind
 
     @property
     def unscaled(self) -> Precision:
@@ -63,6 +71,8 @@ class Precision(ABC):
 
     def scales(self, *outputs: int) -> torch.Tensor | None:
         """Uninitialised scales, float32 [*outputs]; None without any."""
+        import torch
+
         return torch.empty(outputs) if self.scaled else None
 
     def pack(self, matrix: torch.Tensor, rows: Any) -> None:
@@ -80,6 +90,10 @@ class Precision(ABC):
     def array(self, values: torch.Tensor) -> np.ndarray:
         """Stored values for the kernels, on the same memory."""
         return values.numpy()
+
+    def stored(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers in float32 as keys and values are stored, in an array."""
+        raise NotImplementedError(f"{self.name} does not store keys and values")
 
     # -- instructions of the kernels --------------------------------------------------------------------------------
 
@@ -100,7 +114,11 @@ class Precision(ABC):
 class Float32(Precision):
     """Weights as they were trained."""
 
-    name, storage, element, llvm, copied = "float32", torch.float32, types.float32, _FLOAT, False
+    name, element, llvm, copied = "float32", types.float32, _FLOAT, False
+
+    def stored(self, numbers: np.ndarray) -> np.ndarray:
+        """The same."""
+        return numbers
 
     def to_float32(self, _builder: Any, v: Any, _lanes: int) -> Any:
         """None."""
@@ -114,11 +132,20 @@ class Float32(Precision):
 class BFloat16(Precision):
     """The upper half of a float32; as uint16 in arrays, as neither numpy nor numba has such a type."""
 
-    name, storage, element, llvm = "bfloat16", torch.bfloat16, types.uint16, ir.IntType(16)
+    name, element, llvm = "bfloat16", types.uint16, ir.IntType(16)
 
     def array(self, values: torch.Tensor) -> np.ndarray:
         """As uint16."""
+        import torch
+
         return values.view(torch.int16).numpy().view(np.uint16)
+
+    def stored(self, numbers: np.ndarray) -> np.ndarray:
+        """Rounded as `from_float32` does."""
+        bits = numbers.view(np.uint32)
+        return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+            np.uint16
+        )
 
     def to_float32(self, builder: Any, v: Any, lanes: int) -> Any:
         """Shift the bits to where a float32 has them."""
@@ -140,7 +167,7 @@ class Int8(Precision):
     the others, and a scale across outputs would round the others away.
     """
 
-    name, storage, element, llvm, scaled = "int8", torch.int8, types.int8, ir.IntType(8), True
+    name, element, llvm, scaled = "int8", types.int8, ir.IntType(8), True
 
     @property
     def unscaled(self) -> Precision:
@@ -149,6 +176,8 @@ class Int8(Precision):
 
     def pack(self, matrix: torch.Tensor, rows: Any) -> None:
         """Round to the nearest step."""
+        import torch
+
         assert rows.scale is not None
         inputs = 0 if rows.transposed else 1
         rows.scale.copy_(matrix.abs().amax(inputs) / 127)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clada.assembly import DENSE, Parts, assemble, choose, drafter_of, vocabulary_of
+from clada.assembly import DENSE, Choice, Parts, assemble, choose, drafter_of, vocabulary_of
 from clada.cpu.decoder import State
 from clada.cpu.kernels.arguments import READ_MLP
 from clada.cpu.kernels.bandwidth import read_all
@@ -34,6 +34,7 @@ from clada.measure.peers import LlamaCpp, Transformers, cached_gguf
 from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.methods.registry import method_of
+from clada.models.description import Description
 from clada.speculation import Speculation
 
 MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
@@ -97,9 +98,14 @@ def prepare(
     vocabulary = vocabulary_of(model)
     choices = [choose(m, plan, coefficients, vocabulary, args.dtype, args.max_loss, args.keep) for m in methods]
     entries = [Entry(parts) for parts in assemble(model, choices, args.dtype, threads)]
+
+    def assembled(choice: Choice, dtype: str) -> Parts:
+        return assemble(model, [choice], dtype, threads)[0]
+
     for entry in entries:
         if method_of(entry.method).drafts:
-            entry.speculation = Speculation(drafter_of(model, args.dtype, plan or args.plan, coefficients, threads))
+            drafter = drafter_of(assembled, Description.of(model), args.dtype, plan or args.plan, coefficients)
+            entry.speculation = Speculation(drafter)
     return entries
 
 

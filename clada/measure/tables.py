@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 from transformers.activations import ACT2FN
 
+from clada.methods.observed import norms_of, weight_sums
 from clada.methods.plan import GRID, Plan
 from clada.methods.rules import magnitude
-from clada.methods.selection import Norms, norms_of, weight_sums
+from clada.methods.selection import Norms
 from clada.models.anatomy import Anatomy, anatomy
 from clada.models.hooks import Hooks, evaluating
 from clada.models.open import model_revision

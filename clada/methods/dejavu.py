@@ -19,9 +19,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from clada.errors import InputError
+from clada.methods.observed import norms_of
 from clada.methods.plan import Plan
 from clada.methods.rules import keeps_neuron, magnitude
-from clada.methods.selection import norms_of
 from clada.models.anatomy import anatomy
 from clada.models.hooks import Hooks, evaluating
 

@@ -289,18 +289,18 @@ def resolve_plan(name: str | Path | None, model: str, revision: str, max_loss: f
     )
 
 
-def plan_of(model: Any, plan: Plan | str | Path | None, max_loss: float | None = None) -> Plan | None:
-    """The plan a user means for an open model; as `resolve_plan`, but a `Plan` is one already.
+def plan_of(name: str, layers: int, plan: Plan | str | Path | None, max_loss: float | None = None) -> Plan | None:
+    """The plan a user means for a model; as `resolve_plan`, but a `Plan` is one already.
 
     Args:
-        model: a transformers model, looked up by the name it was opened by.
+        name: the model's, which it was opened by and is looked up by.
+        layers: that it has.
         plan: what the user gave.
         max_loss: as there.
 
     Raises:
         InputError: none is known, or it is another model's.
     """
-    name = model.name_or_path
     if not isinstance(plan, Plan) and plan != "none" and not name:
         raise InputError(
             "this model has no name to look its plan up by; give a Plan, or plan='none' (everything computed)"
@@ -308,7 +308,7 @@ def plan_of(model: Any, plan: Plan | str | Path | None, max_loss: float | None =
     revision = "" if plan == "none" or not name else model_revision(name)
     resolved = plan if isinstance(plan, Plan) else resolve_plan(plan, name, revision, max_loss)
     if resolved is not None:
-        resolved.check_model(revision or resolved.revision, model.config.num_hidden_layers)
+        resolved.check_model(revision or resolved.revision, layers)
     return resolved
 
 

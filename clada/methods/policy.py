@@ -145,14 +145,14 @@ class Policy:
 
     @property
     def statistics(self) -> str | None:
-        """The kind of `clada.methods.selection.prompt_statistics` that the method chooses neurons by; None for none."""
+        """The kind of `clada.methods.observed.prompt_statistics` that the method chooses neurons by; None for none."""
         return method_of(self.method).statistics if self.shares.prompt else None
 
     def needed(self, statistics: np.ndarray | None) -> np.ndarray | None:
         """Neurons that prompts need: all but the share with the lowest scores.
 
         Args:
-            statistics: [B, L, N], see `clada.methods.selection.prompt_statistics`, or None.
+            statistics: [B, L, N], see `clada.methods.observed.prompt_statistics`, or None.
 
         Returns:
             uint8 [B, L, N]; None for all, where the method does not ask. A prompt of one token, over which nothing was
@@ -173,9 +173,7 @@ def basis_of(plan: Plan | None, shares: Shares) -> Basis | None:
     """The basis that the head is screened in; None where it is not."""
     if plan is None or shares.margin is None:
         return None
-    import torch
-
-    return Basis(torch.from_numpy(plan.tables["basis"]).float(), torch.from_numpy(plan.tables["center"]).float())
+    return Basis(plan.tables["basis"].astype(np.float32), plan.tables["center"].astype(np.float32))
 
 
 def make_policy(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from clada.methods.rules import keeps_term, keeps_word
 from clada.system.machine import aligned
+
+if TYPE_CHECKING:
+    import torch  # where a screen is made, and in the reference: kernels on one that was made do without
 
 CODES = 2  # of a byte of the screen
 
@@ -40,8 +42,8 @@ class Basis:
         center: float32 [E], the mean input.
     """
 
-    rows: torch.Tensor
-    center: torch.Tensor
+    rows: np.ndarray
+    center: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,16 @@ class Screen:
     @classmethod
     def of(cls, head: torch.Tensor, basis: Basis | None) -> Screen:
         """The screen of a float32 head [V, E]; an empty one without a basis."""
+        import torch
+
         vocabulary, width = head.shape
         if basis is None:
             none = np.empty(0, np.float32)
             return cls(np.empty((0, 0), np.uint8), none, np.empty((0, width), np.uint16), none, none, none, vocabulary)
-        rows = torch.cat([torch.zeros(1, width), basis.rows]).bfloat16()
-        directions = torch.cat([basis.center[None], rows[1:].float()])
-        offset = torch.cat([torch.ones(1), -(directions[1:] @ basis.center)])
+        center = torch.from_numpy(basis.center)
+        rows = torch.cat([torch.zeros(1, width), torch.from_numpy(basis.rows)]).bfloat16()
+        directions = torch.cat([center[None], rows[1:].float()])
+        offset = torch.cat([torch.ones(1), -(directions[1:] @ center)])
         mean, weight = head.mean(0), torch.empty(len(rows))
         blocks = -(-vocabulary // BLOCK)
         codes = aligned((len(rows), blocks * LINE), np.dtype(np.uint8))
@@ -92,7 +97,7 @@ class Screen:
             weight[part] = terms.norm(dim=1)
             # Cut off after half a step more, which rounds to nearest.
             terms.div_(step * weight[part, None]).add_(CODE_OF_ZERO + 0.5).clamp_(1, 2 * CODE_OF_ZERO - 0.5)
-            stored = nn.functional.pad(terms.to(torch.uint8), (0, blocks * BLOCK - vocabulary))
+            stored = torch.nn.functional.pad(terms.to(torch.uint8), (0, blocks * BLOCK - vocabulary))
             stored = stored.view(len(terms), blocks, CODES_OF_SHORT // CODES, CODES, -1)
             halves = stored[:, :, :, 0] | (stored[:, :, :, 1] << 4)  # of the 16-bit numbers, the low ones first
             codes[part] = halves.transpose(2, 3).reshape(len(terms), -1).numpy()
@@ -108,6 +113,8 @@ class Screen:
 
     def wide(self) -> tuple[torch.Tensor, ...]:
         """In float32: codes [K, V] from zero, scale [K], basis [K, E], offset [K], weight [K] and mean row [E]."""
+        import torch
+
         halves = torch.from_numpy(self.codes).view(len(self.codes), -1, LINE // 2, CODES_OF_SHORT // CODES)
         halves = halves.transpose(2, 3)
         codes = torch.stack([halves & 15, halves >> 4], 3).view(len(halves), -1)[:, : self.vocabulary]

@@ -1,17 +1,11 @@
-"""What a token needs as arrays, a `Selection`, and what it is made of: norms of weights, prompt statistics."""
+"""What a token needs as arrays, a `Selection`, and the norms of weights that it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-
-from clada.models.anatomy import Anatomy, Projection
-from clada.models.hooks import Hooks
 
 # The two inputs that `Selection.input_threshold` is about.
 ATTENTION_INPUT, MLP_INPUT = range(2)
@@ -51,99 +45,3 @@ class Norms:
     input_norm: np.ndarray
     output_norm: np.ndarray
     down_norm: np.ndarray
-
-
-@torch.inference_mode()
-def norms_of(parts: Anatomy) -> Norms:
-    """The norms of a model that was taken apart, in float32."""
-
-    def of(*parts: Projection | None) -> np.ndarray:
-        columns = [part.matrix.float().square().sum(0) for part in parts if part is not None]
-        return torch.stack(columns).sum(0).sqrt().cpu().numpy()
-
-    layers = parts.layers
-    return Norms(
-        np.stack([np.stack([of(*layer.qkv), of(layer.gate, layer.up)]) for layer in layers]),
-        np.stack([of(layer.output) for layer in layers]),
-        np.stack([of(layer.down) for layer in layers]),
-    )
-
-
-@torch.inference_mode()
-def weight_sums(model: Any, norms: Norms) -> list[list[float]]:
-    """Numbers that change when a model's weights do, to tell whether a plan is of these weights.
-
-    Args:
-        model: a transformers model.
-        norms: of its weights.
-
-    Returns:
-        per layer, mean norms of the columns of the attention's and the MLP's inputs, the output projection and the
-        down-projection, each plain and weighted with a ramp, as permuted weights have the same means; last the sizes of
-        embedding, output head and all vectors.
-    """
-    layers = []
-    for attention, mlp, output, down in zip(
-        norms.input_norm[:, 0], norms.input_norm[:, 1], norms.output_norm, norms.down_norm, strict=True
-    ):
-        vectors = [np.asarray(vector, np.float64) for vector in (attention, mlp, output, down)]
-        layers.append([float(v.mean()) for v in vectors] + [float(v @ np.linspace(0, 2, len(v))) for v in vectors])
-    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    if matrices[0] is matrices[1]:  # tied
-        matrices.pop()
-    sizes = [float(torch.linalg.vector_norm(matrix, dtype=torch.float32)) for matrix in matrices]
-    small = [parameter.detach().double().square().sum() for parameter in model.parameters() if parameter.dim() == 1]
-    return [*layers, [*sizes, float(sum(small)) ** 0.5]]
-
-
-def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.ndarray:
-    """What a layer's neurons did over some tokens; see `prompt_statistics`.
-
-    Args:
-        z: activations [T, N], T at least 1.
-        kind: `flocking` or `magnitude`.
-        down_norm: [N].
-
-    Returns:
-        float32 [N].
-    """
-    if kind == "flocking":
-        z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-20)
-        return np.asarray(z.norm(dim=0).cpu().numpy())
-    return np.asarray(z.square().mean(0).sqrt().cpu().numpy() * down_norm)
-
-
-@contextmanager
-def prompt_statistics(
-    down_projections: Sequence[torch.nn.Module], down_norm: np.ndarray, kind: str | None
-) -> Iterator[np.ndarray | None]:
-    """Within the block, what the neurons did over the tokens that run: float32 [L, N].
-
-    Args:
-        down_projections: of the model that runs, layer by layer.
-        down_norm: [L, N].
-        kind: `flocking` is GRIFFIN's || z_j / ||z_t||_2 ||_2 over tokens t (Dong et al. 2024); `magnitude` the root
-            mean square of c_i = |h_i| ||w_down_i|| (Eq. 9); None: nothing is collected.
-    """
-    if kind is None:
-        yield None
-        return
-    values = np.zeros(down_norm.shape, np.float32)
-    seen = [0] * len(values)  # tokens, of each layer
-
-    def hook_of(layer: int) -> Any:
-        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            z = inputs[0].reshape(-1, inputs[0].shape[-1])
-            part = neuron_statistics(z, kind, down_norm[layer])
-            if seen[layer]:  # both kinds are roots of sums or means of squares
-                before, now = (1, 1) if kind == "flocking" else np.array([seen[layer], len(z)]) / (seen[layer] + len(z))
-                part = np.sqrt(before * values[layer] ** 2 + now * part**2)
-            values[layer] = part
-            seen[layer] += len(z)
-
-        return hook
-
-    with Hooks() as hooks:
-        for i, module in enumerate(down_projections):
-            hooks.before(module, hook_of(i))
-        yield values

@@ -6,6 +6,8 @@
     gguf_statements.py  what a GGUF file states beyond what transformers reads of it
     architectures.py    a row for every family; the only file that knows their names
     anatomy.py          a model taken apart by the row of its family
+    description.py      what decoding must know of a model beside its weights
+    tokenizer.py        a tokenizer without transformers
     hooks.py            the one manager of hooks: put into a model, and taken out again
     quiet.py            calls of transformers that say nothing while they work
 

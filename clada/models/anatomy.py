@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from clada.errors import ModelError
@@ -277,17 +278,19 @@ def _projections(layer: nn.Module, attention: nn.Module, heads: int, family: Fam
     }
 
 
-def rotary_rows(rotary: Any, kinds: Sequence[str], positions: torch.Tensor) -> torch.Tensor:
-    """Cosines and sines of positions, as the model's own module computes them.
+def rotary_frequencies(stack: Any, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies of the rotary embeddings of a stack, and what its cosines and sines are multiplied with.
 
     Args:
-        rotary: the model's module that computes them, `rotary_emb` of its stack.
-        kinds: layer types, [""] where there is only one.
-        positions: [n].
+        stack: of the model, whose `rotary_emb` holds them as buffers.
+        kinds: layer types, [""] where there is only one, none where positions are a table.
 
     Returns:
-        float32 [n, kinds, 2, rotary width].
+        (float32 [kinds, rotary width / 2], float32 [kinds]).
     """
-    x = torch.zeros(1, dtype=torch.float32, device=positions.device)
-    rows = [rotary(x, positions[None], *([kind] if kind else [])) for kind in kinds]
-    return torch.stack([torch.stack([cos[0], sin[0]], 1) for cos, sin in rows], 1)
+    if not kinds:
+        return np.empty((0, 0), np.float32), np.empty(0, np.float32)
+    names = [f"{kind}_" if kind else "" for kind in kinds]
+    frequencies = [getattr(stack.rotary_emb, f"{name}inv_freq").detach().float().cpu().numpy() for name in names]
+    scaling = [getattr(stack.rotary_emb, f"{name}attention_scaling") for name in names]
+    return np.stack(frequencies), np.array(scaling, np.float32)

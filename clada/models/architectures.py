@@ -30,11 +30,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from clada.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -297,6 +296,7 @@ def check_plain(modules: Iterable[nn.Module], family: Family) -> None:
     Raises:
         ModelError: one is no `torch.nn.Linear`, in a family with transposed weights no `Conv1D` of transformers.
     """
+    import torch
     from transformers.pytorch_utils import Conv1D
 
     plain = Conv1D if family.transposed else torch.nn.Linear
@@ -314,6 +314,8 @@ def down_norms(model: nn.Module) -> torch.Tensor:
     Returns:
         float32 [layers, neurons] on the CPU.
     """
+    import torch
+
     inputs = 1 if family_of(model.config).transposed else 0
     norms = [m.get_parameter("weight").float().norm(dim=inputs) for m in down_projections(model)]
     return torch.stack(norms).detach().cpu()
@@ -367,6 +369,32 @@ def positions_of(config: Any) -> int | None:
     return int(limit)
 
 
+@dataclass(frozen=True)
+class Positions:
+    """How long a model's sequences can be.
+
+    Attributes:
+        model_type: of its configuration, for messages.
+        limit: how many positions there are; None where the configuration does not say.
+    """
+
+    model_type: str
+    limit: int | None
+
+    @classmethod
+    def of(cls, config: Any) -> Positions:
+        """What a transformers configuration, of any family, says of them."""
+        return cls(config.model_type, positions_of(config))
+
+    def check(self, tokens: int, remedy: str) -> None:
+        """Refuse a sequence that is longer; arguments and errors are those of `check_length`."""
+        if self.limit is None or tokens <= self.limit:
+            return
+        family = FAMILIES.get(self.model_type)  # positions are a matter of every model, not of these families alone
+        kind = "its position table has" if family is not None and family.table else "it was trained for"
+        raise ModelError(f"{tokens:,} tokens do not fit {self.model_type}: {kind} {self.limit:,} positions; {remedy}")
+
+
 def check_length(config: Any, tokens: int, remedy: str) -> None:
     """Refuse a sequence that is longer than the model's positions.
 
@@ -379,8 +407,4 @@ def check_length(config: Any, tokens: int, remedy: str) -> None:
         ModelError: `tokens` exceeds them. Learned tables (OPT, GPT-2) cannot go on at all; rotary positions beyond
             the trained range would run and give nonsense, which is worse.
     """
-    limit = positions_of(config)
-    if limit is not None and tokens > limit:
-        family = FAMILIES.get(config.model_type)  # positions are a matter of every model, not of these families alone
-        kind = "its position table has" if family is not None and family.table else "it was trained for"
-        raise ModelError(f"{tokens:,} tokens do not fit {config.model_type}: {kind} {limit:,} positions; {remedy}")
+    Positions.of(config).check(tokens, remedy)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from clada.errors import AssetError
 from clada.system.cache import cache_dir, locked_scratch
 
@@ -144,6 +142,8 @@ def _run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _unpack(name: str, asset: Asset, folder: Path) -> None:
+    from tqdm import tqdm  # only what downloads needs it
+
     digest = hashlib.sha256()
     with (
         (folder / asset.file).open("wb") as unpacked,

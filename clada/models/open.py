@@ -2,6 +2,9 @@
 
 GGUF files, the embedded models among them, are de-quantised once into a plain float32 folder in the cache; from then
 on they load like any folder, in seconds.
+
+What a name stands for is known without torch and transformers, which take seconds to import: functions that open
+something import them.
 """
 
 from __future__ import annotations
@@ -10,21 +13,17 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import huggingface_hub
-import torch
-import transformers
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from typing import TYPE_CHECKING, Any
 
 from clada.errors import ModelError
 from clada.models.assets import ASSETS, fetch
-from clada.models.gguf import convert_gguf, converted_folder
 from clada.models.quiet import as_model_error, first_line, quiet_transformers
 from clada.system.cache import file_sha256
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    import transformers
+
+DTYPES = ("float32", "bfloat16")
 
 HUB_TIMEOUT_S = 4.0  # an unknown name is answered within seconds even where the network swallows packets
 
@@ -39,7 +38,11 @@ def check_device(device: str) -> None:
     """
     if device not in ("cpu", "cuda"):
         raise ModelError(f"unknown device {device!r}: choose cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise ModelError("this machine has no CUDA device that torch can use: choose device cpu")
 
 
@@ -64,6 +67,9 @@ def load_model(
             or the revision is of what is no hub id.
         AssetError: an embedded model cannot be fetched.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     check_device(device)
@@ -72,7 +78,7 @@ def load_model(
     if quantization is not None:
         method = quantization.get("quant_method", "unknown method")
         raise ModelError(f"{name} has quantised linear layers ({method}): use the unquantised model, or a GGUF file")
-    model = _from_pretrained(AutoModelForCausalLM, name, revision, config=config, dtype=DTYPES[dtype])
+    model = _from_pretrained(AutoModelForCausalLM, name, revision, config=config, dtype=getattr(torch, dtype))
     model.name_or_path = name  # not the cache folder behind it: plans and coefficients are looked up by this name
     return model.to(device).requires_grad_(False), load_tokenizer(name, revision)
 
@@ -91,6 +97,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> transformers.PreTr
         ModelError: the name is unknown, or the tokenizer is missing or damaged.
         AssetError: an embedded model cannot be fetched.
     """
+    from transformers import AutoTokenizer
+
     return _from_pretrained(AutoTokenizer, name, revision)
 
 
@@ -108,6 +116,8 @@ def load_config(name: str, revision: str | None = None) -> transformers.PreTrain
         ModelError: the name is unknown, or the configuration is missing or damaged.
         AssetError: an embedded model cannot be fetched.
     """
+    from transformers import AutoConfig
+
     return _from_pretrained(AutoConfig, name, revision)
 
 
@@ -151,9 +161,26 @@ def model_revision(name: str, revision: str | None = None) -> str:
             if file.suffix in MODEL_FILES and file.is_file():
                 digest.update(f"{file.name} {file_sha256(file)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
-    load_config(name, revision)  # puts config.json into the hub's local cache, in a folder named after the commit
-    kept = huggingface_hub.hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
+    import huggingface_hub
+
+    # The hub's local cache has a folder named after the commit.
+    kept = _in_hub_cache(name, revision)
+    if kept is None:
+        load_config(name, revision)  # fetches config.json
+        kept = huggingface_hub.hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
     return Path(kept).parent.name
+
+
+def _in_hub_cache(name: str, revision: str | None) -> str | None:
+    """The configuration of a hub id in the hub's local cache, or None."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _check_revision(name: str, revision: str | None) -> None:
@@ -195,6 +222,8 @@ def _refused_code(name: str) -> Iterator[None]:
 
 def _local_folder(name: str) -> Path | None:
     """The transformers folder behind a name; None for what can only be a hub id."""
+    from clada.models.gguf import convert_gguf, converted_folder
+
     if name in ASSETS:
         asset = ASSETS[name]
         if asset.kind != "model":
@@ -216,6 +245,9 @@ def _local_folder(name: str) -> Path | None:
 
 def _require_on_hub(name: str, revision: str | None) -> None:
     """One quick question to the hub, before its client goes into time-outs and retries."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     except RevisionNotFoundError:

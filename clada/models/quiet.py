@@ -6,14 +6,14 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
-from transformers.utils import logging as transformers_logging
-
 from clada.errors import CladaError, ModelError
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the loading bars, log lines and warnings of transformers; the caller's settings return afterwards."""
+    from transformers.utils import logging as transformers_logging  # what only asks for names does without
+
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

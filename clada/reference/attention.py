@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from clada.cpu.pack import Weights
+from clada.cpu.pack import PackedModel
 from clada.methods.rules import keeps_value, mean_for_left_out
 from clada.models.hooks import Hooks
 
@@ -69,7 +69,7 @@ AttentionMaskInterface.register("clada", eager_mask)
 
 
 @contextmanager
-def attention_of(weights: Weights, least_weight: float, least_positions: int) -> Iterator[dict[str, float]]:
+def attention_of(weights: PackedModel, least_weight: float, least_positions: int) -> Iterator[dict[str, float]]:
     """Within the block the model attends selectively, given these arguments; dense where the least weight is 0."""
     if least_weight == 0:
         yield {}

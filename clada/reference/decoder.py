@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from transformers.activations import ACT2FN
 
-from clada.cpu.decoder import Outcome, State, check_tokens, new_cache, run_prompt
-from clada.cpu.pack import Weights
+from clada.cpu.decoder import Outcome, State, check_tokens
+from clada.cpu.modules import new_cache, run_prompt
+from clada.cpu.pack import PackedModel
+from clada.methods.observed import prompt_statistics
 from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
 from clada.methods.screen import screen_words
-from clada.methods.selection import ATTENTION_INPUT, BY_INPUT, MLP_INPUT, Selection, prompt_statistics
+from clada.methods.selection import ATTENTION_INPUT, BY_INPUT, MLP_INPUT, Selection
 from clada.models.hooks import Hooks
 from clada.reference.attention import attention_of
 
@@ -29,7 +31,7 @@ class TorchDecoder:
         weights: the packed model, on any device.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: PackedModel) -> None:
         self.weights = weights
         self.activation = ACT2FN[weights.activation]
         self.lock = threading.RLock()  # the model's hooks and forwards are one for all states

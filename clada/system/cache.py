@@ -6,11 +6,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
 
 from clada.errors import AssetError
 
@@ -35,6 +34,8 @@ def locked_scratch(target: Path) -> Iterator[Path]:
     Raises:
         AssetError: the folder cannot be written to, or the disk is full.
     """
+    from filelock import FileLock  # only what writes needs it
+
     scratch = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,17 @@ def locked_scratch(target: Path) -> Iterator[Path]:
             f"cannot write to the cache folder {target.parent} ({error.strerror or error}): "
             "free some space, or set CLADA_CACHE to a folder you may write to"
         ) from error
+
+
+def sources_stamp(files: Iterable[Path], *others: str) -> str:
+    """Checksum of source files, their names included, and of whatever else decides what they make."""
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)} ".encode() + content)
+    for other in others:
+        digest.update(other.encode())
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

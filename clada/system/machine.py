@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 
 def available_cores() -> int:
@@ -23,6 +22,8 @@ def available_cores() -> int:
 
 def set_threads(threads: int) -> None:
     """Let torch use this many; it and the kernels run in turn, so each may have all of them."""
+    import torch  # the kernels do without
+
     torch.set_num_threads(threads)
     _end_threads_before_fork()
 
