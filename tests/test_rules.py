@@ -35,6 +35,7 @@ class Buffers(NamedTuple):
     """The part of `Scratch` that the tests of neurons use."""
 
     token: np.ndarray
+    sequence: np.ndarray
     rows: np.ndarray
     near: np.ndarray
     h: np.ndarray
@@ -50,8 +51,8 @@ class Needed(NamedTuple):
 def buffers(h):
     batch, neurons = h.shape
     return Buffers(
-        np.zeros(batch, np.int64), np.zeros((1, neurons), np.int64), np.zeros((1, neurons), np.uint8), h,
-        np.ones((batch, neurons), np.uint8),
+        np.zeros(batch, np.int64), np.arange(batch), np.zeros((1, neurons), np.int64), np.zeros((1, neurons), np.uint8),
+        h, np.ones((batch, neurons), np.uint8),
     )  # fmt: skip
 
 
@@ -122,7 +123,8 @@ def test_inputs_of_projections_leave():
     matrix, bias = rng.standard_normal((NEURONS, 32)).astype(F32), rng.standard_normal(32).astype(F32)
     out, which = np.zeros((1, 32), F32), np.zeros(NEURONS, np.int64)
     kept = rules.keeps_input(x[0], weight, F32(0.5))
-    read = project_inputs(out, matrix, np.zeros(0, F32), bias, x, weight, np.array([0.5], F32), which, 0, 32)
+    first, threshold = np.zeros(1, np.int64), np.array([0.5], F32)
+    read = project_inputs(out, matrix, np.zeros(0, F32), bias, x, first, weight, threshold, which, 0, 32)
     assert which[: kept.sum()].tolist() == np.flatnonzero(kept).tolist()
     assert read == kept.sum() * 32 * 4
     # float32 sums of 500 terms in another order

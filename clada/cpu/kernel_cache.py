@@ -21,6 +21,7 @@ from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.codegen import CPUCodeLibrary, JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import Dispatcher
 
 from clada.cpu import precision
 from clada.methods import screen, selection
@@ -122,9 +123,11 @@ def _linked_into(name: str) -> Iterator[None]:
 
     numba makes machine code of every function that a kernel calls, with all that this calls in turn, although Python
     never calls it, and optimises the same code again in every caller. Here only the whole is optimised and made code
-    of. A kernel compiles in a third of the time, to the same code. Python must not call the other functions.
+    of. A kernel compiles in less than half the time. Python cannot call what was only linked: it is forgotten after the
+    block, so that numba compiles it again if it must.
     """
     finish, set_env = CPUCodeLibrary._finalize_final_module, JITCPUCodegen.set_env
+    add_overload, compiled = Dispatcher.add_overload, set[Any]()
 
     def optimise_whole(library: Any) -> None:
         # numba goes over the code once before this, for the sake of reference counts, which kernels have not.
@@ -142,7 +145,12 @@ def _linked_into(name: str) -> Iterator[None]:
         if codegen._engine.is_symbol_defined(env_name):  # only Python objects need it, which kernels have not
             set_env(codegen, env_name, env)
 
+    def add_and_note(dispatcher: Any, result: Any) -> None:
+        compiled.add(dispatcher)
+        add_overload(dispatcher, result)
+
     patched = (
+        (Dispatcher, "add_overload", add_and_note),
         (CPUCodeLibrary, "_optimize_final_module", optimise_whole),
         (CPUCodeLibrary, "_finalize_final_module", finish_whole),
         (JITCPUCodegen, "set_env", set_env_of_whole),
@@ -150,7 +158,11 @@ def _linked_into(name: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack, global_compiler_lock:
         for owner, attribute, function in patched:
             stack.enter_context(mock.patch.object(owner, attribute, function))
-        yield
+        try:
+            yield
+        finally:
+            for dispatcher in compiled:
+                dispatcher._reset_overloads()
 
 
 def kernel(*, announce: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -56,9 +56,8 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
         means[b] = 0
         for j in range(x.shape[1]):
             means[b] += w.head_mean[j] * x[b, j]
-    blocks = w.screen.shape[1] // LINE
+    blocks, read = w.screen.shape[1] // LINE, 0
     begin, end = blocks * t // threads * BLOCK, blocks * (t + 1) // threads * BLOCK
-    read = 0
     for tile in range(begin, end, SCREEN_TILE):  # read once for all columns
         read, size = 0, min(SCREEN_TILE, end - tile)
         for b in range(asked, batch):

@@ -1,0 +1,168 @@
+"""Speculative decoding against dense, by how drafts are made and how long they are; as tables.
+
+    python benchmarks/speculation.py --text jsonl:articles.jsonl:body --model smollm2-135m --dtype float32
+
+First what a step over T positions costs, in steps of one. Then every kind of draft decodes the same prompts greedily,
+in turn, beside dense. `allowed` is the speed-up that the measured costs and the measured acceptance allow: tokens a
+check / (tokens drafted a check x cost of drafting one + cost of the check). Results are appended to
+`benchmarks/results/speculation.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from stored import RESULTS
+from tabulate import tabulate
+
+from clada import load_model
+from clada.assembly import DENSE, Choice, Parts, assemble, drafter_of
+from clada.decoding import most_likely_words, steps
+from clada.measure.texts import read_windows
+from clada.methods.coefficients import Coefficients
+from clada.models.description import Description
+from clada.models.open import model_revision
+from clada.speculation import ModelDrafter, NgramDrafter, Speculation
+from clada.system.machine import available_cores, set_threads
+
+POSITIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)
+PROMPT, NEW = 256, 96
+NO_RULE = Coefficients(0.0, 0.0)
+
+
+def cost_of_positions(parts: Parts, ids: list[int], rounds: int = 15) -> dict[int, float]:
+    """Seconds of a step over so many positions after a prompt, medians of interleaved rounds."""
+    dense = parts.policy.dense(1)
+    state = parts.decoder.prefill([ids[:PROMPT]], max(POSITIONS), dense)
+    mark, seconds = parts.decoder.bookmark(state), dict[int, list[float]]()
+    for _ in range(rounds):
+        for count in POSITIONS:
+            parts.decoder.rewind(state, mark)
+            begin = time.perf_counter()
+            parts.decoder.run(state, [ids[PROMPT : PROMPT + count]], dense)
+            seconds.setdefault(count, []).append(time.perf_counter() - begin)
+    return {count: float(np.median(some)) for count, some in seconds.items()}
+
+
+def kinds_of_drafts(drafter: ModelDrafter) -> dict[str, Callable[[], Speculation]]:
+    """What is compared, by name: each makes a new one."""
+    always = replace(drafter, rule=None)
+    fixed = {
+        f"{count} tokens": lambda count=count: Speculation(always, adapts=False, most=count) for count in (2, 4, 6, 8)
+    }
+    return fixed | {
+        "adapted": lambda: Speculation(always),
+        "until load": lambda: Speculation(drafter, adapts=False, most=8),
+        "until load, adapted": lambda: Speculation(drafter),
+        "from the text": lambda: Speculation(NgramDrafter(), adapts=False, most=8),
+    }
+
+
+class Timed:
+    """A drafter whose time is noted."""
+
+    def __init__(self, drafter: Any) -> None:
+        self.drafter, self.seconds = drafter, 0.0
+
+    @property
+    def bytes_read(self) -> np.ndarray:
+        """Of the drafter."""
+        return self.drafter.bytes_read
+
+    def draft(self, *args: Any) -> list[int]:
+        """As the drafter does."""
+        begin = time.perf_counter()
+        drafted = self.drafter.draft(*args)
+        self.seconds += time.perf_counter() - begin
+        return drafted
+
+
+def decode(parts: Parts, prompt: list[int], speculation: Speculation | None) -> tuple[list[int], float]:
+    """Greedy tokens after a prompt, and the seconds that they took."""
+    state = parts.decoder.prefill([prompt], NEW, parts.policy.dense(1))
+    begin = time.perf_counter()
+    if speculation is None:
+        records = list(steps(parts.decoder, parts.policy, state, most_likely_words, NEW))
+    else:
+        rules = [NO_RULE.loads]
+        records = list(
+            speculation.steps(parts.decoder, parts.policy, state, most_likely_words, NEW, rules, lambda *_: False)
+        )
+    return [record.tokens[0] for record in records], time.perf_counter() - begin
+
+
+def compare(parts: Parts, drafter: ModelDrafter, prompts: list[list[int]], costs: dict[int, float]) -> dict[str, Any]:
+    """Decode every prompt with every kind of draft; a row for each, and the speed of dense."""
+    kinds = kinds_of_drafts(drafter)
+    spent = dict.fromkeys(["dense", *kinds], 0.0)
+    counted = {name: np.zeros(4) for name in kinds}  # checks, drafted, accepted, seconds of drafting
+    for prompt in prompts:
+        expected, seconds = decode(parts, prompt, None)
+        spent["dense"] += seconds
+        for name, make in kinds.items():
+            speculation = make()
+            speculation.drafter = timed = Timed(speculation.drafter)
+            found, seconds = decode(parts, prompt, speculation)
+            if found != expected:
+                raise AssertionError(f"drafts of {name} changed the text")
+            spent[name] += seconds
+            counted[name] += (speculation.checks, speculation.drafted, speculation.accepted, timed.seconds)
+    tokens = len(prompts) * NEW
+    rows = []
+    for name in kinds:
+        checks, drafted, accepted, drafting = counted[name]
+        mean, draft = drafted / checks, drafting / max(drafted, 1) / costs[1]
+        check = float(np.interp(mean + 1, POSITIONS, [costs[count] / costs[1] for count in POSITIONS]))
+        rows.append(
+            {
+                "draft": name,
+                "accepted": accepted / max(drafted, 1),
+                "drafted a check": mean,
+                "tokens a check": tokens / checks,
+                "cost of one": draft,
+                "of a check": check,
+                "x dense": spent["dense"] / spent[name],
+                "allowed": tokens / checks / (mean * draft + check),
+            }
+        )
+    return {"dense_tokens_per_s": tokens / spent["dense"], "rows": rows}
+
+
+def main() -> None:
+    """Measure, print, append."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True, help="prompts, as `clada bench` takes them")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--prompts", type=int, default=16)
+    args = parser.parse_args()
+    threads = available_cores()
+    set_threads(threads)
+    model, tokenizer = load_model(args.model)
+    windows, _ = read_windows(args.text, tokenizer, model_revision(args.model), PROMPT + 16, args.prompts)
+
+    def assembled(choice: Choice, dtype: str) -> Parts:
+        return assemble(model, [choice], dtype, threads)[0]
+
+    parts = assembled(DENSE, args.dtype)
+    drafter = drafter_of(assembled, Description.of(model), args.dtype, None, NO_RULE)
+    costs = cost_of_positions(parts, windows[0])
+    print(f"{args.model}, {args.dtype}, {threads} threads: a step of one position takes {1e3 * costs[1]:.1f} ms\n")
+    relative = [f"{costs[count] / costs[1]:.2f}" for count in POSITIONS]
+    print(tabulate([relative], [f"T = {count}" for count in POSITIONS], tablefmt="github", disable_numparse=True))
+    about = {"model": args.model, "dtype": args.dtype, "threads": threads, "prompts": args.prompts, "new_tokens": NEW}
+    result = compare(parts, drafter, [window[:PROMPT] for window in windows[: args.prompts]], costs)
+    print()
+    print(tabulate(result["rows"], headers="keys", tablefmt="github", floatfmt=".2f"))
+    with (RESULTS / "speculation.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**about, "seconds": costs, **result}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
