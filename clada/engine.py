@@ -138,6 +138,9 @@ class Engine:
         surprisal_quantile: surprisal is high above this quantile of the plan's text; None: as the coefficients say.
         entropy_quantile: the same of entropy.
 
+    Attributes:
+        speculation: of method `speculative`, with what was drafted and accepted so far; else None.
+
     An engine may be used by several threads, and several of its generators in turn: each step waits for the one that
     runs.
 
@@ -204,9 +207,9 @@ class Engine:
             return parts
 
         parts = assembled(choice, dtype)
-        drafts = method_of(method).drafts
-        self._drafter = drafter_of(assembled, description, dtype, plan, coefficients) if drafts else None
-        self.speculation: Speculation | None = None  # of the last text, with what was drafted and accepted
+        self.speculation: Speculation | None = None
+        if method_of(method).drafts:
+            self.speculation = Speculation(drafter_of(assembled, description, dtype, plan, coefficients))
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip
@@ -490,7 +493,7 @@ class Engine:
             return token in stops or texts[sequence].ended
 
         decoder, policy = self.decoder, self.policy
-        if self._drafter is None:
+        if self.speculation is None:
             decoded = steps(decoder, policy, state, sampler, max_new_tokens, rules, ends)
         elif len(state.tokens) > 1:
             raise InputError(
@@ -498,7 +501,6 @@ class Engine:
                 "dense, or give one prompt after the other"
             )
         else:
-            self.speculation = Speculation(self._drafter)
             decoded = self.speculation.steps(decoder, policy, state, sampler, max_new_tokens, rules, ends)
         for number, record in enumerate(decoded, 1):
             active = state.outcome.active / self._neurons

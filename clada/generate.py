@@ -207,7 +207,14 @@ def _say(engine: Engine, results: list[dict[str, Any]], seconds: float) -> None:
         file=sys.stderr,
     )
     coefficients = engine.policy.coefficients
-    if engine.method != "dense":
+    if engine.speculation is not None:
+        counted = engine.speculation
+        print(
+            f"clada: {counted.accepted} of {counted.drafted} drafted tokens accepted in {counted.checks} checks; the "
+            "text is the dense model's",
+            file=sys.stderr,
+        )
+    elif engine.method != "dense":
         plan = "none"
         if engine.setting is not None:
             plan = f"for at most {100 * engine.setting.max_loss:g}% loss"

@@ -377,7 +377,8 @@ def loaded(code, **environment):
 
 
 ON_THE_WAY = (
-    "clada.cpu.kept", "clada.cpu.kernels.step", "clada.cpu.kernels.team", "clada.cpu.weights",
+    "clada.assembly", "clada.cpu.decoder", "clada.cpu.kept", "clada.cpu.kernels.step", "clada.cpu.kernels.team",
+    "clada.cpu.weights", "clada.decoding", "clada.engine", "clada.generate", "clada.sampling", "clada.speculation",
     "clada.methods.coefficients", "clada.methods.plan", "clada.methods.policy", "clada.methods.registry",
     "clada.methods.screen", "clada.models.architectures", "clada.models.open", "clada.models.tokenizer",
     "clada.streaming", "clada.system.commandline", "clada.system.machine",
@@ -389,7 +390,6 @@ def test_what_generate_imports_is_light():
     assert packages & HEAVY == set()
 
 
-@pytest.mark.xfail(reason="clada.cpu.decoder and clada.sampling import torch and transformers", strict=True)
 @pytest.mark.parametrize("options", [[], ["--chat"], ["--temperature", "0.7", "--seed", "1"]], ids=str)
 def test_generate_from_the_cache_needs_neither_torch_nor_transformers(options, saved, tmp_path):
     arguments = ["generate", "--model", str(saved), "--plan", "none", "--prompt", "The minister", *options]
@@ -402,5 +402,5 @@ def test_generate_from_the_cache_needs_neither_torch_nor_transformers(options, s
     first, one = loaded(code, CLADA_CACHE=str(own))
     assert "torch" in first
     second, two = loaded(code, CLADA_CACHE=str(own))
-    assert second & HEAVY == set()
+    assert second & HEAVY <= {"scipy"}  # which numba imports when it loads what was compiled, for its linear algebra
     assert two.stdout == one.stdout

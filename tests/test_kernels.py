@@ -140,14 +140,15 @@ def test_a_screen_is_its_definition_in_four_bits():
     head, basis = torch.randn(1000, 32, generator=generator), basis_for(32)
     codes, scale, directions, offset, weight, mean = Screen.of(head, basis).wide()
     rows = codes * scale[:, None]
-    terms = torch.cat([basis.center[None], basis.rows]) @ (head - head.mean(0)).t()
+    center, own = torch.from_numpy(basis.center), torch.from_numpy(basis.rows)
+    terms = torch.cat([center[None], own]) @ (head - head.mean(0)).t()
     rms = terms.square().mean(1, keepdim=True).sqrt()
     step = 3.5 / 7 * rms
     # Half a step to the nearest code, bfloat16 of the basis, and what is cut off beyond three and a half.
     assert ((rows - terms.clamp(-3.5 * rms, 3.5 * rms)).abs() <= 0.5 * step + 0.01 * rms).all()
     torch.testing.assert_close(weight, terms.norm(dim=1), rtol=4e-3, atol=0)  # 8 bits of mantissa
     x = torch.randn(5, 32, generator=generator)
-    z = (x - basis.center) @ basis.rows.t()
+    z = (x - center) @ own.t()
     torch.testing.assert_close((x @ directions.t() + offset)[:, 1:], z, rtol=0, atol=0.05)  # the same, of sums of 32
     assert (x @ directions.t() + offset)[:, 0].equal(torch.ones(5))
     torch.testing.assert_close(mean, head.mean(0))

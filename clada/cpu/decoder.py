@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -171,6 +172,27 @@ class _Caches(NamedTuple):
     value_sum: np.ndarray
 
 
+class _Threads:
+    """A team, and the lock of whoever uses it; one for all decoders of as many threads.
+
+    While one team works, the threads of another would look for their next call on the same cores.
+    """
+
+    _living: ClassVar[weakref.WeakValueDictionary[int, _Threads]] = weakref.WeakValueDictionary()
+    _making = threading.Lock()
+
+    def __init__(self, threads: int) -> None:
+        self.team, self.lock = Team(threads), threading.RLock()
+
+    @classmethod
+    def of(cls, threads: int) -> _Threads:
+        """Those that other decoders use, or new ones."""
+        with cls._making:
+            found = cls._living.get(threads) or cls(threads)
+            cls._living[threads] = found
+            return found
+
+
 class Decoder:
     """Runs a packed model on the CPU: prompts dense, then tokens as a `Selection` says.
 
@@ -181,9 +203,9 @@ class Decoder:
 
     def __init__(self, weights: Weights, threads: int) -> None:
         self.weights = weights
-        self.team = Team(threads)
+        self._threads = _Threads.of(threads)
         # The team, its barriers, the hooks of a prefill and the gathered rows are one for all states.
-        self.lock = threading.RLock()
+        self.team, self.lock = self._threads.team, self._threads.lock
         self._gathered: _Gathered | None = None
 
     def prefill(
