@@ -179,6 +179,9 @@ class Noise:
         """Of a place, which is at most one further than those asked for before: float32 [words], exponential of mean 1.
 
         Places that lie `KEPT_PLACES` back are forgotten.
+
+        Raises:
+            IndexError: it is forgotten, or further on.
         """
         if self._first is None:
             self._first = place
@@ -186,6 +189,8 @@ class Noise:
             self._made.append(self._generator.standard_exponential(words, np.float32))
             forgotten = max(0, len(self._made) - KEPT_PLACES)
             self._first, self._made = self._first + forgotten, self._made[forgotten:]
+        if not 0 <= place - self._first < len(self._made):
+            raise IndexError(f"the random numbers of place {place} are not at hand")
         return self._made[place - self._first]
 
 

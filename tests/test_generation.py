@@ -20,6 +20,7 @@ from clada.engine import Engine
 from clada.errors import InputError
 from clada.models.open import load_model
 from clada.sampling import (
+    KEPT_PLACES,
     PROCESSED,
     UNSUPPORTED,
     Chooser,
@@ -146,15 +147,32 @@ def test_a_penalty_is_that_of_transformers_bit_for_bit():
 
 def test_draws_follow_the_probabilities_and_the_seed():
     p = np.array([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
-    generator = Sampling(seed=3).generator()
-    counts = np.bincount([draw(p, generator) for _ in range(20_000)], minlength=6)
+    noise = Sampling(seed=3).noise()
+    counts = np.bincount([draw(p, noise(place, 6)) for place in range(20_000)], minlength=6)
     assert counts[p == 0].sum() == 0
     # One seed, so the test always ends alike; a wrong probability of a hundredth gives a p below 1e-4.
     assert chisquare(counts[p > 0], 20_000 * p[p > 0]).pvalue > 0.01
-    streams = [[Sampling(seed=seed).generator(n).random() for n in range(3)] for seed in (3, 3, 4)]
+    streams = [[float(Sampling(seed=seed).noise(n)(0, 1)[0]) for n in range(3)] for seed in (3, 3, 4)]
     assert streams[0] == streams[1]
     assert len({*streams[0], *streams[2]}) == 6
-    assert Sampling().generator().random() != Sampling().generator().random()
+    assert Sampling().noise()(0, 1) != Sampling().noise()(0, 1)
+
+
+def test_a_place_has_the_same_random_numbers_again_until_it_is_long_past():
+    noise, again = Sampling(seed=3).noise(), Sampling(seed=3).noise()
+    first = noise(7, 5)  # wherever a text begins
+    assert not np.array_equal(noise(8, 5), again(0, 5))
+    assert np.array_equal(noise(7, 5), first)
+    assert np.array_equal(again(0, 5), first)
+    for place in range(9, 9 + KEPT_PLACES):
+        noise(place, 5)
+    for place in (7, 9 + KEPT_PLACES + 1):  # long past, and further than the next
+        with pytest.raises(IndexError):
+            noise(place, 5)
+
+
+def test_a_word_whose_time_is_zero_comes_first_and_one_that_is_left_out_never():
+    assert draw(np.array([0.0, 0.5, 0.5]), np.array([0.0, 0.0, 1e-9], np.float32)) == 1
 
 
 def test_the_likeliest_tokens_come_in_order_and_of_equals_the_first():
@@ -235,15 +253,16 @@ def test_what_is_drawn_from_has_all_that_the_config_and_the_options_ask_for():
     # The same float32 scores, a softmax of them in float64 each.
     assert found == pytest.approx(scores.double().softmax(0).numpy(), rel=1e-12, abs=1e-15)
     assert found[config.suppress_tokens].sum() == 0
-    generator = Sampling(seed=4).generator(2)
-    drawn = [chooser(logits, 0, PROMPT) for _ in range(20)]
-    assert drawn == [draw(found, generator) for _ in range(20)]
+    noise = Sampling(seed=4).noise(2)
+    texts = [[*PROMPT, *PROMPT[:n]] for n in range(20)]  # the same tokens were there before in all
+    drawn = [chooser(logits, 0, text) for text in texts]
+    assert drawn == [draw(found, noise(len(text), len(found))) for text in texts]
     assert len(set(drawn)) > 1
 
 
 def test_greedy_takes_the_first_of_equally_likely_tokens_after_the_penalty():
     logits = np.array([1, 4, 2, 2, 0], np.float32)
-    chooser = Chooser(Sampling(repetition_penalty=2.0), Sampling().generator())
+    chooser = Chooser(Sampling(repetition_penalty=2.0), Sampling().noise())
     assert chooser(logits, 1, [1]) == 1  # 4 / 2, as likely as tokens 2 and 3
     assert chooser(logits, 1, [1, 1, 2]) == 1
     assert chooser(logits - 3, 1, [1, 2, 3]) == 1

@@ -12,6 +12,7 @@ from clada.assembly import DENSE, assemble, drafter_of
 from clada.decoding import decide, most_likely_words, steps
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
+from clada.models.description import Description
 from clada.sampling import Sampling, draw
 from clada.speculation import LONGEST, ModelDrafter, NgramDrafter, Speculation
 
@@ -60,7 +61,13 @@ def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, adapts):
     parts = dense_parts(model)
     dense = dense_ids(parts, 60)
     drafters = {
-        "int8": drafter_of(model, "float32", "none", NEVER, 2),
+        "int8": drafter_of(
+            lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
+            Description.of(model),
+            "float32",
+            "none",
+            NEVER,
+        ),
         "another model": ModelDrafter(*_of_other_weights(family)),
         "the text": NgramDrafter(),
         "wrong": Wrong(PROMPT + [token for token, _, _ in dense]),
