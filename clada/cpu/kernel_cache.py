@@ -35,6 +35,26 @@ COMPILED_IN = (precision, screen, selection)
 _DAMAGED = (EOFError, pickle.UnpicklingError)  # what reading a file ends in that is not whole
 
 
+def _leave_scipy_aside() -> None:
+    """Let numba set itself up without scipy.linalg, whose import is a good part of a start.
+
+    numba imports it to know that products of matrices could be compiled. The kernels have none. scipy is there, since
+    this package depends on it, and numba imports it where it does compile one.
+    """
+    from numba.np import linalg
+
+    asked = linalg.ensure_blas
+    linalg.ensure_blas = lambda: None
+    try:
+        from numba.np import arraymath
+    finally:
+        linalg.ensure_blas = asked
+    arraymath.ensure_blas = asked
+
+
+_leave_scipy_aside()
+
+
 @functools.cache
 def source_stamp() -> str:
     """Checksum of all sources of the kernels, their names included."""
