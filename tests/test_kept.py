@@ -367,11 +367,13 @@ HEAVY = {"torch", "transformers", "scipy.linalg", "scipy.stats", "pandas", "matp
 
 def loaded(code, **environment):
     """Which of these a fresh interpreter has loaded after some code, and what it printed."""
-    script = f"{code}\nimport sys; print(*sorted(sys.modules), file=sys.stderr)"
+    # What is kept is written in the background, which may say so before or after this.
+    script = f"{code}\nimport sys; sys.stderr.write(' '.join(['\\nloaded:', *sorted(sys.modules)]) + '\\n')"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, **environment}
     )
-    return HEAVY & set(done.stderr.splitlines()[-1].split()), done.stdout
+    (modules,) = (line for line in done.stderr.splitlines() if line.startswith("loaded:"))
+    return HEAVY & set(modules.split()), done.stdout
 
 
 ON_THE_WAY = (
@@ -390,7 +392,8 @@ def test_what_generate_imports_is_light():
 
 def test_numba_still_multiplies_matrices():
     """Its own check of scipy comes when it compiles a product."""
-    code = "import clada.cpu.kernel_cache, numba, numpy as np\nprint(numba.njit(lambda a: a @ a)(np.full((2, 2), 3.0))[0, 1])"
+    product = "numba.njit(lambda a: a @ a)(np.full((2, 2), 3.0))"
+    code = f"import clada.cpu.kernel_cache, numba, numpy as np\nprint({product}[0, 1])"
     assert loaded(code) == ({"scipy.linalg"}, "18.0\n")
 
 

@@ -115,17 +115,15 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._calls: list[SimpleQueue[Any]] = []
-        weakref.finalize(self, _dismiss, self._calls)
+        self._crew: list[_Member] = []
+        weakref.finalize(self, _dismiss, self._crew)  # at the end of the process too
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
         # Arrivals at barriers, barriers passed and calls begun, each on a cache line of its own.
         self._sync = np.zeros((3, 8), np.int64)
-        self._calls[:] = [SimpleQueue() for _ in range(self.threads - 1)]
-        for t, calls in enumerate(self._calls, 1):
-            threading.Thread(target=_work, args=(t, self.threads, self._sync, calls), daemon=True).start()
+        self._crew[:] = [_Member(t, self.threads, self._sync) for t in range(1, self.threads)]
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """Call function(t, threads, sync, *args) in every thread.
@@ -144,8 +142,8 @@ class Team:
             raise
 
     def _run(self, number: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-        for calls in self._calls:
-            calls.put((number, function, args))
+        for member in self._crew:
+            member.calls.put((number, function, args))
         function(0, self.threads, self._sync, *args)
 
 
@@ -159,6 +157,24 @@ def _work(t: int, threads: int, sync: np.ndarray, calls: SimpleQueue[Any]) -> No
         del call, function, args  # or the last step's arrays live until the next one
 
 
-def _dismiss(calls: Sequence[SimpleQueue[Any]]) -> None:
-    for queue in calls:
-        queue.put(None)
+class _Member:
+    """A thread of a team, from 1 on, and the calls that it waits for."""
+
+    def __init__(self, t: int, threads: int, sync: np.ndarray) -> None:
+        self.calls: SimpleQueue[Any] = SimpleQueue()
+        self.sync = sync
+        self.thread = threading.Thread(target=_work, args=(t, threads, sync, self.calls), daemon=True)
+        self.thread.start()
+
+
+def _dismiss(crew: Sequence[_Member]) -> None:
+    """Let the threads end, and wait for it.
+
+    A thread that comes back from compiled code when Python is no longer there ends the process as a crash.
+    """
+    for member in crew:
+        member.calls.put(None)
+        member.sync[2, 0] += 1  # it no longer waits for the next call within `end_call`
+    for member in crew:
+        if member.thread is not threading.current_thread():
+            member.thread.join(timeout=5)  # rather a crash than to wait for ever
