@@ -389,7 +389,8 @@ def test_what_generate_imports_is_light():
 
 def test_numba_still_multiplies_matrices():
     """Its own check of scipy comes when it compiles a product."""
-    code = "import clada.cpu.kernel_cache, numba, numpy as np\nprint(numba.njit(lambda a: a @ a)(np.full((2, 2), 3.0))[0, 1])"
+    product = "numba.njit(lambda a: a @ a)(np.full((2, 2), 3.0))[0, 1]"
+    code = f"import clada.cpu.kernel_cache, numba, numpy as np\nprint({product})"
     assert loaded(code) == ({"scipy.linalg"}, "18.0\n")
 
 
