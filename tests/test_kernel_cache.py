@@ -164,6 +164,13 @@ def test_compiling_is_said_only_when_it_happens(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err == said
     assert kernel_cache.kernel()(double)(1.5) == 3
     assert capsys.readouterr().err == ""
+    # Another type: how long the last one took is known by then.
+    assert kernel_cache.last_compilation()[1] == 0  # functions that it calls
+    (tmp_path / "kernels" / "last-compilation").write_text("41.6 70")
+    assert kernel_cache.kernel(announce=True)(double)(1j) == 2j
+    assert capsys.readouterr().err == "clada: compiling the kernels, once for each precision: 42 s the last time\n"
+    (tmp_path / "kernels" / "last-compilation").write_text("damaged")
+    assert kernel_cache.last_compilation() == (0, 0)
 
 
 def test_that_nothing_can_be_kept_is_said_once(tmp_path, monkeypatch, capsys):

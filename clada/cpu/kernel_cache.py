@@ -12,6 +12,7 @@ import contextlib
 import functools
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ class KernelCache(FunctionCache):
         with contextlib.suppress(OSError, *_DAMAGED):  # compiled again
             compiled = super().load_overload(sig, target_context)
         if compiled is None and self._announce:
-            print(f"clada: compiling the kernels, {self._how_often()}: a minute or two", file=sys.stderr, flush=True)
+            seconds, _ = last_compilation()
+            expected = f"{seconds:.0f} s the last time" if seconds else "a minute or two"
+            print(f"clada: compiling the kernels, {self._how_often()}: {expected}", file=sys.stderr, flush=True)
         return compiled
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -137,8 +140,47 @@ class KernelCache(FunctionCache):
         return "once for each precision"
 
 
+def _note() -> Path:
+    return cache_dir() / "kernels" / "last-compilation"
+
+
+def last_compilation() -> tuple[float, int]:
+    """The seconds that a kernel took to compile here the last time, and of how many functions; zeros if unknown."""
+    try:
+        seconds, functions = _note().read_text(encoding="utf-8").split()
+        return float(seconds), int(functions)
+    except (OSError, ValueError):
+        return 0.0, 0
+
+
 @contextlib.contextmanager
-def _linked_into(name: str) -> Iterator[None]:
+def _watched() -> Iterator[Callable[[], None]]:
+    """How far a kernel is, on a terminal; gives what is called for each function. What it took is kept."""
+    from tqdm import tqdm
+
+    begin = time.monotonic()
+    _, functions = last_compilation()
+    with tqdm(
+        desc="functions of the kernels, then all in one",
+        total=functions or None,
+        leave=False,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            progress.update()
+
+        yield count
+    with contextlib.suppress(OSError):
+        _note().write_text(f"{time.monotonic() - begin:.1f} {done}", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _linked_into(name: str, count: Callable[[], None]) -> Iterator[None]:
     """Within the block, what numba compiles is only linked into its callers, but for the function of this name.
 
     numba makes machine code of every function that a kernel calls, with all that this calls in turn, although Python
@@ -167,6 +209,7 @@ def _linked_into(name: str) -> Iterator[None]:
 
     def add_and_note(dispatcher: Any, result: Any) -> None:
         compiled.add(dispatcher)
+        count()
         add_overload(dispatcher, result)
 
     patched = (
@@ -202,7 +245,8 @@ def kernel(*, announce: bool = False, **options: Any) -> Callable[[Callable[...,
         compile_all = compiler._compile_core
 
         def compile_whole(args: Any, return_type: Any) -> Any:
-            with _linked_into(function.__qualname__):
+            watched = _watched() if announce else contextlib.nullcontext(lambda: None)
+            with watched as count, _linked_into(function.__qualname__, count):
                 return compile_all(args, return_type)
 
         compiler._compile_core = compile_whole
