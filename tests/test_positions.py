@@ -139,7 +139,7 @@ def test_a_piece_needs_tokens_and_room():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_prompt_in_the_kernels_is_the_prompt_in_modules(family, dtype):
-    """Pieces of 32 positions against transformers' modules on the same weights, as they run where statistics are."""
+    """Pieces of 64 positions against transformers' modules on the same weights, as they run where statistics are."""
     weights = packed(family, dtype)
     dense = everything(weights, 1)
     decoder = Decoder(weights, 2)

@@ -21,7 +21,7 @@ from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection
 from clada.system.machine import aligned, return_memory
 
-COLUMNS = 32  # tokens of a prompt that run at once, with which the kernels compute as fast as they can
+COLUMNS = 64  # tokens of a prompt that run at once, with which the kernels compute as fast as they can
 
 
 @dataclass

@@ -12,6 +12,8 @@ AHEAD = 7 * 1024  # bytes between the row that is used and the one that is fetch
 
 FIRST = 12  # rows that are fetched ahead when a part begins, terms of the screen before they are added
 
+TOGETHER = 16  # rows that stay in the nearest cache while all columns have their turns with them
+
 WAITING = 64  # rows that are fetched ahead at most, while there is nothing else to do
 
 
@@ -81,38 +83,49 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
         out[i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
 
 
-@njit(fastmath=FASTMATH, forceinline=True)  # calls with so many arrays take as long as a row
-def row_times(out, rows, scale, bias, i, ahead, x, columns):  # type: ignore[no-untyped-def]
-    """out[b, i] = row i times x[b], scaled, + bias for the listed b; row `ahead` comes later.
+@njit(forceinline=True)
+def _columns_at_once(left):  # type: ignore[no-untyped-def]
+    """How many of the columns that are left share one pass over a row."""
+    return 8 if WIDE >= 4 and left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
-    Some at a time, so that the row is loaded and widened to float32 once for them.
+
+@njit(fastmath=FASTMATH, forceinline=True)  # calls with so many arrays take as long as a row
+def _row_times_some(out, rows, scale, bias, i, x, columns, r, n):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b], scaled, + bias for n listed columns b from the r-th on.
+
+    The row is loaded and widened to float32 once for them.
     """
-    prefetch_row(rows, ahead)
-    n, r = columns.shape[0], 0
-    while WIDE >= 4 and r + 8 <= n:
-        b0, b1, b2, b3 = columns[r], columns[r + 1], columns[r + 2], columns[r + 3]
-        b4, b5, b6, b7 = columns[r + 4], columns[r + 5], columns[r + 6], columns[r + 7]
-        d0, d1, d2, d3, d4, d5, d6, d7 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3, b4, b5, b6, b7), None)
-        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
-        out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
-        out[b4, i], out[b5, i] = d4 * scale + bias, d5 * scale + bias
-        out[b6, i], out[b7, i] = d6 * scale + bias, d7 * scale + bias
-        r += 8
-    while r + 4 <= n:
-        b0, b1, b2, b3 = columns[r], columns[r + 1], columns[r + 2], columns[r + 3]
-        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), None)
-        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
-        out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
-        r += 4
-    if r + 2 <= n:
-        b0, b1 = columns[r], columns[r + 1]
-        d0, d1 = dots_of_rows(rows, (i,), x, (b0, b1), None)
-        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
-        r += 2
-    if r < n:
-        b0 = columns[r]
+    b0 = columns[r]
+    if n == 1:
         (d0,) = dots_of_rows(rows, (i,), x, (b0,), None)
         out[b0, i] = d0 * scale + bias
+        return
+    b1 = columns[r + 1]
+    if n == 2:
+        d0, d1 = dots_of_rows(rows, (i,), x, (b0, b1), None)
+        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
+        return
+    b2, b3 = columns[r + 2], columns[r + 3]
+    if WIDE < 4 or n == 4:
+        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), None)
+    else:
+        b4, b5, b6, b7 = columns[r + 4], columns[r + 5], columns[r + 6], columns[r + 7]
+        d0, d1, d2, d3, d4, d5, d6, d7 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3, b4, b5, b6, b7), None)
+        out[b4, i], out[b5, i] = d4 * scale + bias, d5 * scale + bias
+        out[b6, i], out[b7, i] = d6 * scale + bias, d7 * scale + bias
+    out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
+    out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
+
+
+@njit(fastmath=FASTMATH)
+def row_times(out, rows, scale, bias, i, ahead, x, columns):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b], scaled, + bias for the listed columns b; row `ahead` comes later."""
+    prefetch_row(rows, ahead)
+    r = 0
+    while r < columns.shape[0]:
+        n = _columns_at_once(columns.shape[0] - r)
+        _row_times_some(out, rows, scale, bias, i, x, columns, r, n)
+        r += n
 
 
 @njit(fastmath=FASTMATH)
@@ -140,9 +153,15 @@ def project(out, rows, scales, bias, x, columns, begin, end):  # type: ignore[no
             (d,) = dots_of_rows(rows, (i,), x, (0,), (min(i + ahead, last),))
             out[0, i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
     else:
-        for i in range(begin, end):
-            later = min(i + ahead, last)
-            row_times(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, later, x, columns)
+        for block in range(begin, end, TOGETHER):
+            r = 0
+            while r < columns.shape[0]:
+                n = _columns_at_once(columns.shape[0] - r)
+                for i in range(block, min(block + TOGETHER, end)):
+                    if r == 0:
+                        prefetch_row(rows, min(i + ahead, last))
+                    _row_times_some(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, x, columns, r, n)
+                r += n
     return (end - begin) * row_bytes(rows)
 
 
@@ -172,10 +191,17 @@ def project_inputs(out, rows, scales, bias, x, sequence, weight, threshold, whic
 @njit(fastmath=FASTMATH)
 def project_listed(out, rows, scales, bias, x, columns, which):  # type: ignore[no-untyped-def]
     """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all columns b."""
-    ahead, last = rows_ahead(rows), which.shape[0] - 1
-    for r in range(which.shape[0]):
-        i, later = which[r], which[min(r + ahead, last)]
-        row_times(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, later, x, columns)
+    ahead, end = rows_ahead(rows), which.shape[0]
+    for block in range(0, end, TOGETHER):
+        r = 0
+        while r < columns.shape[0]:
+            n = _columns_at_once(columns.shape[0] - r)
+            for k in range(block, min(block + TOGETHER, end)):
+                i = which[k]
+                if r == 0:
+                    prefetch_row(rows, which[min(k + ahead, end - 1)])
+                _row_times_some(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, x, columns, r, n)
+            r += n
 
 
 @njit(fastmath=FASTMATH)
@@ -183,24 +209,27 @@ def add_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
     """Add the listed rows to out[b] of all columns b, row i times factors[b, i]; a factor of zero adds nothing."""
     ahead = rows_ahead(rows)
     batch, fours = out.shape[0], which.shape[0] - which.shape[0] % 4
-    for r in range(0, fours, 4):
-        i0, i1, i2, i3 = four = (which[r], which[r + 1], which[r + 2], which[r + 3])
-        later = four_of(which, r + ahead)
+    for block in range(0, fours, TOGETHER):
         b = 0
-        while b + 2 <= batch:
-            f, g = factors[b], factors[b + 1]
-            eight = (f[i0], f[i1], f[i2], f[i3], g[i0], g[i1], g[i2], g[i3])
-            if b + 4 <= batch:
+        while b < batch:
+            n = min(4, _columns_at_once(batch - b))
+            for r in range(block, min(block + TOGETHER, fours), 4):
+                i0, i1, i2, i3 = four = (which[r], which[r + 1], which[r + 2], which[r + 3])
+                later = four_of(which, r + ahead)
+                f = factors[b]
+                own = (f[i0], f[i1], f[i2], f[i3])
+                if n == 1:
+                    add_scaled_rows(out, (b,), rows, 0, four, own, later)
+                    continue
+                f = factors[b + 1]
+                two = own + (f[i0], f[i1], f[i2], f[i3])  # noqa: RUF005  # numba takes no starred tuples
+                if n == 2:
+                    add_scaled_rows(out, (b, b + 1), rows, 0, four, two, later)
+                    continue
                 p, q = factors[b + 2], factors[b + 3]
                 others = (p[i0], p[i1], p[i2], p[i3], q[i0], q[i1], q[i2], q[i3])
-                add_scaled_rows(out, (b, b + 1, b + 2, b + 3), rows, 0, four, eight + others, later)
-                b += 4
-            else:
-                add_scaled_rows(out, (b, b + 1), rows, 0, four, eight, later)
-                b += 2
-        if b < batch:
-            f = factors[b]
-            add_scaled_rows(out, (b,), rows, 0, four, (f[i0], f[i1], f[i2], f[i3]), later)
+                add_scaled_rows(out, (b, b + 1, b + 2, b + 3), rows, 0, four, two + others, later)
+            b += n
     for r in range(fours, which.shape[0]):
         i = which[r]
         for b in range(batch):
