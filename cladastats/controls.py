@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from clada.errors import InputError, StudyError
 from clada.models.architectures import check_length
 from clada.models.open import bos_tokens, load_model, model_revision
+from clada.system.machine import torch_threads
 from cladastats.activations.work import RECENT, PrefixSharingRunner
 from cladastats.language import PUNCTUATION, language
 from cladastats.panel.robustness import INDEPENDENT
@@ -172,9 +172,7 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
     Raises:
         ModelError: the model cannot be opened, or a text has more tokens there than it has positions.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(study.config.threads)
-    try:
+    with torch_threads(study.config.threads):
         model, other = load_model(name)
         runner = PrefixSharingRunner(model)
         bos = bos_tokens(other)
@@ -196,8 +194,6 @@ def independent_surprisal(study: Study, hybrids: pd.DataFrame, tokenizer: Any, n
             for sequence, size in sizes.items():
                 bits = measured[sequence].recent_bits
                 bits_of[sequence] = float(bits[-size:].sum()) if 0 < size <= min(RECENT, len(bits)) else np.nan
-    finally:
-        torch.set_num_threads(threads)
     return np.array([bits_of[sequence] for sequence in hybrids["sequence_id"]])
 
 

@@ -21,11 +21,11 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-import torch
 from tqdm import tqdm
 
 from clada.errors import StudyError
 from clada.system.files import is_local, replacing
+from clada.system.machine import torch_threads
 from cladastats.activations.parts import (
     Part,
     index_path,
@@ -99,29 +99,25 @@ def _compute(study: Study, shards: list[list[pd.DataFrame]], todo: list[int], cl
     work = {number: sequences_of(shards[number]) for number in todo}
     n_blocks = sum(map(len, work.values()))
     task = Task(**{field.name: getattr(config, field.name) for field in fields(Task)})
-    threads = torch.get_num_threads()
-    try:
-        with ExitStack() as stack:
-            if cluster is None:
-                worker = task.worker()
-                norms = worker.norms
-                parts: Iterator[tuple[int, tuple[Part, int]]] = ((n, worker.part(blocks)) for n, blocks in work.items())
-            else:
-                from cladastats.activations.clusters import measured_on_cluster
+    with torch_threads(config.threads), ExitStack() as stack:
+        if cluster is None:
+            worker = task.worker()
+            norms = worker.norms
+            parts: Iterator[tuple[int, tuple[Part, int]]] = ((n, worker.part(blocks)) for n, blocks in work.items())
+        else:
+            from cladastats.activations.clusters import measured_on_cluster
 
-                norms, parts = stack.enter_context(measured_on_cluster(task, work, cluster))
-            _check_disk_space(study, sum(len(shard_ids(shards[number])) for number in todo), norms.size)
-            with replacing(norms_path(study)) as temporary:
-                temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
-            forwards = 0
-            progress = tqdm(total=n_blocks, unit="pair", desc="extract", file=sys.stderr, disable=not todo)
-            with progress:
-                for number, (part, cost) in parts:
-                    write_part(part_path(study, number), part, identity)
-                    forwards += cost
-                    progress.update(len(work[number]))
-    finally:
-        torch.set_num_threads(threads)
+            norms, parts = stack.enter_context(measured_on_cluster(task, work, cluster))
+        _check_disk_space(study, sum(len(shard_ids(shards[number])) for number in todo), norms.size)
+        with replacing(norms_path(study)) as temporary:
+            temporary.write_bytes(safetensors.numpy.save({"down_norms": norms}))
+        forwards = 0
+        progress = tqdm(total=n_blocks, unit="pair", desc="extract", file=sys.stderr, disable=not todo)
+        with progress:
+            for number, (part, cost) in parts:
+                write_part(part_path(study, number), part, identity)
+                forwards += cost
+                progress.update(len(work[number]))
     if todo and "placebos" not in config.corpus:
         _report_cost(forwards, n_blocks, config.length, len(config.ratios))
 

@@ -15,6 +15,7 @@ import hashlib
 import pandas as pd
 
 from clada.errors import StudyError
+from clada.system.machine import torch_threads
 from cladastats.results.labels import metric_title
 from cladastats.similarities.blocks import panel_keys
 from cladastats.similarities.formulas import SMALLEST_DISTANCE, shifts
@@ -51,10 +52,11 @@ def similarity(study: Study, metric: str, estimator: str | None = None) -> None:
     inputs = hashlib.sha256(
         pd.util.hash_pandas_object(index).to_numpy().tobytes() + study.config.identity().encode()
     ).hexdigest()
-    if name == POPULATION:
-        _write_population(study, inputs)
-    else:
-        _write_panels(study, METRICS[name], index, inputs)
+    with torch_threads(study.config.threads):
+        if name == POPULATION:
+            _write_population(study, inputs)
+        else:
+            _write_panels(study, METRICS[name], index, inputs)
 
 
 def _write_population(study: Study, inputs: str) -> None:

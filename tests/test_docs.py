@@ -136,6 +136,7 @@ def test_command_lines_are_found():
         ("cladastats", "run"),
         ("cladastats", "regress"),
         ("clada", "generate"),
+        ("clada", "generate"),
     ]
 
 

@@ -26,6 +26,7 @@ from clada.measure.gguf_export import Kind, write_gguf
 from clada.measure.llama_server import serve
 from clada.models.open import model_revision
 from clada.system.cache import cache_dir, locked_scratch
+from clada.system.machine import torch_threads
 
 PATIENCE_S = 1800  # with llama.cpp: a long prompt on a slow machine
 
@@ -97,9 +98,7 @@ class Transformers:
         _check_timeable(new_tokens)
         prompt = torch.tensor([prompt_ids], device=self._model.device)
         clock = _Clock()
-        threads_before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
+        with torch_threads(self._threads):
             self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -107,8 +106,6 @@ class Transformers:
                 max_new_tokens=new_tokens,
                 streamer=clock,
             )
-        finally:
-            torch.set_num_threads(threads_before)
         _prompt, first, *_others, last = clock.times
         return (new_tokens - 1) / (last - first)
 
