@@ -6,8 +6,8 @@
     engine.generate(prompt)             both, for one prompt
     engine.generate_batch(prompts)      both, for several side by side
 
-Prompts run in the kernels too, some positions at once; where neurons are chosen by a prompt, in transformers' own
-modules on the same weights.
+Prompts run in transformers' own modules, on the weights that the kernels read too. Packed weights from the cache have
+no modules: there prompts run in the kernels, some positions at once.
 """
 
 from __future__ import annotations

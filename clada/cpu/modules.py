@@ -1,6 +1,6 @@
-"""Prompts in transformers' modules on packed weights: where statistics of neurons are collected, and the reference.
+"""Prompts in transformers' modules on packed weights, where statistics of neurons can be collected.
 
-The kernels run prompts too (`clada.cpu.decoder`); nothing that only decodes needs torch.
+The kernels run prompts too (`clada.cpu.decoder`), of weights without modules; nothing that only decodes needs torch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run_prompt(weights: PackedModel, ids: torch.Tensor, cache: DynamicCache) -> 
 
 @torch.inference_mode()
 def observed_prompt(
-    weights: PackedModel, prompt: Sequence[int], statistics: str, scratch: Scratch, b: int
+    weights: PackedModel, prompt: Sequence[int], statistics: str | None, scratch: Scratch, b: int
 ) -> np.ndarray | None:
     """Run a prompt but its last token, into the kernels' caches.
 
@@ -66,7 +66,7 @@ def observed_prompt(
         b: number of the sequence there.
 
     Returns:
-        the statistics, float32 [L, N].
+        the statistics, float32 [L, N]; None where none are asked for.
     """
     with prompt_statistics(weights.down, weights.down_norm, statistics) as of_prompt:
         if len(prompt) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class Weights(Norms):
     constants: Constants
     dtype: str
     rotation: Rotary
+
+    has_modules: ClassVar[bool] = False  # of transformers, on the same memory
 
     @property
     def precision(self) -> Precision:
