@@ -21,7 +21,7 @@ from clada.cpu.decoder import Decoder, State
 from clada.decoding import Ends, LoadRule, Record, Sampler, decide
 from clada.methods.policy import Policy
 
-LONGEST = 8  # tokens of a draft: with the token before them no more than a check takes at little cost
+LONGEST = 7  # tokens of a draft: with the token before them eight positions, which share one pass over a row
 
 SHORTEST_MATCH, LONGEST_MATCH = 2, 8  # tokens at the end of a text that are looked for earlier in it
 
