@@ -24,7 +24,7 @@ from clada.measure.texts import read_windows
 from clada.methods.coefficients import Coefficients, coefficients_for, to_json
 from clada.methods.dejavu import TABLES, train
 from clada.methods.plan import BUDGET, Plan, cached_plan_path
-from clada.methods.registry import METHODS, check_method, method_of
+from clada.methods.registry import METHODS, check_leaves_out
 from clada.models.architectures import check_length
 from clada.models.open import load_model, model_revision
 from clada.system.files import check_target
@@ -47,9 +47,7 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f"--max-loss {budget} is outside (0, 1); 0.02 allows perplexity to rise by 2 %")
     methods = args.methods or ["clada"]
     for method in methods:
-        check_method(method)
-        if not method_of(method).needs_plan:
-            raise InputError(f"method {method} leaves nothing out, so that there is nothing to calibrate; leave it out")
+        check_leaves_out(method)
     if args.out:
         if Path(args.out).suffix != ".json":
             raise InputError(f"--out {args.out} has not the ending .json, beside which the tables lie; name it so")

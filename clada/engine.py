@@ -207,6 +207,7 @@ class Engine:
             return parts
 
         parts = assembled(choice, dtype)
+        self._keep: threading.Thread | None = None  # begun once a prompt has run: a mistake says so alone
         self.speculation: Speculation | None = None
         if method_of(method).drafts:
             self.speculation = Speculation(drafter_of(assembled, description, dtype, plan, coefficients))
@@ -227,9 +228,9 @@ class Engine:
     ) -> Engine:
         """An engine of a model by its name; within a second or so from the second time on.
 
-        The first time at a precision, the model is opened and packed, and its packed weights are written into the cache
-        in the background, which is said on stderr. From then on they are mapped from there, and neither torch nor
-        transformers is imported.
+        The first time at a precision, the model is opened and packed. Once a prompt has run, its packed weights are
+        written into the cache in the background, which is said on stderr. From then on they are mapped from there, and
+        neither torch nor transformers is imported.
 
         Args:
             name: as for `clada.load_model`.
@@ -255,24 +256,24 @@ class Engine:
         model, tokenizer = load_model(name, device=device)
         engine = cls(model, tokenizer, device=device, **chosen)
         if on_kernels:
-            engine._keep(model)
+            engine._keep = engine._keeper(model)
         return engine
 
-    def _keep(self, model: Any) -> None:
-        """Begin to write the packed weights into the cache, if all that decoding needs can be written.
+    def _keeper(self, model: Any) -> threading.Thread | None:
+        """What writes the packed weights into the cache, if all that decoding needs can be written.
 
         The thread is waited for at the end of the process, so that a short command keeps them too.
         """
         tokenizer = Tokenizer.of(self.tokenizer)
         if tokenizer is None or asks_for_processors(self._generation_config):  # which transformers computes
-            return
+            return None
         sums = _sums(model, self.weights)
 
         def keep() -> None:
             for packed in self._packed:
                 keep_packed(*packed, self.description, tokenizer, sums)
 
-        threading.Thread(target=keep, name="clada-keep").start()
+        return threading.Thread(target=keep, name="clada-keep")
 
     @property
     def dtype(self) -> str:
@@ -442,7 +443,11 @@ class Engine:
         """
         self.check_lengths(prompts, max_new_tokens)
         dense = self.policy.dense(len(prompts))
-        return self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
+        state = self.decoder.prefill(prompts, max_new_tokens, dense, self.policy.statistics)
+        keep, self._keep = self._keep, None
+        if keep is not None:
+            keep.start()
+        return state
 
     def decode(
         self,

@@ -164,6 +164,7 @@ def unopened(monkeypatch):
 @pytest.mark.parametrize("prompt", ["Hi", "The minister said on Monday that there"])
 def test_the_second_time_an_engine_opens_from_the_cache_and_decodes_the_same(prompt, cache, saved, monkeypatch, capfd):
     first = Engine.open(str(saved), plan="none", threads=1)
+    first.prefill([[0]])
     wait()
     said = [line for line in capfd.readouterr().err.splitlines(keepends=True) if "compiling the kernels" not in line]
     assert "".join(said) == (
@@ -187,7 +188,7 @@ def test_the_second_time_an_engine_opens_from_the_cache_and_decodes_the_same(pro
 
 
 def test_what_the_engine_refuses_it_refuses_from_the_cache_too(cache, saved, monkeypatch):
-    Engine.open(str(saved), plan="none", threads=1)
+    Engine.open(str(saved), plan="none", threads=1).prefill([[0]])
     wait()
     unopened(monkeypatch)
     with pytest.raises(InputError, match="unknown method 'nothing'"):
@@ -209,6 +210,7 @@ def test_what_prompts_choose_is_not_decoded_from_the_cache(cache, saved):
     plan = replace(tiny_plan_of(model, Shares(prompt=0.5), methods=["griffin"]), revision=model_revision(str(saved)))
     for _ in range(2):
         engine = Engine.open(str(saved), method="griffin", plan=plan, threads=1)
+        engine.prefill([[0]])
         wait()
         assert isinstance(engine.weights, PackedModel)
     assert not isinstance(Engine.open(str(saved), plan=plan, keep=0.5, method="tt", threads=1).weights, PackedModel)
@@ -231,7 +233,7 @@ def test_what_prompts_choose_is_not_decoded_from_the_cache(cache, saved):
     ids=str,
 )
 def test_what_is_damaged_is_packed_again(file, content, cache, saved, capfd):
-    Engine.open(str(saved), plan="none", threads=1)
+    Engine.open(str(saved), plan="none", threads=1).prefill([[0]])
     wait()
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     whole = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -247,6 +249,7 @@ def test_what_is_damaged_is_packed_again(file, content, cache, saved, capfd):
     capfd.readouterr()
     engine = Engine.open(str(saved), plan="none", threads=1)
     said = capfd.readouterr().err
+    engine.prefill([[0]])
     wait()
     # Without its first file a form is one that was never written.
     assert ("is damaged" in said) == ((file, content) != ("about.json", None)), said
@@ -257,7 +260,7 @@ def test_what_is_damaged_is_packed_again(file, content, cache, saved, capfd):
 
 def test_another_version_or_content_is_never_read(cache, saved, tmp_path, monkeypatch, capfd):
     copy = shutil.copytree(saved, tmp_path / "copy")
-    Engine.open(str(copy), plan="none", threads=1)
+    Engine.open(str(copy), plan="none", threads=1).prefill([[0]])
     wait()
     assert kept.find_kept(str(copy), "float32", "matrix") is not None
     assert kept.find_kept(str(copy), "bfloat16", "matrix") is None
@@ -266,7 +269,7 @@ def test_another_version_or_content_is_never_read(cache, saved, tmp_path, monkey
     with monkeypatch.context() as changed:
         changed.setattr(kept, "stamp", lambda: "of another version")
         assert kept.find_kept(str(copy), "float32", "matrix") is None
-        Engine.open(str(copy), plan="none", threads=1)
+        Engine.open(str(copy), plan="none", threads=1).prefill([[0]])
         wait()
         assert kept.find_kept(str(copy), "float32", "matrix") is not None  # it took the place of the one before
     assert kept.find_kept(str(copy), "float32", "matrix") is None
@@ -299,6 +302,7 @@ def test_the_stamp_is_of_all_sources_that_decide_what_is_packed():
 def test_where_nothing_can_be_written_everything_works_and_one_line_says_so(cache, saved, monkeypatch, capfd):
     cache.parent.write_text("a file in the way")
     engine = Engine.open(str(saved), plan="none", threads=1)
+    engine.prefill([[0]])
     wait()
     said = capfd.readouterr().err
     assert re.fullmatch(rf"clada: every start packs {re.escape(str(saved))} again: .*\n", said)
@@ -308,7 +312,7 @@ def test_where_nothing_can_be_written_everything_works_and_one_line_says_so(cach
 def test_no_disk_is_filled(cache, saved, monkeypatch, capfd):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9 - 20_000_000, 20_000_000))
-    Engine.open(str(saved), plan="none", threads=1)
+    Engine.open(str(saved), plan="none", threads=1).prefill([[0]])
     wait()
     assert re.fullmatch(
         r"clada: every start packs .* again: .* has no room for 13 MB; free some, or set CLADA_CACHE\n",
@@ -354,7 +358,7 @@ def test_what_transformers_must_compute_is_not_kept(cache, saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     settings = json.loads((copy / "generation_config.json").read_text())
     (copy / "generation_config.json").write_text(json.dumps({**settings, "no_repeat_ngram_size": 2}))
-    Engine.open(str(copy), plan="none", threads=1)
+    Engine.open(str(copy), plan="none", threads=1).prefill([[0]])
     wait()
     assert not cache.exists()
 

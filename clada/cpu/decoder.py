@@ -400,6 +400,7 @@ class Decoder:
         """
         state.tokens = [tokens[:n] for tokens, n in zip(state.tokens, mark.lengths, strict=True)]
         state.memory.scratch.value_sum[:] = mark.value_sum
+        state.memory.followers.clear()  # they have keys and values of tokens that are gone
         state.outcome = state.memory.outcome
         for name, array in vars(mark.outcome).items():
             getattr(state.outcome, name)[:] = array

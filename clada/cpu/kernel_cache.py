@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
@@ -188,6 +187,8 @@ def _linked_into(name: str, count: Callable[[], None]) -> Iterator[None]:
     of. A kernel compiles in less than half the time. Python cannot call what was only linked: it is forgotten after the
     block, so that numba compiles it again if it must.
     """
+    from unittest import mock  # takes asyncio along, which a start from the cache need not wait for
+
     finish, set_env = CPUCodeLibrary._finalize_final_module, JITCPUCodegen.set_env
     add_overload, compiled = Dispatcher.add_overload, set[Any]()
 
