@@ -26,8 +26,9 @@ demo: $(READY)
 	$(BIN)/clada generate --model smollm2-135m --coefficients studies/demo/coefficients.json --chat --max-new-tokens 96 \
 	  --prompt 'Why do newspapers put the most important facts into the first sentence?'
 
+# A file's tests stay together, as they share what they made.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -6,8 +6,7 @@
     engine.generate(prompt)             both, for one prompt
     engine.generate_batch(prompts)      both, for several side by side
 
-Prompts run in transformers' own modules, on the weights that the kernels read too. Packed weights from the cache have
-no modules: there prompts run in the kernels, some positions at once.
+Prompts run many tokens at once, in products of matrices (`clada.cpu.prompt`); short ones in one step of the kernels.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class PromptStatistics:
     """What neurons did over the prompts of a batch but for their last tokens, as the engine collects it.
 
     Args:
-        kind: see `clada.methods.observed.prompt_statistics`.
+        kind: see `clada.methods.rules.statistics_of_sums`.
         down_norm: [L, N].
         mask: attention mask [B, T] or None; padding counts for nothing.
         shape: sequences and tokens.

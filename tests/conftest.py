@@ -32,6 +32,16 @@ def _wild_bootstrap_compiled_once():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _torch_threads():
+    """Commands set torch's threads for their process; the next test has those that it would have had alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory):
     """A real study, small: SmolLM2 on the news, 6 pairs a group at length 64, run through the command. Not to be

@@ -4,11 +4,11 @@
     storage.py       matrices stored by rows, and layers of transformers on top of them
     fused.py         packed layers where a model has several projections in one module
     pack.py          the weights of a model at one precision, and layers of transformers on their memory
-    modules.py       prompts in those layers, whose neurons can be watched
     weights.py       the same as arrays alone
     kept.py          packed models in the cache, read without torch
     kernels/         the compiled functions of a step
     kernel_cache.py  where compiled kernels are kept between processes
+    prompt.py        a prompt: many tokens at once, with products of a BLAS
     decoder.py       the state of decoding, and a step of it
 
 Knows the arrays of a selection. Must not know which method chose them, nor what they are measured for.

@@ -16,12 +16,13 @@ from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
+from clada.cpu.prompt import Prompts
 from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection
 from clada.system.machine import aligned, return_memory
 
-COLUMNS = 64  # tokens of a prompt that run at once, with which the kernels compute as fast as they can
+COLUMNS = 48  # tokens at most of a prompt that runs in one step; more take less time in products of matrices
 
 
 @dataclass
@@ -213,13 +214,11 @@ class Decoder:
     ) -> State:
         """Run prompts, one after the other, and their last tokens together.
 
-        Where the weights have transformers' modules, prompts run there: their matrix products are a third faster.
-
         Args:
             prompts: token ids, at least one each.
             room: for so many more tokens each.
             dense: a selection that leaves nothing out.
-            statistics: kind of `prompt_statistics` to collect.
+            statistics: kind of `clada.methods.rules.statistics_of_sums` to collect, over all tokens but the last.
         """
         for prompt in prompts:
             check_tokens(self.weights, prompt)
@@ -227,35 +226,29 @@ class Decoder:
         scratch = self._scratch(len(prompts), longest)
         memory = _Memory(scratch, self.weights.rotary(np.arange(longest)), _outcome(scratch))
         state = State([[] for _ in prompts], memory.outcome, None, memory)
-        if self.weights.has_modules:
-            state.statistics = self._run_in_modules(state, prompts, statistics)
-        else:
-            self._run_in_pieces(state, prompts, dense)
+        with self.lock:
+            state.statistics = self._run_prompts(state, prompts, dense, statistics)
         return_memory()
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
 
-    def _run_in_pieces(self, state: State, prompts: Sequence[Sequence[int]], dense: Selection) -> None:
-        """Run prompts but their last tokens in the kernels."""
-        for b, prompt in enumerate(prompts):
-            for begin in range(0, len(prompt) - 1, COLUMNS):
-                piece = prompt[begin : min(begin + COLUMNS, len(prompt) - 1)]
-                pieces = [piece if other == b else [] for other in range(len(prompts))]
-                self._run(state, pieces, dense, self._wider(state, len(piece)), asked=len(piece))
-        state.memory.wider.clear()
-
-    def _run_in_modules(
-        self, state: State, prompts: Sequence[Sequence[int]], statistics: str | None
+    def _run_prompts(
+        self, state: State, prompts: Sequence[Sequence[int]], dense: Selection, statistics: str | None
     ) -> np.ndarray | None:
-        """Run prompts but their last tokens in transformers' modules; statistics [B, L, N], or None."""
-        from clada.cpu.modules import observed_prompt  # transformers, which nothing else of decoding needs
-
-        weights: Any = self.weights
-        with self.lock:
-            scratch = state.memory.scratch
-            values = [observed_prompt(weights, prompt, statistics, scratch, b) for b, prompt in enumerate(prompts)]
-        state.tokens = [list(prompt[:-1]) for prompt in prompts]
-        return None if statistics is None else np.stack([array for array in values if array is not None])
+        """Run prompts but their last tokens; statistics [B, L, N], or None."""
+        together = Prompts(self.weights, self.team.threads, statistics)
+        values = np.zeros((len(prompts), *self.weights.down_norm.shape), np.float32)
+        for b, prompt in enumerate(prompts):
+            tokens = prompt[:-1]
+            if len(tokens) > COLUMNS or (len(tokens) > 0 and statistics is not None):
+                found = together.run(tokens, state.memory.scratch, b)
+                values[b] = 0 if found is None else found
+                state.tokens[b] = list(tokens)
+            elif len(tokens) > 0:
+                pieces = [tokens if other == b else [] for other in range(len(prompts))]
+                self._run(state, pieces, dense, self._wider(state, len(tokens)), asked=len(tokens))
+        state.memory.wider.clear()
+        return None if statistics is None else values
 
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """Run one token of every sequence; `state` moves along.

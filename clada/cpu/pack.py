@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +49,6 @@ class PackedModel(Weights):
         screen: of the head.
         activation: of the MLP.
     """
-
-    has_modules: ClassVar[bool] = True
 
     model: Any
     stack: Any

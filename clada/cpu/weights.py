@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +57,6 @@ class Weights(Norms):
     constants: Constants
     dtype: str
     rotation: Rotary
-
-    has_modules: ClassVar[bool] = False  # of transformers, on the same memory
 
     @property
     def precision(self) -> Precision:

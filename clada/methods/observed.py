@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clada.methods.rules import neuron_sums, statistics_of_sums
 from clada.methods.selection import Norms
 from clada.models.anatomy import Anatomy, Projection
 from clada.models.hooks import Hooks
@@ -58,7 +59,7 @@ def weight_sums(model: Any, norms: Norms) -> list[list[float]]:
 
 
 def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.ndarray:
-    """What a layer's neurons did over some tokens; see `prompt_statistics`.
+    """The statistics of a layer's neurons over some tokens; see `clada.methods.rules.statistics_of_sums`.
 
     Args:
         z: activations [T, N], T at least 1.
@@ -68,39 +69,33 @@ def neuron_statistics(z: torch.Tensor, kind: str, down_norm: np.ndarray) -> np.n
     Returns:
         float32 [N].
     """
-    if kind == "flocking":
-        z = z / z.norm(dim=-1, keepdim=True).clamp_min(1e-20)
-        return np.asarray(z.norm(dim=0).cpu().numpy())
-    return np.asarray(z.square().mean(0).sqrt().cpu().numpy() * down_norm)
+    return statistics_of_sums(neuron_sums(z, kind).cpu().numpy(), len(z), kind, down_norm)
 
 
 @contextmanager
 def prompt_statistics(
     down_projections: Sequence[torch.nn.Module], down_norm: np.ndarray, kind: str | None
 ) -> Iterator[np.ndarray | None]:
-    """Within the block, what the neurons did over the tokens that run: float32 [L, N].
+    """Within the block, the statistics of the tokens that run: float32 [L, N].
 
     Args:
         down_projections: of the model that runs, layer by layer.
         down_norm: [L, N].
-        kind: `flocking` is GRIFFIN's || z_j / ||z_t||_2 ||_2 over tokens t (Dong et al. 2024); `magnitude` the root
-            mean square of c_i = |h_i| ||w_down_i|| (Eq. 9); None: nothing is collected.
+        kind: `flocking` or `magnitude`, see `clada.methods.rules.statistics_of_sums`; None: nothing is collected.
     """
     if kind is None:
         yield None
         return
     values = np.zeros(down_norm.shape, np.float32)
+    sums = np.zeros(down_norm.shape)
     seen = [0] * len(values)  # tokens, of each layer
 
     def hook_of(layer: int) -> Any:
         def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             z = inputs[0].reshape(-1, inputs[0].shape[-1])
-            part = neuron_statistics(z, kind, down_norm[layer])
-            if seen[layer]:  # both kinds are roots of sums or means of squares
-                before, now = (1, 1) if kind == "flocking" else np.array([seen[layer], len(z)]) / (seen[layer] + len(z))
-                part = np.sqrt(before * values[layer] ** 2 + now * part**2)
-            values[layer] = part
+            sums[layer] += neuron_sums(z, kind).cpu().numpy()
             seen[layer] += len(z)
+            values[layer] = statistics_of_sums(sums[layer], seen[layer], kind, down_norm[layer])
 
         return hook
 

@@ -145,14 +145,14 @@ class Policy:
 
     @property
     def statistics(self) -> str | None:
-        """The kind of `clada.methods.observed.prompt_statistics` that the method chooses neurons by; None for none."""
+        """The kind of `clada.methods.rules.statistics_of_sums` that the method chooses neurons by; None for none."""
         return method_of(self.method).statistics if self.shares.prompt else None
 
     def needed(self, statistics: np.ndarray | None) -> np.ndarray | None:
         """Neurons that prompts need: all but the share with the lowest scores.
 
         Args:
-            statistics: [B, L, N], see `clada.methods.observed.prompt_statistics`, or None.
+            statistics: [B, L, N], see `clada.methods.rules.statistics_of_sums`, or None.
 
         Returns:
             uint8 [B, L, N]; None for all, where the method does not ask. A prompt of one token, over which nothing was

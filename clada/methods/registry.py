@@ -57,7 +57,7 @@ class Method:
             layer's summed magnitude), or None where there is no such test.
         plain: magnitudes and inputs are not weighted with the norms of the weights they meet.
         inputs: of projections are left out, not neurons' rows: weights lie by input.
-        statistics: kind of `clada.methods.observed.prompt_statistics` that neurons of a prompt are chosen by.
+        statistics: kind of `clada.methods.rules.statistics_of_sums` that neurons of a prompt are chosen by.
         predicted: neurons are chosen by the plan's trained predictors (`clada.methods.dejavu`).
         load_rule: thresholds adapt to the load of a token (Eq. 11).
         kernels: the CPU's kernels run it; others are scored by `clada.sparse`.

@@ -109,6 +109,42 @@ def keeps_word(estimate: Array, log_total: Array, margin: Array) -> Array:
     return estimate >= (log_total - margin)[..., None]
 
 
+def neuron_sums(h: Array, kind: str) -> Array:
+    """What neurons did over some tokens, as sums that add up over more of them.
+
+    Args:
+        h: activations [T, N].
+        kind: `flocking`, the squares of z_j / ||z_t||_2 (GRIFFIN, Dong et al. 2024), or `magnitude`, of h_j.
+
+    Returns:
+        [N].
+    """
+    squares = h * h
+    if kind == "flocking":
+        total = squares.sum(-1)[..., None]
+        squares = squares / (total + (total == 0))
+    return squares.sum(0)
+
+
+def statistics_of_sums(sums: np.ndarray, tokens: int, kind: str, down_norm: np.ndarray) -> np.ndarray:
+    """The statistics that neurons of a prompt are chosen by.
+
+    `flocking` gives GRIFFIN's || z_j / ||z_t||_2 ||_2 over tokens t (Dong et al. 2024), `magnitude` the root mean
+    square of c_i = |h_i| ||w_down_i|| (Eq. 9).
+
+    Args:
+        sums: [..., N], see `neuron_sums`.
+        tokens: that they are of, at least 1.
+        kind: as there.
+        down_norm: [..., N].
+
+    Returns:
+        float32 [..., N].
+    """
+    values = np.sqrt(sums) if kind == "flocking" else np.sqrt(sums / tokens) * down_norm
+    return values.astype(np.float32)
+
+
 def needed_by_prompt(scores: np.ndarray, share: float) -> np.ndarray:
     """Neurons that a prompt needs: all but the share of each layer with the lowest scores.
 

@@ -12,7 +12,6 @@ import torch
 from transformers.activations import ACT2FN
 
 from clada.cpu.decoder import Outcome, State, check_tokens
-from clada.cpu.modules import new_cache, run_prompt
 from clada.cpu.pack import PackedModel
 from clada.methods.observed import prompt_statistics
 from clada.methods.rules import keeps_gated, keeps_input, keeps_neuron
@@ -20,6 +19,7 @@ from clada.methods.screen import screen_words
 from clada.methods.selection import ATTENTION_INPUT, BY_INPUT, MLP_INPUT, Selection
 from clada.models.hooks import Hooks
 from clada.reference.attention import attention_of
+from clada.reference.prompt import new_cache, run_prompt
 
 
 class TorchDecoder:

@@ -1,10 +1,11 @@
-"""The compiled functions of one decoded token, by what they compute.
+"""The compiled functions, by what they compute.
 
     step.py       a token through the whole model
     attention.py  attention over the key-value cache
     mlp.py        the MLP; neurons leave early
     head.py       logits, and what surprisal and entropy need
     screen.py     which words of the vocabulary are computed in full
+    prompt.py     what a prompt needs between products of matrices
     rows.py       products of rows with inputs, each row read whole or not at all
     vectors.py    instructions written out in vectors
     scalars.py    numbers as kernels read them: stored weights, scales, exponentials

@@ -37,7 +37,7 @@ def attend(t, threads, sync, layer, w, c, s, select):  # type: ignore[no-untyped
             continue
         stage = ATTEND if not selective else WEIGH if go < batch else MIX
         if stage != MIX:
-            _make_queries(t, b, layer, w, c, s)
+            make_queries(s.query[t], layer, s.qkv[b], s.rotary[b], w, c)
             if t == threads - 1 and not consecutive:  # its share ends with the token itself
                 _append_to_cache(b, layer, w, c, s)
         # As many heads at a time as share keys and fit the registers.
@@ -60,23 +60,44 @@ def _attends_selectively(layer, b, c, s, select):  # type: ignore[no-untyped-def
 
 
 @njit(fastmath=FASTMATH)
-def _make_queries(t, b, layer, w, c, s):  # type: ignore[no-untyped-def]
-    """A column's queries, in every thread."""
+def make_queries(query, layer, qkv, rotary, w, c):  # type: ignore[no-untyped-def]
+    """A column's queries [heads, D], from its part of what the projections gave."""
     dim = c.head_dim
     width = c.heads * dim
     if c.norms_of_width:
-        normalise(s.query[t].reshape(width), s.qkv[b, :width], w.head_norms[layer, 0], c.rms, c.eps)
+        normalise(query.reshape(width), qkv[:width], w.head_norms[layer, 0], c.rms, c.eps)
     for head in range(c.heads):
-        q = s.query[t, head]
+        q = query[head]
         if not c.norms_of_width:
             for j in range(dim):
-                q[j] = s.qkv[b, head * dim + j]
+                q[j] = qkv[head * dim + j]
             if c.has_head_norms:
                 normalise(q, q, w.head_norms[layer, 0], c.rms, c.eps)
         if c.rotary[layer] >= 0:
-            rotate(q, s.rotary[b, c.rotary[layer]])
+            rotate(q, rotary[c.rotary[layer]])
         for j in range(dim):
             q[j] *= c.scaling[layer]
+
+
+@njit(fastmath=FASTMATH)
+def store_key_and_value(keys, values, position, layer, qkv, rotary, w, c):  # type: ignore[no-untyped-def]
+    """Put a column's keys and values into a sequence's cache of a layer; `qkv` is changed."""
+    dim = c.head_dim
+    if c.norms_of_width:
+        keys_of_all = qkv[c.heads * dim : (c.heads + c.kv_heads) * dim]
+        normalise(keys_of_all, keys_of_all, w.head_norms[layer, 1], c.rms, c.eps)
+    for kv in range(c.kv_heads):
+        offset = (c.heads + kv) * dim
+        k = qkv[offset : offset + dim]
+        if c.has_head_norms and not c.norms_of_width:
+            normalise(k, k, w.head_norms[layer, 1], c.rms, c.eps)
+        if c.rotary[layer] >= 0:
+            rotate(k, rotary[c.rotary[layer]])
+        v = qkv[offset + c.kv_heads * dim : offset + c.kv_heads * dim + dim]
+        block, value = keys[kv, position // LANES], values[kv, position]
+        for j in range(dim):
+            block[j * LANES + position % LANES] = narrow(k[j], block)
+            value[j] = narrow(v[j], value)
 
 
 @njit(fastmath=FASTMATH)
@@ -177,31 +198,20 @@ def _over_threads(threads, b, head, s):  # type: ignore[no-untyped-def]
 @njit(fastmath=FASTMATH)
 def _append_to_cache(b, layer, w, c, s):  # type: ignore[no-untyped-def]
     """Append the column's key and value to the cache, and the value to the mean of those in the window."""
-    dim, position, sequence = c.head_dim, s.position[b], s.sequence[b]
+    position, sequence = s.position[b], s.sequence[b]
     follows = b > 0 and s.sequence[b - 1] == sequence
     before = s.value_sums[b - 1, layer] if follows else s.value_sum[sequence, layer]
-    if c.norms_of_width:
-        keys_of_all = s.qkv[b, c.heads * dim : (c.heads + c.kv_heads) * dim]
-        normalise(keys_of_all, keys_of_all, w.head_norms[layer, 1], c.rms, c.eps)
+    keys, values = s.keys[sequence, layer], s.values[sequence, layer]
+    store_key_and_value(keys, values, position, layer, s.qkv[b], s.rotary[b], w, c)
     for kv in range(c.kv_heads):
-        offset = (c.heads + kv) * dim
-        k = s.qkv[b, offset : offset + dim]
-        if c.has_head_norms and not c.norms_of_width:
-            normalise(k, k, w.head_norms[layer, 1], c.rms, c.eps)
-        if c.rotary[layer] >= 0:
-            rotate(k, s.rotary[b, c.rotary[layer]])
-        v = s.qkv[b, offset + c.kv_heads * dim : offset + c.kv_heads * dim + dim]
-        keys, values = s.keys[sequence, layer, kv, position // LANES], s.values[sequence, layer, kv, position]
-        for j in range(dim):
-            keys[j * LANES + position % LANES] = narrow(k[j], keys)
-            values[j] = narrow(v[j], values)
+        value = values[kv, position]
         total, mean, count = s.value_sums[b, layer, kv], s.value_mean[b, kv], min(position + 1, c.window[layer])
-        for j in range(dim):
-            total[j] = before[kv, j] + widen(values[j])
+        for j in range(c.head_dim):
+            total[j] = before[kv, j] + widen(value[j])
             mean[j] = total[j] / np.float32(count)
         if count == c.window[layer]:
-            leaving = s.values[sequence, layer, kv, position + 1 - count]  # at the next token
-            for j in range(dim):
+            leaving = values[kv, position + 1 - count]  # at the next token
+            for j in range(c.head_dim):
                 total[j] -= widen(leaving[j])
 
 
