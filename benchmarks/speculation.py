@@ -14,7 +14,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from stored import RESULTS
 from tabulate import tabulate
 
 from clada import load_model
-from clada.assembly import DENSE, Choice, Parts, assemble, drafter_of
+from clada.assembly import DENSE, Choice, Parts, assemble, draft_precision, drafter_of
 from clada.decoding import most_likely_words, steps
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import Coefficients
@@ -50,17 +49,31 @@ def cost_of_positions(parts: Parts, ids: list[int], rounds: int = 15) -> dict[in
     return {count: float(np.median(some)) for count, some in seconds.items()}
 
 
+class Whole(ModelDrafter):
+    """Drafts as many tokens as there is room for."""
+
+    def goes_on(self, likely: float, cost: float) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
+
+
+class UntilLoad(ModelDrafter):
+    """Drafts up to the first token under load."""
+
+    def goes_on(self, likely: float, cost: float) -> bool:  # noqa: ARG002
+        """While there is none."""
+        return not self.under_load[-1]
+
+
 def kinds_of_drafts(drafter: ModelDrafter) -> dict[str, Callable[[], Speculation]]:
     """What is compared, by name: each makes a new one."""
-    always = replace(drafter, rule=None)
-    fixed = {
-        f"{count} tokens": lambda count=count: Speculation(always, adapts=False, most=count) for count in (2, 4, 6, 8)
-    }
+    given = drafter.decoder, drafter.policy, drafter.rule
+    fixed = {f"{count} tokens": lambda count=count: Speculation(Whole(*given), most=count) for count in (2, 4, 7)}
     return fixed | {
-        "adapted": lambda: Speculation(always),
-        "until load": lambda: Speculation(drafter, adapts=False, most=8),
-        "until load, adapted": lambda: Speculation(drafter),
-        "from the text": lambda: Speculation(NgramDrafter(), adapts=False, most=8),
+        "until load": lambda: Speculation(UntilLoad(*given)),
+        "while likely, without loads": lambda: Speculation(ModelDrafter(*given[:2])),
+        "while likely": lambda: Speculation(ModelDrafter(*given)),
+        "from the text": lambda: Speculation(NgramDrafter()),
     }
 
 
@@ -74,6 +87,10 @@ class Timed:
     def bytes_read(self) -> np.ndarray:
         """Of the drafter."""
         return self.drafter.bytes_read
+
+    def learn(self, accepted: int) -> None:
+        """As the drafter does."""
+        self.drafter.learn(accepted)
 
     def draft(self, *args: Any) -> list[int]:
         """As the drafter does."""
@@ -140,6 +157,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="prompts, as `clada bench` takes them")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--draft", help="precision of the weights that draft; default: the usual one")
     parser.add_argument("--prompts", type=int, default=16)
     args = parser.parse_args()
     threads = available_cores()
@@ -151,12 +169,19 @@ def main() -> None:
         return assemble(model, [choice], dtype, threads)[0]
 
     parts = assembled(DENSE, args.dtype)
-    drafter = drafter_of(assembled, Description.of(model), args.dtype, None, NO_RULE)
+    drafter = drafter_of(assembled, Description.of(model), draft_precision(args.dtype, args.draft), None, NO_RULE)
     costs = cost_of_positions(parts, windows[0])
     print(f"{args.model}, {args.dtype}, {threads} threads: a step of one position takes {1e3 * costs[1]:.1f} ms\n")
     relative = [f"{costs[count] / costs[1]:.2f}" for count in POSITIONS]
     print(tabulate([relative], [f"T = {count}" for count in POSITIONS], tablefmt="github", disable_numparse=True))
-    about = {"model": args.model, "dtype": args.dtype, "threads": threads, "prompts": args.prompts, "new_tokens": NEW}
+    about = {
+        "model": args.model,
+        "dtype": args.dtype,
+        "draft": drafter.decoder.weights.dtype,
+        "threads": threads,
+        "prompts": args.prompts,
+        "new_tokens": NEW,
+    }
     result = compare(parts, drafter, [window[:PROMPT] for window in windows[: args.prompts]], costs)
     print()
     print(tabulate(result["rows"], headers="keys", tablefmt="github", floatfmt=".2f"))

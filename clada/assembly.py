@@ -205,19 +205,20 @@ def vocabulary_of(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-# What drafts for the weights' precision: the cheapest one that predicts nearly the same words.
-DRAFTED_AT = {"float32": "int8", "bfloat16": "int8"}
+# What can draft for the weights' precision; first the one that does where none is named.
+DRAFTED_AT = {"float32": ("int8", "bfloat16"), "bfloat16": ("int8",)}
 
 
-def check_drafts(dtype: str, device: str = "cpu") -> None:
-    """Refuse to draft where nothing cheaper can.
+def draft_precision(dtype: str, draft: str | None = None, device: str = "cpu") -> str:
+    """The precision of the weights that draft.
 
     Args:
-        dtype: of the weights that check.
+        dtype: of those that check.
+        draft: as it was asked for, or None.
         device: where the model decodes.
 
     Raises:
-        InputError: there is no cheaper form at this precision, or not on this device.
+        InputError: there is no cheaper form at this precision, or not on this device, or not the one asked for.
     """
     if dtype not in DRAFTED_AT:
         raise InputError(
@@ -226,12 +227,15 @@ def check_drafts(dtype: str, device: str = "cpu") -> None:
         )
     if device != "cpu":
         raise InputError(f"method speculative runs on the CPU, not on {device}; use method dense there")
+    if draft is not None and draft not in DRAFTED_AT[dtype]:
+        raise InputError(f"weights in {draft} cannot draft for {dtype}; use {' or '.join(DRAFTED_AT[dtype])}")
+    return draft or DRAFTED_AT[dtype][0]
 
 
 def drafter_of(
     assembled: Callable[[Choice, str], Parts],
     description: Description,
-    dtype: str,
+    draft: str,
     plan: Plan | str | Path | None,
     coefficients: Coefficients,
 ) -> ModelDrafter:
@@ -240,14 +244,13 @@ def drafter_of(
     Args:
         assembled: gives what decodes by a choice at a precision.
         description: of the model.
-        dtype: of the weights that check.
+        draft: precision of the weights that draft, see `draft_precision`.
         plan: as `plan_and_rule` takes it; None for the shipped or cached plan, or everything where there is none.
-        coefficients: their taus, or the plan's quantiles where they have none, say where a draft ends.
+        coefficients: their taus, or the plan's quantiles where they have none, say which tokens are under load.
 
     Raises:
-        InputError: as `check_drafts`, or a plan that was given cannot be used.
+        InputError: a plan that was given cannot be used.
     """
-    check_drafts(dtype)
     known: Plan | None = None
     try:
         known = plan_of(description.name, description.layers, plan)
@@ -258,8 +261,8 @@ def drafter_of(
     if known is not None:
         coefficients = coefficients.with_quantiles(known.quantiles)
         without_rule = replace(coefficients, lambda_=0.0, gamma=0.0)
-        choice = choose("clada", known, without_rule, description.vocabulary, DRAFTED_AT[dtype])
-    parts = assembled(choice, DRAFTED_AT[dtype])
+        choice = choose("clada", known, without_rule, description.vocabulary, draft)
+    parts = assembled(choice, draft)
     return ModelDrafter(parts.decoder, parts.policy, coefficients.loads)
 
 

@@ -42,6 +42,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
             help=f"{load} above this quantile of the calibration text is high load; default: as the coefficients say",
         )
     _dtype(parser)
+    parser.add_argument(
+        "--draft", metavar="DTYPE", help="precision of the weights that draft, for --method speculative; default int8"
+    )
     _device(parser)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample within this probability")

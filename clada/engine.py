@@ -23,10 +23,10 @@ from clada.assembly import (
     Parts,
     assemble,
     assemble_kept,
-    check_drafts,
     check_head,
     choose,
     device_of,
+    draft_precision,
     drafter_of,
     is_of_weights,
     plan_and_rule,
@@ -129,6 +129,7 @@ class Engine:
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
         dtype: of the weights: `float32`, `bfloat16` or `int8`.
+        draft: of the weights that draft, for method `speculative`; None for the usual one.
         device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.
         max_loss: which of the plan's budgets; None for 2 %.
@@ -157,6 +158,7 @@ class Engine:
         plan: Plan | str | Path | None = None,
         coefficients: Coefficients | str | Path | None = None,
         dtype: str = "float32",
+        draft: str | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
         max_loss: float | None = None,
@@ -178,8 +180,9 @@ class Engine:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads decode nothing; give at least 1, or None for all cores")
         on = "cpu" if kept is not None else device_of(model, device)
-        if method_of(method).drafts:
-            check_drafts(dtype, on)
+        drafts_at = draft_precision(dtype, draft, on) if method_of(method).drafts else None
+        if draft is not None and drafts_at is None:
+            raise InputError(f"method {method} drafts nothing; leave draft out, or use method speculative")
         threads = threads or available_cores()
         if kept is None:
             set_threads(threads)
@@ -208,8 +211,8 @@ class Engine:
         parts = assembled(choice, dtype)
         self._keep: threading.Thread | None = None  # begun once a prompt has run: a mistake says so alone
         self.speculation: Speculation | None = None
-        if method_of(method).drafts:
-            self.speculation = Speculation(drafter_of(assembled, description, dtype, plan, coefficients))
+        if drafts_at is not None:
+            self.speculation = Speculation(drafter_of(assembled, description, drafts_at, plan, coefficients))
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip

@@ -49,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
         plan=args.plan,
         coefficients=coefficients,
         dtype=args.dtype,
+        draft=args.draft,
         device=args.device,
         threads=args.threads,
         max_loss=args.max_loss,

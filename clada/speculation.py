@@ -5,7 +5,8 @@ What comes out is what the dense model would have given: the check decides every
 from the same bits, and drafts that it would not have chosen are dropped. Drawn tokens too: both draw with the same
 random numbers (`clada.sampling.Draws`), so that they mostly draw the same word, and always the dense model's.
 
-How far to draft is a rule of load: a token that surprises the draft, or that it is uncertain about, is checked first.
+How far to draft is a rule of load: a draft ends where one more token is no longer likely enough to be accepted to pay
+for its drafting. How likely it is follows from what was accepted so far, of tokens under load and of others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from clada.methods.policy import Policy
 
 LONGEST = 7  # tokens of a draft: with the token before them eight positions, which share one pass over a row
 
+CHECKED = 0.1  # what a position more adds to a check, in steps of one position: `benchmarks/speculation.py` measures it
+
+ACCEPTED_BEFORE, DRAFTED_BEFORE = 4, 5  # drafted tokens as whose acceptance a drafter begins
+
 SHORTEST_MATCH, LONGEST_MATCH = 2, 8  # tokens at the end of a text that are looked for earlier in it
 
 
@@ -34,6 +39,9 @@ class Drafter(Protocol):
     """
 
     bytes_read: np.ndarray
+
+    def learn(self, accepted: int) -> None:
+        """Hear how many tokens of the last draft were accepted: its first ones."""
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
         """Guess the tokens that follow `token`, which is chosen and not run.
@@ -53,29 +61,55 @@ class ModelDrafter:
     Attributes:
         decoder: of the cheap form.
         policy: what it computes.
-        rule: of load; a token under load ends the draft before it. None: no load ends a draft.
+        rule: of load; None: no token is under load.
         bytes_read: see `Drafter`.
+        tallies: by whether they were under load, tokens that were accepted and all that were checked. The dense model
+            looks at a token only if it accepted those before it, so others are not among them.
     """
 
     decoder: Decoder
     policy: Policy
     rule: LoadRule | None = None
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
+    tallies: np.ndarray = field(default_factory=lambda: np.full((2, 2), (ACCEPTED_BEFORE, DRAFTED_BEFORE)))
+    under_load: list[bool] = field(default_factory=list, init=False)  # tokens of the last draft
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
         """As `Drafter.draft`."""
-        follower, drafted = self.decoder.follow(state), list[int]()
+        follower, drafted, likely = self.decoder.follow(state), list[int](), 1.0
         rules: list[LoadRule] = [self.rule or (lambda _surprisal, _entropy: (False, False))]
-        selection = self.policy.selection([(False, False)], None)
+        selection, whole = self.policy.selection([(False, False)], None), int(state.outcome.bytes_read.sum())
+        self.under_load = []
         while len(drafted) < most:
             self.decoder.step(follower, [token], selection)
             self.bytes_read += follower.outcome.bytes_read
             guess = decide(follower, [0], sampler, rules)
-            if any(guess.loads[0]):
-                break
             (token,) = guess.tokens
             drafted.append(token)
+            self.under_load.append(any(guess.loads[0]))
+            likely *= self._acceptance(self.under_load[-1])
+            if not self.goes_on(likely, int(follower.outcome.bytes_read.sum()) / whole):
+                break
         return drafted
+
+    def goes_on(self, likely: float, cost: float) -> bool:
+        """Whether to draft one more token: it saves a step of the dense model if it is accepted.
+
+        Args:
+            likely: how likely all drafted so far are accepted.
+            cost: of drafting it, in steps of the dense model: as the bytes that are read.
+        """
+        accepted, checked = self.tallies.sum(0)
+        return bool(likely * accepted / checked > cost + CHECKED)
+
+    def _acceptance(self, under_load: bool) -> float:
+        accepted, checked = self.tallies[int(under_load)]
+        return float(accepted / checked)
+
+    def learn(self, accepted: int) -> None:
+        """As `Drafter.learn`."""
+        for place, loaded in enumerate(self.under_load[: accepted + 1]):
+            self.tallies[int(loaded)] += (place < accepted, 1)
 
 
 @dataclass
@@ -100,6 +134,9 @@ class NgramDrafter:
                     return ids[begin + length :][: min(most, length)]
         return []
 
+    def learn(self, accepted: int) -> None:
+        """Nothing."""
+
 
 @dataclass
 class Speculation:
@@ -107,19 +144,18 @@ class Speculation:
 
     Attributes:
         drafter: guesses.
-        adapts: whether the length of drafts follows what was accepted: a token more after a draft that was accepted
-            whole, a token less after one that was not. Else `most` stays.
-        most: tokens of the next draft, at most.
+        most: tokens of a draft, at most.
         checks: how many there were.
+        tokens: that were given out.
         drafted: tokens that were checked.
         accepted: those of them that the dense model would have given.
         bytes_read: for drafts and checks, of attention weights, MLP, output head and cache, [4].
     """
 
     drafter: Drafter
-    adapts: bool = True
-    most: int = LONGEST // 2
+    most: int = LONGEST
     checks: int = field(default=0, init=False)
+    tokens: int = field(default=0, init=False)
     drafted: int = field(default=0, init=False)
     accepted: int = field(default=0, init=False)
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64), init=False)
@@ -154,7 +190,7 @@ class Speculation:
             self.checks, self.drafted, accepted = self.checks + 1, self.drafted + len(drafts), 0
             while True:
                 decoder.keep(state, [accepted + 1])
-                done += 1
+                done, self.tokens = done + 1, self.tokens + 1
                 yield record
                 if done == count or ends(0, record.tokens[0]):
                     return
@@ -163,5 +199,4 @@ class Speculation:
                     break
                 accepted += 1
                 self.accepted += 1
-            if self.adapts and drafts:
-                self.most = min(LONGEST, self.most + 1) if accepted == len(drafts) else max(1, self.most - 1)
+            self.drafter.learn(accepted)

@@ -14,7 +14,7 @@ from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
 from clada.models.description import Description
 from clada.sampling import Sampling, draw
-from clada.speculation import LONGEST, ModelDrafter, NgramDrafter, Speculation
+from clada.speculation import CHECKED, LONGEST, ModelDrafter, NgramDrafter, Speculation
 
 PROMPT = tokens(30, seed=4)
 
@@ -25,7 +25,10 @@ class Wrong:
     """Drafts what the dense model does not say, after some tokens that it does."""
 
     def __init__(self, right):
-        self.right, self.bytes_read = right, np.zeros(4, np.int64)
+        self.right, self.bytes_read, self.heard = right, np.zeros(4, np.int64), []
+
+    def learn(self, accepted):
+        self.heard.append(accepted)
 
     def draft(self, state, token, sampler, most):
         good = self.right[len(state.tokens[0]) + 1 :][:2]
@@ -36,8 +39,15 @@ def dense_parts(model, dtype="float32"):
     return assemble(model, [DENSE], dtype, 2)[0]
 
 
-def speculative_ids(parts, drafter, count, prompt=PROMPT, *, adapts=True):
-    speculation = Speculation(drafter, adapts)
+class Whole(ModelDrafter):
+    """Drafts as many tokens as there is room for."""
+
+    def goes_on(self, likely, cost):
+        return True
+
+
+def speculative_ids(parts, drafter, count, prompt=PROMPT, most=LONGEST):
+    speculation = Speculation(drafter, most)
     state = parts.decoder.prefill([prompt], count, parts.policy.dense(1))
     rules = [NEVER.loads]
     records = speculation.steps(
@@ -54,9 +64,9 @@ def dense_ids(parts, count, prompt=PROMPT):
     return [(r.tokens[0], r.surprisal[0], r.entropy[0]) for r in records]
 
 
-@pytest.mark.parametrize("adapts", [True, False])
+@pytest.mark.parametrize("most", [3, LONGEST])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox", "opt"])
-def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, adapts):
+def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, most):
     model = tiny_model(family, seed=3)
     parts = dense_parts(model)
     dense = dense_ids(parts, 60)
@@ -64,16 +74,16 @@ def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, adapts):
         "int8": drafter_of(
             lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
             Description.of(model),
-            "float32",
+            "int8",
             "none",
             NEVER,
         ),
-        "another model": ModelDrafter(*_of_other_weights(family)),
+        "another model": Whole(*_of_other_weights(family)),
         "the text": NgramDrafter(),
         "wrong": Wrong(PROMPT + [token for token, _, _ in dense]),
     }
     for name, drafter in drafters.items():
-        found, speculation = speculative_ids(parts, drafter, 60, adapts=adapts)
+        found, speculation = speculative_ids(parts, drafter, 60, most=most)
         assert found == dense, name  # surprisal and entropy too, to the last bit
         assert 0 <= speculation.accepted <= speculation.drafted
         assert speculation.accepted + speculation.checks == 60
@@ -88,25 +98,51 @@ def test_drafts_that_are_refused_cost_checks_and_those_accepted_save_them():
     model = tiny_model("llama", seed=3)
     parts = dense_parts(model)
     right = PROMPT + [token for token, _, _ in dense_ids(parts, 40)]
-    _, speculation = speculative_ids(parts, Wrong(right), 40)
-    assert speculation.accepted > 0
+    wrong = Wrong(right)
+    _, speculation = speculative_ids(parts, wrong, 40)
+    assert speculation.accepted == sum(wrong.heard) > 0
     assert speculation.drafted > speculation.accepted
-    _, speculation = speculative_ids(parts, ModelDrafter(parts.decoder, parts.policy), 40, adapts=False)
+    assert speculation.tokens == 40
+    _, speculation = speculative_ids(parts, Whole(parts.decoder, parts.policy), 40)
     # The model drafts for itself: all is accepted, and checks are as few as can be.
     assert speculation.acceptance == 1
-    assert speculation.checks == int(np.ceil(40 / (LONGEST // 2 + 1)))
+    assert speculation.checks == int(np.ceil(40 / (LONGEST + 1)))
 
 
-def test_a_draft_adapts_its_length_to_what_was_accepted():
+def test_a_draft_is_as_long_as_its_tokens_are_likely_to_be_accepted():
     model = tiny_model("llama", seed=3)
-    parts = dense_parts(model)
-    _, speculation = speculative_ids(parts, ModelDrafter(parts.decoder, parts.policy), 60)
-    assert speculation.most == LONGEST
-    _, speculation = speculative_ids(parts, ModelDrafter(*_of_other_weights("llama")), 60)
-    assert speculation.most < LONGEST // 2
+    parts, cheap = dense_parts(model), dense_parts(model, "int8")
+    state = parts.decoder.prefill([PROMPT], 20, parts.policy.dense(1))
+    (token,) = decide(state, [0], most_likely_words, [NEVER.loads]).tokens
+    drafter = ModelDrafter(cheap.decoder, cheap.policy)
+
+    def length(accepted, checked):
+        drafter.tallies[:] = [[accepted, checked], [0, 0]]
+        return len(drafter.draft(state, token, most_likely_words, 20))
+
+    drafter.draft(state, token, most_likely_words, 1)
+    cost = drafter.bytes_read.sum() / state.outcome.bytes_read.sum()
+    assert 0.2 < cost < 0.4  # a byte a weight in place of four, and scales, norms and the cache beside them
+    for accepted in (50, 80, 95):
+        share = accepted / 100
+        # Token n + 1 is drafted while share^(n + 1) pays for it.
+        expected = next(n for n in range(1, 21) if n == 20 or share ** (n + 1) <= cost + CHECKED)
+        assert abs(length(accepted, 100) - expected) <= 1  # the cache grows, so that the cost does
+    assert length(20, 100) == 1
 
 
-def test_a_token_under_load_ends_the_draft_before_it():
+def test_drafters_learn_how_often_tokens_under_load_are_accepted():
+    parts = dense_parts(tiny_model("llama", seed=3))
+    drafter = ModelDrafter(parts.decoder, parts.policy)
+    calm, loaded = drafter.tallies.tolist()
+    drafter.under_load = [False, True, False, True]
+    drafter.learn(2)  # the third was refused, so that nobody looked at the fourth
+    assert drafter.tallies.tolist() == [[calm[0] + 1, calm[1] + 2], [loaded[0] + 1, loaded[1] + 1]]
+    drafter.learn(4)
+    assert drafter.tallies.tolist() == [[calm[0] + 3, calm[1] + 4], [loaded[0] + 3, loaded[1] + 3]]
+
+
+def test_a_token_under_load_that_is_mostly_refused_ends_the_draft():
     model = tiny_model("llama", seed=3)
     parts = dense_parts(model)
     cheap = dense_parts(model, "int8")
@@ -118,12 +154,17 @@ def test_a_token_under_load_ends_the_draft_before_it():
         seen.append((surprisal, entropy))
         return len(seen) == 4, False
 
-    drafter = ModelDrafter(cheap.decoder, cheap.policy, rule)
+    tallies = np.array([[98, 100], [1, 10]])
+    drafter = ModelDrafter(cheap.decoder, cheap.policy, rule, tallies=tallies.copy())
     drafted = drafter.draft(state, token, most_likely_words, 8)
-    assert len(drafted) == 3
+    assert len(drafted) == 4
+    assert drafter.under_load == [False, False, False, True]
     assert state.tokens == [PROMPT]
     assert min(min(load) for load in seen) >= 0
-    assert ModelDrafter(cheap.decoder, cheap.policy).draft(state, token, most_likely_words, 8)[:3] == drafted
+    calm = ModelDrafter(cheap.decoder, cheap.policy, tallies=tallies.copy())
+    longer = calm.draft(state, token, most_likely_words, 8)
+    assert longer[:4] == drafted
+    assert len(longer) == 8
 
 
 def test_the_text_drafts_what_followed_its_end_before():

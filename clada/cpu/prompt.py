@@ -27,7 +27,9 @@ from clada.cpu.kernels.arguments import (
     Scratch,
     box,
 )
-from clada.cpu.kernels.prompt import finish_neurons, make_heads, normalise_rows, read_cache, weigh, widen_rows
+from clada.cpu.kernels.attention import make_heads, read_cache, weigh
+from clada.cpu.kernels.mlp import finish_neurons
+from clada.cpu.kernels.rows import normalise_rows, widen_rows
 from clada.cpu.weights import Weights
 from clada.methods.rules import neuron_sums, statistics_of_sums
 from clada.methods.selection import BY_INPUT

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clada.assembly import DENSE, Choice, Parts, assemble, choose, drafter_of, vocabulary_of
+from clada.assembly import DENSE, Choice, Parts, assemble, choose, draft_precision, drafter_of, vocabulary_of
 from clada.cpu.decoder import State
 from clada.cpu.kernels.arguments import READ_MLP
 from clada.cpu.kernels.bandwidth import read_all
@@ -104,7 +104,8 @@ def prepare(
 
     for entry in entries:
         if method_of(entry.method).drafts:
-            drafter = drafter_of(assembled, Description.of(model), args.dtype, plan or args.plan, coefficients)
+            draft = draft_precision(args.dtype)
+            drafter = drafter_of(assembled, Description.of(model), draft, plan or args.plan, coefficients)
             entry.speculation = Speculation(drafter)
     return entries
 
@@ -237,7 +238,8 @@ def result_row(
         "bandwidth_fraction": float(read.sum()) / batch * speed / 1e9 / bandwidth,
     }
     if entry.speculation is not None:
-        row |= {"checks": entry.speculation.checks, "acceptance": entry.speculation.acceptance}
+        done = entry.speculation
+        row |= {"checks": done.checks, "acceptance": done.acceptance, "tokens_per_check": done.tokens / done.checks}
     if entry is dense or entry.speculation is not None:  # by definition
         row |= {"ppl_rise": 0.0, "ppl_rise_ci": [0.0, 0.0], "kl_to_dense": 0.0, "sparsity": 0.0, "active_fraction": 1.0}
     elif entry.method in losses:

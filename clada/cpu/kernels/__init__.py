@@ -5,7 +5,6 @@
     mlp.py        the MLP; neurons leave early
     head.py       logits, and what surprisal and entropy need
     screen.py     which words of the vocabulary are computed in full
-    prompt.py     what a prompt needs between products of matrices
     rows.py       products of rows with inputs, each row read whole or not at all
     vectors.py    instructions written out in vectors
     scalars.py    numbers as kernels read them: stored weights, scales, exponentials

@@ -1,10 +1,14 @@
-"""Attention of every column over the key-value cache of its sequence, which threads share by positions."""
+"""Attention of every column over the key-value cache of its sequence, which threads share by positions.
+
+Of a prompt, what lies before and between the products of matrices (`clada.cpu.prompt`).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
+from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.arguments import READ_ATTENTION, READ_CACHE
 from clada.cpu.kernels.rows import FIRST, add_listed, add_rows, normalise, rotate, row_bytes
 from clada.cpu.kernels.scalars import FASTMATH, fast_exp, fast_tanh, narrow, widen
@@ -259,3 +263,66 @@ def attention_output(t, threads, layer, w, c, s, select):  # type: ignore[no-unt
     else:
         add_listed(s.after_attention[t], rows, which[:n], s.attended)
     s.reads[t, READ_ATTENTION] += n * row_bytes(rows)
+
+
+# -- of prompts, called from Python ------------------------------------------------------------------------------------
+
+
+@kernel(nogil=True, fastmath=FASTMATH)
+def make_heads(w, c, layer, first, qkv, rotary, query, keys, values):  # type: ignore[no-untyped-def]
+    """Queries of consecutive tokens, and their keys and values into the cache.
+
+    Args:
+        w: `Tensors`, boxed.
+        c: `Constants`, boxed.
+        layer: whose.
+        first: position of the first token.
+        qkv: [B, Q + 2 K].
+        rotary: [B, R, 2, rotary width].
+        query: [B, heads, D], written.
+        keys: [kv heads, C / 16, D * 16], as in `Scratch`, of a sequence.
+        values: [kv heads, C, D].
+    """
+    for b in range(qkv.shape[0]):
+        make_queries(query[b], layer, qkv[b], rotary[b], w.value, c.value)
+        store_key_and_value(keys, values, first + b, layer, qkv[b], rotary[b], w.value, c.value)
+
+
+@kernel(nogil=True, fastmath=FASTMATH)
+def read_cache(keys, values, some_keys, some_values, begin, end):  # type: ignore[no-untyped-def]
+    """Keys [D, C] and values [C, D] of some positions of a head in float32, from its cache."""
+    for position in range(begin, end):
+        block = some_keys[position // LANES]
+        for j in range(values.shape[1]):
+            keys[j, position] = widen(block[j * LANES + position % LANES])
+            values[position, j] = widen(some_values[position, j])
+
+
+@kernel(nogil=True, fastmath=FASTMATH)
+def weigh(scores, totals, first, group, begin, window, softcap):  # type: ignore[no-untyped-def]
+    """Turn attention's scores into weights, in place, but for the division by their sums, which `totals` gets.
+
+    Args:
+        scores: [B * group, n], of consecutive tokens' queries, of some heads each.
+        totals: [B * group].
+        first: position of the first token.
+        group: heads.
+        begin: position of the first key.
+        window: positions that a token sees.
+        softcap: 0 for none.
+    """
+    for r in range(scores.shape[0]):
+        end = first + r // group + 1
+        low, high = max(0, end - window - begin), end - begin
+        scores[r, :low] = 0
+        scores[r, high:] = 0
+        row = scores[r, low:high]
+        if softcap > 0:
+            for i in range(row.shape[0]):
+                row[i] = softcap * fast_tanh(row[i] / softcap)
+        peak = highest(row)
+        total = np.float32(0)
+        for i in range(row.shape[0]):
+            row[i] = fast_exp(row[i] - peak)
+            total += row[i]
+        totals[r] = total

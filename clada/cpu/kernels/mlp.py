@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.arguments import READ_MLP
 from clada.cpu.kernels.rows import (
     WAITING,
@@ -201,3 +202,16 @@ def mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
         s.computed[t, b] += n
         read += n
     s.reads[t, READ_MLP] += min(read, end - begin) * row_bytes(down)
+
+
+# -- of prompts, called from Python ------------------------------------------------------------------------------------
+
+
+@kernel(nogil=True, fastmath=FASTMATH)
+def finish_neurons(h, factor, activation):  # type: ignore[no-untyped-def]
+    """The nonlinearity of h [B, N], times a factor [B, N]; [0, N] for none."""
+    for b in range(h.shape[0]):
+        activate(h[b], activation)
+        if factor.shape[0] > 0:
+            for i in range(h.shape[1]):
+                h[b, i] *= factor[b, i]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.scalars import FASTMATH, bias_of, scale_of, widen
 from clada.cpu.kernels.vectors import WIDE, add_scaled_rows, dots_of_rows, prefetch_row
 
@@ -270,3 +271,21 @@ def rotate(x, rotary):  # type: ignore[no-untyped-def]
         a, b = x[j], x[j + half]
         x[j] = a * cos[j] - b * sin[j]
         x[j + half] = b * cos[j + half] + a * sin[j + half]
+
+
+# -- of prompts, called from Python ------------------------------------------------------------------------------------
+
+
+@kernel(nogil=True, fastmath=FASTMATH)
+def widen_rows(out, rows):  # type: ignore[no-untyped-def]
+    """out[i, j] = rows[i, j] as float32, without scales."""
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            out[i, j] = widen(rows[i, j])
+
+
+@kernel(nogil=True, fastmath=FASTMATH)
+def normalise_rows(out, x, weights, rms, eps):  # type: ignore[no-untyped-def]
+    """The norm of every row; `out` may be `x`."""
+    for i in range(x.shape[0]):
+        normalise(out[i], x[i], weights, rms, eps)
