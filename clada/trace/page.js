@@ -234,8 +234,13 @@ function details() {
       return make("tr", { ...attributes, "data-name": name }, make("th", { scope: "row" }, firstOf(name).label), ...values);
     });
   const table = make("table", {}, make("thead", {}, make("tr", {}, make("td", {}, `${current.view.text.kind} ${current.i + 1}`), ...heads)), make("tbody", {}, ...rows));
-  const strips = columns.flatMap((column) => column.view.text.layers.map((layers) => strip(layers, column, columns.length)));
-  at("details").replaceChildren(table, ...strips);
+  // Of every layer, what is shaded, or else what there is first.
+  const { label } = firstOf(at("quantity").value);
+  const strips = columns.flatMap((column) => {
+    const { layers } = column.view.text;
+    return layers.length ? [strip(layers.find((each) => each.label === label) ?? layers[0], column, columns.length)] : [];
+  });
+  at("details").replaceChildren(...strips, table);
 }
 
 // What a full bar of a strip stands for.
