@@ -74,7 +74,8 @@ def main(args: argparse.Namespace) -> None:
     if args.metrics:
         write_metrics(results, Path(args.metrics))
     if args.html:
-        prompted = [{**result, "prompt": text} for (_, text), result in zip(texts, results, strict=True)]
+        end = "\n" if args.chat else ""  # where the template stands between prompt and answer
+        prompted = [{**result, "prompt": text + end} for (_, text), result in zip(texts, results, strict=True)]
         Trace(*prompted).save(Path(args.html))
     if args.plot:
         rule = engine.policy.coefficients

@@ -39,7 +39,8 @@ def generated(tmp_path_factory):
 def test_generate_writes_the_page_of_its_steps(generated):
     found, _ = data_of(generated.page.read_text(encoding="utf-8"))
     assert [text["before"] for text in found["texts"]] == ["Once upon a time", "A list:\n- tea\n-"]
-    assert {text["title"] for text in found["texts"]} == {"smollm2-135m, griffin, bfloat16"}
+    title = "smollm2-135m, griffin, bfloat16"
+    assert [text["title"] for text in found["texts"]] == [f"{title}, 1", f"{title}, 2"]
     for text, result in zip(found["texts"], generated.results, strict=True):
         steps = result["steps"]
         assert text["tokens"] == [step["token"] for step in steps]

@@ -101,6 +101,7 @@ function paragraph(text) {
   const list = make("span", { role: "listbox", "aria-label": `The ${text.kind}s of ${text.title}`, "aria-orientation": "horizontal" });
   const tokens = text.tokens.map((token, i) => {
     const attributes = { class: "token", role: "option", tabindex: -1, "aria-selected": "false", "aria-label": labelOf(text, i) };
+    if (token === "") attributes.title = "no text: a part of a character, or a special token";
     return make("span", attributes, ...readable(token.replace(LEADING, "")));
   });
   // A space that begins a token stands before its box, where a line can end without a trace of the next one's colour.
@@ -167,8 +168,7 @@ function summary(text, quantity) {
 // The marks of a legend: shades with what they stand for.
 function legendOf(name, range, of) {
   const quantity = firstOf(name);
-  const isKnown = (text) => quantityOf(text, name)?.values.some(isMissing) ?? true;
-  const missing = views.some((view) => isKnown(view.text));
+  const missing = views.some((view) => quantityOf(view.text, name)?.values.some(isMissing) ?? true);
   if (quantity.unit === "yes or no") {
     return { title: quantity.label, swatches: [["no", shade(0, of)], ["yes", shade(YES, of)]], missing };
   }
@@ -238,9 +238,9 @@ function details() {
   const { label } = firstOf(at("quantity").value);
   const strips = columns.flatMap((column) => {
     const { layers } = column.view.text;
-    return layers.length ? [strip(layers.find((each) => each.label === label) ?? layers[0], column, columns.length)] : [];
+    return layers.length ? [strip(layers.find((each) => each.label === label) ?? layers[0], column, columns.length > 1)] : [];
   });
-  at("details").replaceChildren(...strips, table);
+  at("details").replaceChildren(make("div", { class: "strips" }, ...strips), table);
 }
 
 // What a full bar of a strip stands for.
@@ -252,7 +252,7 @@ function mostOf(layers) {
 }
 
 // What every layer has of a token: a bar for each.
-function strip(layers, { view, i, note }, columns) {
+function strip(layers, { view, i, note }, several) {
   const values = layers.values[i];
   const most = mostOf(layers);
   const bars = values.map((value, layer) => {
@@ -262,10 +262,11 @@ function strip(layers, { view, i, note }, columns) {
     return bar;
   });
   const read = values.map((value, layer) => `layer ${layer} ${said(value, layers.unit)}`).join(", ");
-  const of = columns > 1 ? [`: ${spoken(view.text.tokens[i])}`, note].filter(Boolean).join(", ") : "";
+  const top = layers.unit === "%" ? "100\u00a0%" : said(most, layers.unit);
+  const about = [layers.label, `0 to ${top}`, several ? note : ""];
   return make(
     "figure", { class: "strip" },
-    make("figcaption", {}, `${layers.label} by layer, a full bar is ${layers.unit === "%" ? "100\u00a0%" : said(most, layers.unit)}${of}`),
+    make("figcaption", {}, about.filter(Boolean).join(", ")),
     make("div", { class: "bars", role: "img", "aria-label": `${layers.label} by layer: ${read}` }, ...bars),
     make("div", { class: "ends" }, make("span", {}, "layer 0"), make("span", {}, `layer ${values.length - 1}`)),
   );

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import html
 import json
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -44,7 +46,7 @@ class Trace:
         if not given:
             raise InputError("a trace is of steps or of a table of words; give one")
         parts = [each.texts if isinstance(each, Trace) else texts_of(each) for each in given]
-        self.texts: list[TracedText] = [text for part in parts for text in part]
+        self.texts: list[TracedText] = _told_apart([text for part in parts for text in part])
         self._shown = [0, len(parts[0]) if len(parts) > 1 else 1][: len(self.texts)]
 
     def beside(self, other: Any) -> Trace:
@@ -107,6 +109,16 @@ def check_page(path: Path) -> None:
     if is_local(path) and not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it, or give another name")
     check_target(path)
+
+
+def _told_apart(texts: Sequence[TracedText]) -> list[TracedText]:
+    """The texts, those of one title with a number each."""
+    titles, seen, found = Counter(text.title for text in texts), Counter[str](), []
+    for text in texts:
+        seen[text.title] += 1
+        several = titles[text.title] > 1
+        found.append(replace(text, title=f"{text.title}, {seen[text.title]}") if several else text)
+    return found
 
 
 def _part(name: str) -> str:

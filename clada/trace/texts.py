@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clada.errors import InputError
-from clada.system.files import is_local
 
 if TYPE_CHECKING:
     from clada.engine import Step
@@ -173,7 +172,7 @@ def _of_file(path: Path) -> list[TracedText]:
     try:
         frame = readers[path.suffix]()
         about = path.with_suffix(".json")
-        known = json.loads(about.read_bytes()) if is_local(about) and about.exists() else {}
+        known = json.loads(about.read_bytes()) if about.exists() else {}
     except OSError as problem:
         raise InputError(f"cannot read {path}: {problem.strerror or 'no such file'}; check the path") from None
     except ValueError:
@@ -235,14 +234,15 @@ def of_words(
     layers = _layers(columns, long, labels)
     spaces = list(gaps) if gaps is not None else _spaces(words, ids, language)
     found = []
-    for text_id in dict.fromkeys(ids):
-        rows = [i for i, other in enumerate(ids) if other == text_id]
+    rows_of: dict[str, list[int]] = {}
+    for i, text_id in enumerate(ids):
+        rows_of.setdefault(text_id, []).append(i)
+    for text_id, rows in rows_of.items():
         quantities = [_quantity(name, [numbered[name][i] for i in rows], labels.get(name)) for name in names]
         of_layers = [LayerQuantity(each.name, each.label, each.unit, [each.values[i] for i in rows]) for each in layers]
-        several = len(set(ids)) > 1
         found.append(
             TracedText(
-                ", ".join(filter(None, (title, text_id if several or not title else ""))) or "text",
+                ", ".join(filter(None, (title, text_id if len(rows_of) > 1 or not title else ""))) or "text",
                 (before or {}).get(text_id, ""),
                 "word",
                 [words[i] for i in rows],
