@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from clada.methods.coefficients import Coefficients
     from clada.methods.plan import Plan
     from clada.models.open import load_model
+    from clada.trace.page import Trace
 
 __version__ = "0.1.0"
-__all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
+__all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "Trace", "load_model", "sparse"]
 
 _HOME = {
     "CladaError": "clada.errors",
@@ -26,6 +27,7 @@ _HOME = {
     "Engine": "clada.engine",
     "Plan": "clada.methods.plan",
     "Step": "clada.engine",
+    "Trace": "clada.trace.page",
     "load_model": "clada.models.open",
     "sparse": "clada.inplace",
 }

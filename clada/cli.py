@@ -76,6 +76,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", metavar="FILE", help="write a CSV row per generated token")
     parser.add_argument("--plot", metavar="FILE", help="draw surprisal and entropy with their load thresholds")
+    parser.add_argument("--html", metavar="FILE", help="write a page of the text, its tokens shaded by what they cost")
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:

@@ -41,6 +41,7 @@ class Record(NamedTuple):
     surprisal: list[float]  # bits, under the raw softmax
     entropy: list[float]  # bits, of the distribution the token was drawn from
     loads: list[tuple[bool, bool]]  # by surprisal and by entropy
+    drafted: bool | None = None  # of a single sequence, whether a draft had the token too; None where nothing drafts
 
 
 def given(tokens: Sequence[Sequence[int]]) -> Sampler:

@@ -103,6 +103,8 @@ class Step:
         load_surprisal: whether its surprisal exceeds tau_s, so that lambda applies to its forward pass.
         load_entropy: whether the entropy exceeds tau_H, so that gamma applies.
         top: the likeliest tokens under the raw softmax, the likeliest first, as many as were asked for.
+        layer_shares: share of every layer's neurons that its forward pass computed, if asked for; else None.
+        drafted: whether a draft proposed it and the check accepted it; None where the method drafts nothing.
     """
 
     token_id: int
@@ -113,6 +115,8 @@ class Step:
     load_surprisal: bool
     load_entropy: bool
     top: tuple[Candidate, ...] = ()
+    layer_shares: tuple[float, ...] | None = None
+    drafted: bool | None = None
 
 
 class Engine:
@@ -324,6 +328,7 @@ class Engine:
         repetition_penalty: float | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: int = 0,
+        layers: bool = False,
         chat: bool = False,
     ) -> Iterator[Step]:
         """Continue a prompt; stops after `max_new_tokens` or with an end-of-text token, which is yielded too.
@@ -341,6 +346,7 @@ class Engine:
             stop: strings that end the text as soon as it has one of them; they are not given out, but the tokens that
                 were run are yielded. The name of a special token is one too. None: those of the generation config.
             logprobs: list so many of the likeliest tokens in every step, at most 50.
+            layers: give the share of neurons of every layer in every step.
             chat: put the prompt into the model's chat template.
 
         Yields:
@@ -352,7 +358,7 @@ class Engine:
         """
         sampling = Sampling(temperature, top_p, top_k, seed, min_p, repetition_penalty)
         state = self.prefill([self.encode(prompt, chat=chat)], max_new_tokens)
-        for _index, step in self.decode(state, max_new_tokens, sampling, stop=stop, logprobs=logprobs):
+        for _index, step in self.decode(state, max_new_tokens, sampling, stop=stop, logprobs=logprobs, layers=layers):
             yield step
 
     def generate_batch(
@@ -363,6 +369,7 @@ class Engine:
         *,
         stop: str | Sequence[str] | None = None,
         logprobs: int = 0,
+        layers: bool = False,
     ) -> Iterator[tuple[int, Step]]:
         """Continue several prompts side by side: a row of weights is read once for all that need it.
 
@@ -372,12 +379,13 @@ class Engine:
             sampling: how tokens are chosen; None: greedy.
             stop: strings that end a text, as in `generate`.
             logprobs: list so many of the likeliest tokens in every step, at most 50.
+            layers: give the share of neurons of every layer in every step.
 
         Yields:
             (index of the prompt, step); greedy steps are those of the prompt by itself.
         """
         state = self.prefill([self.encode(prompt) for prompt in prompts], max_new_tokens)
-        yield from self.decode(state, max_new_tokens, sampling or GREEDY, stop=stop, logprobs=logprobs)
+        yield from self.decode(state, max_new_tokens, sampling or GREEDY, stop=stop, logprobs=logprobs, layers=layers)
 
     def encode(self, prompt: str | Sequence[int], *, chat: bool = False) -> list[int]:
         """Token ids of a prompt; text as a user's turn of the model's chat template if `chat`.
@@ -460,6 +468,7 @@ class Engine:
         *,
         stop: str | Sequence[str] | None = None,
         logprobs: int = 0,
+        layers: bool = False,
     ) -> Iterator[tuple[int, Step]]:
         """Decode from a state, which moves along; ends and steps as in `generate_batch`.
 
@@ -470,6 +479,7 @@ class Engine:
             first: number of the first prompt among all that are sampled with this seed, where batches follow another.
             stop: strings that end a text, as in `generate`.
             logprobs: list so many of the likeliest tokens in every step, at most 50.
+            layers: give the share of neurons of every layer in every step.
 
         Raises:
             InputError: a stop string or a number of logprobs that cannot be used, or stop strings without a tokenizer.
@@ -511,10 +521,13 @@ class Engine:
             decoded = self.speculation.steps(decoder, policy, state, sampler, max_new_tokens, rules, ends)
         for number, record in enumerate(decoded, 1):
             active = state.outcome.active / self._neurons
-            for row, (i, token, surprisal, entropy, loads) in enumerate(zip(*record, strict=True)):
+            shares = state.outcome.neurons / self.weights.down_norm.shape[1] if layers else None
+            for row, (i, token, surprisal, entropy, load) in enumerate(zip(*record[:5], strict=True)):
                 text = texts[i](token, last=token in stops or number == max_new_tokens)
                 listed = top.pop((i, len(state.tokens[row]) - 1), ())
-                yield i, Step(token, text, surprisal, entropy, float(active[row]), *loads, listed)
+                of_layers = None if shares is None else tuple(shares[row].tolist())
+                share = float(active[row])
+                yield i, Step(token, text, surprisal, entropy, share, *load, listed, of_layers, record.drafted)
 
     def _candidates(self, outcome: Outcome, row: int, count: int, stream: TextStream) -> tuple[Candidate, ...]:
         """The likeliest next tokens of a sequence; `stream` has its tokens so far."""

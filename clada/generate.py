@@ -12,7 +12,7 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
 import argparse
 import csv
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from clada.methods.policy import LEAST_POSITIONS
 from clada.sampling import Sampling, stop_strings
 from clada.system.files import check_target, decode_text, read_text, replacing
 from clada.system.jsonfile import json_line, text_records
+from clada.trace.page import Trace, check_page
 
 
 def main(args: argparse.Namespace) -> None:
@@ -39,6 +40,8 @@ def main(args: argparse.Namespace) -> None:
     for name in (args.metrics, args.plot):
         if name:
             check_target(Path(name))
+    if args.html:
+        check_page(Path(args.html))
     texts = read_prompts(args)
     coefficients = coefficients_for(args.coefficients, args.model)
     as_json = args.json or args.prompt_jsonl is not None
@@ -71,6 +74,10 @@ def main(args: argparse.Namespace) -> None:
                 print(json_line(result), flush=True)
     if args.metrics:
         write_metrics(results, Path(args.metrics))
+    if args.html:
+        end = "\n" if args.chat else ""  # where the template stands between prompt and answer
+        prompted = [{**result, "prompt": text + end} for (_, text), result in zip(texts, results, strict=True)]
+        Trace(*prompted).save(Path(args.html))
     if args.plot:
         rule = engine.policy.coefficients
         if args.update_window:  # thresholds move with the tokens
@@ -90,6 +97,7 @@ def _decode_options(args: argparse.Namespace, *, as_json: bool) -> dict[str, Any
         "sampling": Sampling(args.temperature, args.top_p, args.top_k, args.seed, args.min_p, args.repetition_penalty),
         "stop": args.stop,
         "logprobs": args.logprobs,
+        "layers": args.html is not None,
     }
 
 
@@ -143,16 +151,16 @@ def generate(
 
 
 def _fields_of(step: Step) -> dict[str, Any]:
-    """The fields of a step as JSON has them: the likeliest tokens by name, and only if they were asked for."""
-    values = asdict(step)
+    """The fields of a step as JSON has them: the likeliest tokens by name, and nothing that was not asked for."""
+    values = {name: value for name, value in asdict(step).items() if value is not None}
     del values["top"]
     return {**values, "top": [candidate._asdict() for candidate in step.top]} if step.top else values
 
 
 def write_metrics(results: list[dict[str, Any]], path: Path) -> None:
-    """Write a row per generated token as CSV: prompt (from 0), step (from 0), the fields of `clada.Step` but `top`."""
+    """Write a row per generated token as CSV: prompt (from 0), step (from 0), the single values of its step."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        names = [field.name for field in fields(Step) if field.name != "top"]
+        names = [name for name in results[0]["steps"][0] if name not in ("top", "layer_shares")]
         writer = csv.DictWriter(file, ["prompt", "step", *names], extrasaction="ignore")
         writer.writeheader()
         for prompt, result in enumerate(results):

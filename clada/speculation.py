@@ -180,7 +180,7 @@ class Speculation:
         The sampler must choose the same where it is asked again with the same outcome and tokens.
         """
         dense, done = policy.dense(1), 0
-        record = decide(state, [0], sampler, rules)
+        record = decide(state, [0], sampler, rules)._replace(drafted=False)
         while done < count:
             (token,) = record.tokens
             before = self.drafter.bytes_read.copy()
@@ -195,7 +195,9 @@ class Speculation:
                 if done == count or ends(0, record.tokens[0]):
                     return
                 record = decide(state, [0], sampler, rules)
-                if accepted == len(drafts) or record.tokens[0] != drafts[accepted]:
+                drafted = accepted < len(drafts) and record.tokens[0] == drafts[accepted]
+                record = record._replace(drafted=drafted)
+                if not drafted:
                     break
                 accepted += 1
                 self.accepted += 1

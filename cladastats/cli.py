@@ -186,6 +186,7 @@ def _words(parser: argparse.ArgumentParser) -> None:
         "--out", default="words.csv", metavar="FILE", help=".csv, .tsv, .xlsx or .parquet; default words.csv"
     )
     parser.add_argument("--layers", action="store_true", help="every layer too, as a long table and a figure")
+    parser.add_argument("--html", metavar="FILE", help="write a page of the texts too, words shaded by what they cost")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default cpu")
     parser.add_argument("--window", type=positive_int, metavar="N", help="tokens read at once; default 2048")
     thresholds = parser.add_mutually_exclusive_group()

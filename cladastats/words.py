@@ -10,14 +10,21 @@ if __name__ == "__main__":  # python -m: the command line first, so that --help 
     raise SystemExit(cli(["words", *sys.argv[1:]]))
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from clada.errors import InputError
+from clada.trace.page import Trace, check_page
+from clada.trace.texts import Known, of_words
 from cladastats.language import Language, language
 from cladastats.texts.output import check_output, describe, write_figure, write_words
 from cladastats.texts.stimuli import Stimuli, read_texts, table_texts
-from cladastats.texts.table import Settings, measure_stimuli
-from cladastats.texts.tablefile import read_table
+from cladastats.texts.table import Measured, Settings, measure_stimuli
+from cladastats.texts.tablefile import as_numbers, is_numeric, read_table
 
 
 def main(args: argparse.Namespace) -> None:
@@ -31,8 +38,10 @@ def main(args: argparse.Namespace) -> None:
     suffix = ".csv" if out.suffix == ".xlsx" else out.suffix
     layers = out.with_name(f"{out.stem}-layers{suffix}") if args.layers else None
     check_output(out)  # said before anything is read
+    if args.html:
+        check_page(Path(args.html))
     spoken = language(args.language)
-    stimuli = _stimuli(args, spoken)
+    stimuli, readers = _stimuli(args, spoken)
     source = None if args.data is not None else Path(args.table or args.text)
     words = sum(len(text.words) for text in stimuli.texts)
     for target in filter(None, (out, layers)):
@@ -48,11 +57,62 @@ def main(args: argparse.Namespace) -> None:
         write_words(layers, measured.layers, describe(measured.layers, measured.facts, source))
         write_figure(layers, measured.map)
         said += f"; every layer in {layers}; the first text drawn in {layers.with_suffix('.pdf')}"
+    if args.html:
+        _trace(stimuli, measured, readers, args.by).save(Path(args.html))
+        said += f"; shaded in {args.html}"
     print(f"cladastats: {said}", file=sys.stderr)
 
 
-def _stimuli(args: argparse.Namespace, spoken: Language) -> Stimuli:
-    """The texts that the options name.
+@dataclass(frozen=True)
+class _Readers:
+    """What people did at words.
+
+    Attributes:
+        values: `text_id`, `word_index`, and a column for each measure, its mean over readers; None without a corpus.
+        units: of these measures, by column, and their labels.
+        decimal: the sign of decimals of columns of the stimuli.
+    """
+
+    values: pd.DataFrame | None = None
+    units: dict[str, Known] = field(default_factory=dict)
+    decimal: str = "."
+
+
+def _trace(stimuli: Stimuli, measured: Measured, readers: _Readers, by: Sequence[str]) -> Trace:
+    """The page of the words: what was measured, numbers in columns of the stimuli, and measures of a corpus."""
+    words, own = measured.words, [] if stimuli.frame is None else [str(name) for name in stimuli.frame.columns]
+    ids = [text.text_id for text in stimuli.texts for _ in text.words]
+    columns: dict[str, list[Any]] = {
+        "text_id": ids,
+        "word": [word for text in stimuli.texts for word in text.words],
+    }
+    for name in map(str, words.columns):
+        # A measured column whose name the stimuli have too is called otherwise there; here it is the one of the two.
+        target = name.removesuffix("_measured") if name.removesuffix("_measured") in own else name
+        values = words[name]
+        if name in own and is_numeric(values, readers.decimal):
+            values = as_numbers(values, name, "", readers.decimal)
+        if target not in ("text_id", "word", *by):
+            columns[target] = values.tolist()
+    if readers.values is not None:
+        index = [number for text in stimuli.texts for number in range(1, len(text.words) + 1)]
+        places = pd.MultiIndex.from_arrays([ids, index])
+        found = readers.values.set_index(["text_id", "word_index"]).reindex(places)
+        columns |= {name: found[name].tolist() for name in readers.units}
+    long = measured.layers
+    texts = of_words(
+        columns,
+        str(measured.facts["model"]),
+        gaps=[gap for text in stimuli.texts for gap in text.spacing],
+        before={text.text_id: text.context for text in stimuli.texts},
+        long=None if long is None else {str(name): long[name].tolist() for name in long.columns},
+        known=readers.units,
+    )
+    return Trace(*texts)
+
+
+def _stimuli(args: argparse.Namespace, spoken: Language) -> tuple[Stimuli, _Readers]:
+    """The texts that the options name, and what is known of their readers.
 
     Raises:
         InputError: options that do not go together, or what is wrong with the files.
@@ -68,11 +128,16 @@ def _stimuli(args: argparse.Namespace, spoken: Language) -> Stimuli:
 
         if args.text is None:
             raise InputError("--data is of the corpora; name one with --text")
-        return Stimuli(open_corpus(args.text, args.data).texts, None, None, ())
+        corpus = open_corpus(args.text, args.data)
+        units = {m.column: Known(m.label or m.column, m.unit) for m in corpus.measures}
+        means = corpus.table.groupby(["text_id", "word_index"], as_index=False)[list(units)].mean()
+        return Stimuli(corpus.texts, None, None, ()), _Readers(means, units)
     if args.text is not None:
-        return read_texts(args.text, spoken, args.segment)
+        return read_texts(args.text, spoken, args.segment), _Readers()
     path = Path(args.table)
-    return table_texts(
-        read_table(path), path, spoken, word_column=args.word_column, by=args.by, context_column=args.context_column,
+    table = read_table(path)
+    stimuli = table_texts(
+        table, path, spoken, word_column=args.word_column, by=args.by, context_column=args.context_column,
         segment=args.segment,
     )  # fmt: skip
+    return stimuli, _Readers(decimal=table.decimal)

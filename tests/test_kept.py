@@ -385,7 +385,7 @@ ON_THE_WAY = (
     "clada.cpu.weights", "clada.decoding", "clada.engine", "clada.generate", "clada.sampling", "clada.speculation",
     "clada.methods.coefficients", "clada.methods.plan", "clada.methods.policy", "clada.methods.registry",
     "clada.methods.screen", "clada.models.architectures", "clada.models.open", "clada.models.tokenizer",
-    "clada.streaming", "clada.system.commandline", "clada.system.machine",
+    "clada.streaming", "clada.system.commandline", "clada.system.machine", "clada.trace.page",
 )  # fmt: skip
 
 

@@ -82,7 +82,8 @@ def compare(weights, selection_of, tolerance, threads=2, prompts=PROMPTS):
         kernels.step(ours, following, selection_of(weights, batch))
         reference.step(theirs, following, selection_of(weights, batch))
         # A magnitude within rounding of its threshold may fall on either side; every precision has such cases.
-        assert np.abs(ours.outcome.active - theirs.outcome.active).max() <= (1 if tolerance < 1e-3 else 8)
+        assert ours.outcome.neurons.shape == theirs.outcome.neurons.shape == (batch, len(weights.down_norm))
+        assert np.abs(ours.outcome.neurons - theirs.outcome.neurons).sum(1).max() <= (1 if tolerance < 1e-3 else 8)
         active += ours.outcome.active.sum()
         assert step or len(ours.tokens[0]) == len(prompts[0]) + 1
     return active / (12 * batch * weights.down_norm.size)

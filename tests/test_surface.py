@@ -24,7 +24,7 @@ def loaded_after(code):
 
 
 def test_public_surface_is_frozen():
-    assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
+    assert clada.__all__ == ["CladaError", "Coefficients", "Engine", "Plan", "Step", "Trace", "load_model", "sparse"]
     assert cladastats.__all__ == ["Fit", "Study", "mixed_model", "word_table"]
     assert list(CLADA_COMMANDS) == ["generate", "calibrate", "evaluate", "bench"]
     assert list(CLADASTATS_COMMANDS) == [

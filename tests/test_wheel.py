@@ -52,7 +52,8 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     modules = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     described = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cladastats").rglob("*.toml")}
     assert "cladastats/people/descriptions/provo.toml" in described
-    assert held == modules | described | PLANS | {"clada/py.typed", "cladastats/py.typed"}
+    page = {f"clada/trace/page.{kind}" for kind in ("html", "css", "js")}
+    assert held == modules | described | PLANS | page | {"clada/py.typed", "cladastats/py.typed"}
 
 
 def test_every_module_is_imported_from_the_wheel(installed, elsewhere):

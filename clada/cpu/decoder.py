@@ -34,7 +34,7 @@ class Outcome:
         log_total: [B], log of the sum of exp(logits).
         entropy: [B], of the next token in nats.
         best: [B], the most likely next token.
-        active: [B], neurons that added to the output.
+        neurons: [B, L], of every layer, that added to the output.
         bytes_read: of attention weights, MLP, output head and cache.
     """
 
@@ -42,16 +42,21 @@ class Outcome:
     log_total: np.ndarray
     entropy: np.ndarray
     best: np.ndarray
-    active: np.ndarray
+    neurons: np.ndarray
     bytes_read: np.ndarray
+
+    @property
+    def active(self) -> np.ndarray:
+        """[B], neurons of all layers that added to the output."""
+        return self.neurons.sum(-1)
 
     def rows(self, which: Sequence[int] | np.ndarray) -> Outcome:
         """The outcome of some of the sequences; of a single one it shares the memory."""
         some: Any = slice(which[0], which[0] + 1) if len(which) == 1 else list(which)
-        logits, log_total, entropy, best, active = (
-            array[some] for array in (self.logits, self.log_total, self.entropy, self.best, self.active)
+        logits, log_total, entropy, best, neurons = (
+            array[some] for array in (self.logits, self.log_total, self.entropy, self.best, self.neurons)
         )
-        return Outcome(logits, log_total, entropy, best, active, self.bytes_read)
+        return Outcome(logits, log_total, entropy, best, neurons, self.bytes_read)
 
     def check(self) -> None:
         """Refuse numbers that are none, which a damaged weight or an overflow makes of all that follows.
@@ -406,7 +411,7 @@ class Decoder:
         fewer.values[:] = scratch.values[sequences]
         fewer.value_sum[:] = scratch.value_sum[sequences]
         memory = _Memory(fewer, state.memory.rotary, _outcome(fewer))
-        for name in ("logits", "log_total", "entropy", "best", "active"):
+        for name in ("logits", "log_total", "entropy", "best", "neurons"):
             getattr(memory.outcome, name)[:] = getattr(state.outcome, name)[sequences]
         state.memory, state.outcome = memory, memory.outcome
         state.tokens = [state.tokens[b] for b in sequences]
@@ -471,13 +476,13 @@ class Decoder:
             estimates=np.zeros((threads, SCREEN_TILE), np.int16),
             load=f(threads, batch, 3),
             peaks=np.zeros((threads, batch), np.int64),
-            computed=np.zeros((threads, batch), np.int64),
+            computed=np.zeros((threads, batch, layers), np.int64),
             reads=np.zeros((threads, 4), np.int64),
             logits=aligned((batch, vocabulary), np.dtype(np.float32)),  # pages that nothing writes take no memory
             log_total=f(batch),
             entropy=f(batch),
             best=np.zeros(batch, np.int64),
-            active=np.zeros(batch, np.int64),
+            neurons=np.zeros((batch, layers), np.int64),
             bytes_read=np.zeros(4, np.int64),
         )
 
@@ -520,4 +525,4 @@ def _zeros(*shape: int) -> np.ndarray:
 
 def _outcome(s: Scratch) -> Outcome:
     """The arrays that a step writes its results to."""
-    return Outcome(s.logits, s.log_total, s.entropy, s.best, s.active, s.bytes_read)
+    return Outcome(s.logits, s.log_total, s.entropy, s.best, s.neurons, s.bytes_read)

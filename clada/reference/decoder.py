@@ -56,7 +56,7 @@ class TorchDecoder:
             collected.append(values)
         kept = None if statistics is None else np.stack([values for values in collected if values is not None])
         nothing = np.zeros(len(prompts))
-        empty = Outcome(nothing, nothing, nothing, nothing, nothing, nothing)
+        empty = Outcome(nothing, nothing, nothing, nothing, nothing[:, None], nothing)
         state = State([list(prompt[:-1]) for prompt in prompts], empty, kept, caches)
         self.step(state, [prompt[-1] for prompt in prompts], dense)
         return state
@@ -73,7 +73,7 @@ class TorchDecoder:
     def step(self, state: State, tokens: Sequence[int], selection: Selection) -> None:
         """As `Decoder.step`, one sequence after the other."""
         check_tokens(self.weights, tokens)
-        logits, active = [], []
+        logits, neurons = [], []
         for b, token in enumerate(tokens):
             counts: list[int] = []
             modules, forwards = self._forwards(b, selection, counts)
@@ -84,7 +84,7 @@ class TorchDecoder:
                     hooks.replace(module, forward)
                 out = self.weights.model(ids, past_key_values=state.memory[b], use_cache=True, **more)
                 logits.append(out.logits[0, -1])
-            active.append(sum(counts))
+            neurons.append(counts)
             state.tokens[b].append(token)
         stacked = torch.stack(logits).float()
         log_total = stacked.double().logsumexp(-1)
@@ -94,7 +94,7 @@ class TorchDecoder:
             log_total=log_total.cpu().numpy(),
             entropy=(log_total - (p * stacked).sum(-1)).cpu().numpy(),
             best=stacked.argmax(-1).cpu().numpy(),
-            active=np.array(active),
+            neurons=np.array(neurons),
             bytes_read=np.zeros(4, np.int64),  # the device's caches decide that
         )
 

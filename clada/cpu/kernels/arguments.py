@@ -128,13 +128,13 @@ class Scratch(NamedTuple):
     estimates: np.ndarray  # [T, SCREEN_TILE] int16, of some words
     load: np.ndarray  # [T, B, 3], sums of the softmax
     peaks: np.ndarray  # [T, B], most likely token
-    computed: np.ndarray  # [T, B], neurons that added to the output
+    computed: np.ndarray  # [T, B, L], neurons that added to the output
     reads: np.ndarray  # [T, 4], bytes read
     logits: np.ndarray  # [B, V]
     log_total: np.ndarray  # [B], log of the sum of exp(logits)
     entropy: np.ndarray  # [B], nats
     best: np.ndarray  # [B], most likely token
-    active: np.ndarray  # [B]
+    neurons: np.ndarray  # [B, L], the same of all threads together
     bytes_read: np.ndarray  # [4]
 
 

@@ -55,9 +55,10 @@ def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
 def merge_threads(threads, s):  # type: ignore[no-untyped-def]
     """Put together what the threads have of every column."""
     for b in range(s.token.shape[0]):
-        s.active[b] = 0
-        for t in range(threads):
-            s.active[b] += s.computed[t, b]
+        for layer in range(s.neurons.shape[1]):
+            s.neurons[b, layer] = 0
+            for t in range(threads):
+                s.neurons[b, layer] += s.computed[t, b, layer]
         # The last one's of a sequence stays.
         copy_into(s.value_sum[s.sequence[b]].reshape(-1), s.value_sums[b].reshape(-1))
     for b in range(s.asked_from[0], s.token.shape[0]):

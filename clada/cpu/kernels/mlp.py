@@ -103,7 +103,7 @@ def mlp_of_batch(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
         alive, computed = s.alive[b, begin:end], 0
         for i in range(alive.shape[0]):
             computed += alive[i]
-        s.computed[t, b] += computed
+        s.computed[t, b, layer] = computed
     add_listed(s.after_mlp[t], down, rows[:count], s.h)
 
 
@@ -159,7 +159,7 @@ def mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-d
     s.reads[t, READ_MLP] += count * row_bytes(up)
     weight, threshold = select.weight[layer], select.threshold[0, layer]
     count = _list_kept(rows, count, h, factor, c.activation, weight, threshold, down)
-    s.computed[t, 0] += count
+    s.computed[t, 0, layer] = count
     s.reads[t, READ_MLP] += count * row_bytes(down)
     out = s.after_mlp[t, 0]
     out[:] = 0
@@ -199,7 +199,7 @@ def mlp_by_input(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
         out = s.after_mlp[t, b]
         out[:] = 0
         add_rows(out, down, 0, rows[:n], s.h[b])
-        s.computed[t, b] += n
+        s.computed[t, b, layer] = n
         read += n
     s.reads[t, READ_MLP] += min(read, end - begin) * row_bytes(down)
 

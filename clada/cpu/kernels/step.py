@@ -124,8 +124,6 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
 def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     begin_call(t, sync)
     _embed_tokens(t, w, c, s)
-    for b in range(s.token.shape[0]):
-        s.computed[t, b] = 0
     for i in range(s.reads.shape[1]):
         s.reads[t, i] = 0
     rows = s.qkv.shape[1]
