@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clada.methods.plan import Plan
     from clada.models.open import load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "load_model", "sparse"]
 
 _HOME = {

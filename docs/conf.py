@@ -3,6 +3,11 @@
 The source folder is the repository itself, so that a link between two pages is the same on GitHub and here.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import clada
 
 project = "clada and cladastats"

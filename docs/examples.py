@@ -73,7 +73,7 @@ def pages() -> list[Path]:
     """The pages with examples, in the order in which a reader meets them."""
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     named = re.findall(r"^(\.\./corpora/\w+|[\w-]+)$", index, re.MULTILINE)
-    return [ROOT / "README.md", *((ROOT / "docs" / f"{name}.md").resolve() for name in named if name != "caption")]
+    return [ROOT / "README.md", *((ROOT / "docs" / f"{name}.md").resolve() for name in named)]
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -98,6 +98,7 @@ def blocks(page: Path) -> Iterator[Block]:
 def prepare(folder: Path) -> None:
     """What a reader would bring: the files of the examples, articles, a model in a folder, somebody's study."""
     from clada import load_model
+    from clada.models.assets import fetch
     from cladastats.sequences.sources import load_documents
 
     shutil.copytree(FILES, folder / "docs" / "examples")
@@ -106,6 +107,7 @@ def prepare(folder: Path) -> None:
     lines = (json.dumps({"body": text}) + "\n" for text in news)
     (folder / "articles.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "articles.txt").write_text("\n\n".join(news), encoding="utf-8")
+    (folder / "my-model.gguf").symlink_to(fetch("smollm2-135m"))
     for part in load_model("smollm2-135m"):
         part.save_pretrained(folder / "my-model")
 
