@@ -114,9 +114,8 @@ Scores are in per cent: accuracy of tasks that choose, F1 or ROUGE-1 of tasks th
 on the same items, with a 95 % interval from a paired bootstrap over them. `DIR` holds `TASK/*.jsonl`."""
 MEANS = """\
 Each row is a method in a part, with the mean of the tasks' first metrics. Parts are of SmolLM2-135M but for those of
-Gemma 3 270M. *Kept* is the share of
-dense's score above blind guessing, of the tasks in which dense is above it. In BoolQ, always
-saying yes counts as guessing."""
+Gemma 3 270M. *Kept* is the share of dense's score above blind guessing, of the tasks in which dense is above it. In
+BoolQ, always saying yes counts as guessing."""
 
 
 def report() -> str:

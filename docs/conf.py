@@ -30,6 +30,8 @@ root_doc = "docs/index"
 myst_heading_anchors = 3  # links to headings, named as GitHub names them
 nb_execution_mode = "off"  # notebooks are shown as they are kept; `make check` runs them
 
+default_role = "code"  # names in docstrings stand in single backticks
+napoleon_use_rtype = False  # what is returned is one sentence
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -102,7 +102,6 @@ def prepare(folder: Path) -> None:
     from cladastats.sequences.sources import load_documents
 
     shutil.copytree(FILES, folder / "docs" / "examples")
-    shutil.copytree(FILES, folder, dirs_exist_ok=True)
     news = load_documents("news").texts[:200]
     lines = (json.dumps({"body": text}) + "\n" for text in news)
     (folder / "articles.jsonl").write_text("".join(lines), encoding="utf-8")
