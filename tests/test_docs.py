@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import examples
@@ -173,6 +174,23 @@ def test_an_example_that_fails_is_said(tmp_path, capsys, monkeypatch):
     said = [line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("docs/words.md")]
     assert len(said) == 4
     assert [line.endswith("runs") for line in said] == [True, True, False, False]
+
+
+# -- Changes ------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere_and_has_its_changes():
+    import clada
+    import cladastats
+
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (\S+) - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert re.findall(r"^## (.*)$", changes, re.MULTILINE)[0] == "Unreleased"
+    kinds = set(re.findall(r"^### (.*)$", changes, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert {clada.__version__, cladastats.__version__, cited, versions[0]} == {project}
 
 
 # -- Numbers ------------------------------------------------------------------------------------------------------
