@@ -183,6 +183,7 @@ def main() -> int:
     """Run all, print a line for each; 1 if one failed."""
     only = [Path(name).resolve() for name in sys.argv[1:]]
     checker, runner, failed = doctest.OutputChecker(), Runner(), 0
+    ran: set[tuple[str, str]] = set()  # the same commands stand on several pages, and run once
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
@@ -190,12 +191,13 @@ def main() -> int:
         printed = ""
         for block in (block for page in only or pages() for block in blocks(page)):
             where, begin, problem = f"{block.page.relative_to(ROOT)}:{block.line}", time.perf_counter(), ""
-            if block.reason:
+            if block.reason or (block.language == "bash" and (block.code, block.options) in ran):
                 continue
             if block.language == "output":
                 if not checker.check_output(block.code + "\n", printed, SAME):
                     problem = f"printed\n{printed}"
             else:
+                ran.add((block.code, block.options))
                 try:
                     printed = runner.run(block)
                 except (Exception, AssertionError) as error:
