@@ -110,9 +110,13 @@ def test_every_page_is_listed_and_the_readme_leads_to_the_list():
     listed = {
         (index.parent / f"{name}.md").resolve()
         for block in re.findall(r"```\{toctree\}\n(.*?)```", index.read_text(encoding="utf-8"), re.DOTALL)
-        for name in block.split()
+        for name in block.split()  # its options too, which are no files
     }
     assert {*PAGES, RESULTS, *MEASURED, *TABLES} - {ROOT / "README.md", index} <= listed
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", index.read_text("utf-8"))}
+    assert {path for path in PAGES if path.parent == index.parent} - {
+        index
+    } <= linked  # lists alone are no links on GitHub
     assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
