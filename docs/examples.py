@@ -181,6 +181,7 @@ def _arguments(argv: list[str], folder: Path) -> Iterator[None]:
 
 def main() -> int:
     """Run all, print a line for each; 1 if one failed."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait give way to whoever shares the machine
     only = [Path(name).resolve() for name in sys.argv[1:]]
     checker, runner, failed = doctest.OutputChecker(), Runner(), 0
     ran: set[tuple[str, str]] = set()  # the same commands stand on several pages, and run once
