@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check lab
+.PHONY: setup demo test check docs lab
 
 setup: $(READY)
 
@@ -43,6 +43,12 @@ check: $(READY)
 	CLADA_STUDY=$(CURDIR)/.check/study $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook \
 	  --output-dir .check/notebooks notebooks/*.ipynb
 	CLADA_NOTEBOOKS=.check/notebooks $(BIN)/python -m pytest -q tests/test_notebooks.py
+
+# The examples of the pages run first; then a warning of Sphinx is an error.
+docs: $(READY)
+	$(BIN)/python docs/examples.py
+	$(BIN)/sphinx-build -W --keep-going --quiet -c docs . build/docs
+	@echo "the pages are in build/docs/docs/index.html"
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

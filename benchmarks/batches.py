@@ -1,4 +1,4 @@
-"""Several sequences side by side: dense and the 2 % plan at batch sizes 1 to 16, as a table.
+"""Several sequences side by side: dense and the 2 % plan at batch sizes 1 to 16; then `figures/SPEED.md` anew.
 
     python benchmarks/batches.py --text jsonl:articles.jsonl:body          # both models, bfloat16
 
@@ -10,41 +10,26 @@ from __future__ import annotations
 
 import argparse
 
-from stored import RESULTS, bench
-from tabulate import tabulate
+from speed_page import publish
+from stored import bench
 
 MODELS = ("smollm2-135m", "gemma3-270m")
 SIZES = (1, 2, 4, 8, 16)
 
 
 def main() -> None:
-    """Measure what is missing, print the table."""
+    """Measure what is missing, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
     text = parser.parse_args().text
-    rows = []
     for model in MODELS:
-        if text is None and not any(RESULTS.glob(f"batch-{model}-*.json")):
-            continue
         for size in SIZES:
             options = (
                 f"--model {model} --methods clada --dtype bfloat16 --batch-size {size} --new-tokens 64 --repeats 2 "
                 "--scored-tokens 0 --prompt-tokens 512"
             )
-            dense, clada = bench(f"batch-{model}-bfloat16-{size}", text, options)["rows"]
-            rows.append(
-                [
-                    model,
-                    size,
-                    f"{dense['tokens_per_s']:.0f}",
-                    f"{clada['tokens_per_s']:.0f}",
-                    f"{clada['ratio_to_dense']:.2f}",
-                    f"{dense['bytes_per_token'] / clada['bytes_per_token']:.2f}",
-                    f"{clada['mlp_bytes_fraction']:.0%}",
-                ]
-            )
-    headers = ["", "batch", "dense, tokens/s", "clada", "ratio", "bytes allow", "MLP bytes"]
-    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+            bench(f"batch-{model}-bfloat16-{size}", text, options)
+    publish()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Every method at every loss budget: `clada bench`, a table and a figure of speed against loss.
+"""Every method at every loss budget: a figure of speed against loss, and `figures/SPEED.md` anew.
 
     python benchmarks/methods.py --text jsonl:articles.jsonl:body          # SmolLM2-135M, bfloat16
 
 Each method leaves out what calibration found within the budget (the shipped plan; `clada-mlp` as many neurons as
-`clada`); the loss in the table is measured here, on the text given: 4,096 tokens (`benchmarks/results/methods-*.json`).
+`clada`); losses are measured here, on the text given: 4,096 tokens (`benchmarks/results/methods-*.json`).
 Speeds are of runs of their own, nine interleaved rounds at prompt 512 and 128 new tokens (`methods-speed-*.json`), as
 single rounds differ by a tenth.
 Results that are there are kept; delete them to measure again.
@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 
 import matplotlib.pyplot as plt
+from speed_page import publish
 from stored import bench, save
-from tabulate import tabulate
 
 BUDGETS = (0.01, 0.02, 0.05)
 METHODS = ("clada", "clada-mlp", "tt", "top-p", "cats", "griffin", "teal", "wina")
@@ -23,7 +23,7 @@ MARKERS = dict(zip(METHODS, "os^v<>Dd", strict=True))
 
 
 def main() -> None:
-    """Measure what is missing, print the table, draw the figure."""
+    """Measure what is missing, draw the figure, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="what to decode, as `clada bench` takes it")
     text = parser.parse_args().text
@@ -37,15 +37,9 @@ def main() -> None:
         timed = bench(f"methods-speed-{name}", text, f"{options} --repeats 9 --scored-tokens 0")
         speeds[budget] = {row["method"]: row["ratio_to_dense"] for row in timed["rows"]}
     figure, axis = plt.subplots(figsize=(3.5, 3))
-    table = []
     for method in METHODS:
         rows = [next(r for r in results[budget]["rows"] if r["method"] == method) for budget in BUDGETS]
         ratios = [speeds[budget][method] for budget in BUDGETS]
-        cells = [
-            f"{ratio:.2f} ({100 * r['ppl_rise']:+.1f} %, {100 * r['active_fraction']:.0f} %)"
-            for ratio, r in zip(ratios, rows, strict=True)
-        ]
-        table.append([f"`{method}`", *cells])
         axis.plot(
             [100 * r["ppl_rise"] for r in rows],
             ratios,
@@ -60,7 +54,7 @@ def main() -> None:
     axis.set_ylabel("speed over dense")
     axis.legend(fontsize=6, frameon=False)
     save(figure, "methods")
-    print(tabulate(table, ["speed over dense (loss, neurons)", *(f"{b:.0%} plan" for b in BUDGETS)], tablefmt="github"))
+    publish()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clada.models.open import load_model
     from clada.trace.page import Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["CladaError", "Coefficients", "Engine", "Plan", "Step", "Trace", "load_model", "sparse"]
 
 _HOME = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cladastats.study import Study
     from cladastats.texts.table import word_table
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Fit", "Study", "mixed_model", "word_table"]
 
 _HOME = {

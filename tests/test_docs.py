@@ -3,8 +3,10 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
+import examples
 import pytest
 
 from clada.cli import COMMANDS as CLADA_COMMANDS
@@ -18,12 +20,17 @@ PAGES = [
     *sorted(path for folder in ("docs", "corpora") for path in (ROOT / folder).glob("*.md")),
 ]
 RESULTS = ROOT / "figures" / "RESULTS.md"
+MEASURED = [ROOT / "figures" / name for name in ("SPEED.md", "QUALITY.md")]
 TABLES = sorted((ROOT / "figures" / "tables").glob("*.md"))
 FOLDERS = ("clada", "cladastats", "docs", "corpora", "notebooks", "figures", "benchmarks", "tests", ".ci")
 WIDEST_ROW = 120  # characters: more are no longer one line on a screen
+LONGEST_README = 150  # lines
+LARGEST_README = 9_000  # bytes
 LONGEST_RESULTS = 130  # lines: one page to read; the full tables are beside it
 
-every_page = pytest.mark.parametrize("page", [*PAGES, RESULTS, *TABLES], ids=lambda page: page.name)
+every_page = pytest.mark.parametrize(
+    "page", [*PAGES, RESULTS, *MEASURED, *TABLES], ids=lambda page: str(page.relative_to(ROOT))
+)
 
 
 def prose_and_code(page):
@@ -76,7 +83,10 @@ def options_of(package, name):
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_README
+    assert len(text.encode()) <= LARGEST_README
+    assert [line for line in text.splitlines() if len(line) > WIDEST_ROW] == []
 
 
 def test_results_are_one_page():
@@ -95,11 +105,110 @@ def test_every_table_is_linked_from_the_results():
     assert there <= linked
 
 
-def test_every_page_is_linked_from_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    linked = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", readme)}
-    pages = {page for page in PAGES if page.parent != ROOT / "corpora"}  # whose folder docs/studies.md links
-    assert pages - {ROOT / "README.md"} <= linked
+def test_every_page_is_listed_and_the_readme_leads_to_the_list():
+    index = ROOT / "docs" / "index.md"
+    listed = {
+        (index.parent / f"{name}.md").resolve()
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", index.read_text(encoding="utf-8"), re.DOTALL)
+        for name in block.split()  # its options too, which are no files
+    }
+    assert {*PAGES, RESULTS, *MEASURED, *TABLES} - {ROOT / "README.md", index} <= listed
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", index.read_text("utf-8"))}
+    assert {path for path in PAGES if path.parent == index.parent} - {
+        index
+    } <= linked  # lists alone are no links on GitHub
+    assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# -- Examples: `make docs` runs them ----------------------------------------------------------------------------------
+
+EXAMPLES = [block for page in examples.pages() for block in examples.blocks(page)]
+of_examples = pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: f"{block.page.name}:{block.line}")
+
+
+def test_every_page_with_a_command_has_its_examples_run():
+    """So that no command stands where nothing runs it: in another kind of block, or on a page without a place."""
+    run = {(block.page, tuple(words)) for block in EXAMPLES if block.language == "bash" for words in block.commands}
+    for page in PAGES:
+        for package, words in command_lines(page):
+            forms = {(page, (package, *words)), (page, ("python", "-m", f"{package}.{words[0]}", *words[1:]))}
+            assert forms & run, f"{page.name}: {package} {' '.join(words)}"
+
+
+@of_examples
+def test_an_example_that_is_not_run_names_a_test_of_its_commands(block):
+    if not block.reason:
+        return
+    path = ROOT / block.test
+    assert path.is_file(), f"{block.page.name}:{block.line} names {block.test}"
+    tested = path.read_text(encoding="utf-8")
+    for words in block.commands:
+        if words[0] in COMMANDS:
+            assert re.search(rf"\b{words[1]}\b", tested), f"{block.test} has no '{words[1]}'"
+
+
+def test_options_for_examples_are_added_and_reasons_are_read(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- run with: --pairs 2 -->\n```bash\nclada a \\\n  b && clada c  # why\n```\n\n```output\nx\n```\n\n"
+        "<!-- not run: slow; tests/test_x.py -->\n```python\n1\n```\n\n```toml\ny\n```\n",
+        encoding="utf-8",
+    )
+    first, output, last = examples.blocks(page)
+    assert (first.line, first.options, first.commands) == (3, "--pairs 2", [["clada", "a", "b"], ["clada", "c"]])
+    assert (output.language, output.code, output.options, output.reason) == ("output", "x", "", "")
+    assert (last.language, last.reason, last.test) == ("python", "slow; tests/test_x.py", "tests/test_x.py")
+
+
+def test_an_example_that_fails_is_said(tmp_path, capsys, monkeypatch):
+    page = examples.ROOT / "docs" / "words.md"
+    found = [
+        examples.Block(page, 1, "python", "print(1 + 1)"),
+        examples.Block(page, 2, "output", "2"),
+        examples.Block(page, 3, "output", "3"),
+        examples.Block(page, 4, "bash", "clada nothing"),
+        examples.Block(page, 5, "python", "undefined", reason="not run"),
+    ]
+    monkeypatch.setattr(examples, "pages", lambda: [page])
+    monkeypatch.setattr(examples, "blocks", lambda _page: found)
+    monkeypatch.setattr(examples, "prepare", lambda _folder: None)
+    monkeypatch.setattr("sys.argv", ["examples.py"])
+    monkeypatch.chdir(tmp_path)
+    assert examples.main() == 1
+    said = [line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("docs/words.md")]
+    assert len(said) == 4
+    assert [line.endswith("runs") for line in said] == [True, True, False, False]
+
+
+# -- Changes ------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere_and_has_its_changes():
+    import clada
+    import cladastats
+
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (\S+) - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert re.findall(r"^## (.*)$", changes, re.MULTILINE)[0] == "Unreleased"
+    kinds = set(re.findall(r"^### (.*)$", changes, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert {clada.__version__, cladastats.__version__, cited, versions[0]} == {project}
+
+
+# -- Numbers ------------------------------------------------------------------------------------------------------
+
+# Versions of Python, the paper's number, and constants of rules that are explained where they stand.
+NO_RESULTS = {"3.11", "3.13", "2502.19078"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/start.md", "docs/speed-and-quality.md", "docs/decode.md"])
+def test_a_number_in_prose_is_in_a_table_of_results(name):
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", "\n".join(prose_and_code(ROOT / name)[0]))
+    numbers = set(re.findall(r"\d+\.\d+", prose)) - NO_RESULTS
+    tables = "\n".join(path.read_text(encoding="utf-8") for path in (RESULTS, *MEASURED, *TABLES))
+    assert {number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", tables)} == set()
 
 
 @every_page
@@ -135,7 +244,6 @@ def test_command_lines_are_found():
         ("cladastats", "human"),
         ("cladastats", "run"),
         ("cladastats", "regress"),
-        ("clada", "generate"),
         ("clada", "generate"),
     ]
 

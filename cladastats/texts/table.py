@@ -73,7 +73,7 @@ def word_table(
     """Surprisal and entropy of every word of your stimuli, in a language model, beside your own columns.
 
     For an experiment with a row per word, name the column with the words and the columns that make one text, which is
-    what the model reads in one go:
+    what the model reads in one go::
 
         import pandas as pd
         from cladastats import word_table
@@ -91,7 +91,7 @@ def word_table(
     then the result has a row per word. A string is one running text.
 
     Read a file with `pd.read_csv(path, dtype=str, keep_default_na=False)`: otherwise pandas takes the words NA and null
-    for missing values, and 001 for the number 1. From R, with reticulate, a data frame is given as it is:
+    for missing values, and 001 for the number 1. From R, with reticulate, a data frame is given as it is::
 
         cladastats <- reticulate::import("cladastats")
         words <- cladastats$word_table(stimuli, model = "smollm2-135m", by = list("item", "condition"))
