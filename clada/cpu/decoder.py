@@ -361,7 +361,8 @@ class Decoder:
         memory.last_run = scratch
         tensors = self.weights.tensors
         with self.lock:
-            if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
+            gathers = self.weights.constants.layout == BY_MATRIX and not self.weights.precision.in_blocks
+            if len(selection.needed) and gathers:
                 tensors, selection = self._gather(selection)
             self.team.run(decode_step, *memory.boxed(tensors, self.weights.constants, scratch, selection))
 
@@ -434,8 +435,8 @@ class Decoder:
     def _buffers(self, batch: int, caches: _Caches | Scratch) -> Scratch:
         """Caches with buffers for so many columns."""
         w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
-        layers, width, hidden = w.output.shape
-        neurons, vocabulary = w.down.shape[1], w.head.shape[0]
+        layers, width = w.output.shape[:2]
+        neurons, hidden, vocabulary = w.down.shape[1], w.final_norm.shape[1], w.head.shape[0]
         share = (caches.keys.shape[3] // threads + 1) * LANES  # positions of a thread
         f, rotary = _zeros, self.weights.rotary(np.zeros(1))
         return Scratch(
@@ -471,7 +472,7 @@ class Decoder:
             near=aligned((threads, max(neurons, width, 64)), np.dtype(np.uint8)),
             means=f(threads, batch),
             floors=f(threads, batch),
-            narrow=f(batch, w.head.shape[1]),
+            narrow=f(batch, w.before_layers.shape[1]),
             screened=f(batch, len(w.screen)),
             terms=f(threads, len(w.screen)),
             steps=np.zeros((threads, len(w.screen) + 7), np.int16),

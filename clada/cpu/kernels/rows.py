@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
+from clada.cpu.blocks.kinds import KIND_BITS
+from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.scalars import FASTMATH, bias_of, scale_of, widen
-from clada.cpu.kernels.vectors import WIDE, add_scaled_rows, dots_of_rows, prefetch_row
+from clada.cpu.kernels.vectors import WIDE, add_scaled_rows, dots_of_rows, prefetch_row, row_across_into, row_into
+from clada.cpu.precision import of_element
 
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is fetched into a cache
 
@@ -17,10 +21,27 @@ TOGETHER = 16  # rows that stay in the nearest cache while all columns have thei
 WAITING = 64  # rows that are fetched ahead at most, while there is nothing else to do
 
 
-@njit
+def _in_blocks(rows):  # type: ignore[no-untyped-def]
+    """Whether rows are weights in blocks."""
+    raise NotImplementedError
+
+
+@overload(_in_blocks, jit_options={"forceinline": True})
+def _typed_in_blocks(rows):  # type: ignore[no-untyped-def]
+    known = of_element(rows.dtype).in_blocks
+    return lambda rows: known
+
+
 def row_bytes(rows):  # type: ignore[no-untyped-def]
-    """Bytes of a stored row; int8's scales, four bytes a row, are not counted."""
-    return rows.shape[1] * rows.itemsize
+    """Bytes of a stored row; int8's scales, four bytes a row, are not counted. In blocks the mean of all rows."""
+    raise NotImplementedError
+
+
+@overload(row_bytes, jit_options={"forceinline": True})
+def _typed_row_bytes(rows):  # type: ignore[no-untyped-def]
+    if of_element(rows.dtype).in_blocks:
+        return lambda rows: max(1, ((rows[-1, 0] >> KIND_BITS) - (rows[0, 0] >> KIND_BITS)) // max(1, len(rows) - 1))
+    return lambda rows: rows.shape[1] * rows.itemsize
 
 
 @njit(forceinline=True)
@@ -43,16 +64,27 @@ def eight_of(which, r):  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True)
-def _side_by_side(which):  # type: ignore[no-untyped-def]
+def _side_by_side(rows, which):  # type: ignore[no-untyped-def]
     """How many of the listed rows to read four side by side: none if no row is missing between them, else all fours.
 
     One after the other, rows with gaps look like a stream to the processor, which fetches the gaps too; side by side
-    they do not. Without gaps a stream is faster. benchmarks/selection-log.md has the times.
+    they do not. Without gaps a stream is faster. benchmarks/selection-log.md has the times. Rows in blocks are always
+    read four side by side, as they share scales.
     """
     count = which.shape[0]
-    if count > 0 and which[count - 1] - which[0] == count - 1:
+    if not _in_blocks(rows) and count > 0 and which[count - 1] - which[0] == count - 1:
         return 0
     return count - count % 4
+
+
+@kernel(nogil=True)
+def widen_rows(out, rows, first, across):  # type: ignore[no-untyped-def]
+    """out[k] = row first + k of weights in blocks as float32; `across`: rows are of inputs."""
+    for k in range(out.shape[0]):
+        if across:
+            row_across_into(out[k], rows, first + k)
+        else:
+            row_into(out[k], rows, first + k)
 
 
 @njit(fastmath=FASTMATH)
@@ -69,7 +101,7 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
     """out[i] = rows[i] x[0] + bias[i] for the listed rows i, of a single column."""
     ahead = rows_ahead(rows)
     n = which.shape[0]
-    fours = _side_by_side(which)
+    fours = _side_by_side(rows, which)
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         d0, d1, d2, d3 = dots_of_rows(rows, (i0, i1, i2, i3), x, (0,), four_of(which, r + ahead))
@@ -133,7 +165,7 @@ def add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
     """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
     ahead = rows_ahead(rows)
     n = which.shape[0]
-    fours = _side_by_side(which)
+    fours = _side_by_side(rows, which)
     for r in range(0, fours, 4):
         i0, i1, i2, i3 = which[r], which[r + 1], which[r + 2], which[r + 3]
         four = (factors[i0], factors[i1], factors[i2], factors[i3])

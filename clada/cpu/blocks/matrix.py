@@ -1,0 +1,187 @@
+"""Matrices in blocks: from float32 or from a GGUF file's bytes to rows of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clada.cpu.blocks.kinds import BY_NAME, KIND_BITS, STEPPED, UNIT, Kind, up
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A matrix as codes and scales.
+
+    Attributes:
+        kind: of its blocks.
+        codes: uint8, or int8 of 8 bits, [outputs, inputs filled up to whole groups].
+        scales: [outputs, groups, 1 or 2], a scale and perhaps a minimum: float16, or int8 numbers of steps.
+        inputs: without those that were filled up.
+        steps: float16 [outputs, inputs / 256, 1 or 2], else none; that of the minimum is negative.
+    """
+
+    kind: Kind
+    codes: np.ndarray
+    scales: np.ndarray
+    inputs: int
+    steps: np.ndarray | None = None
+
+
+def coded(matrix: np.ndarray, name: str) -> Coded:
+    """Round a float32 matrix [outputs, inputs] to Q4_1, from the least to the most of each group, or to Q8_0.
+
+    A last group that is not whole is filled up with zeros.
+    """
+    kind, outputs = BY_NAME[name], len(matrix)
+    inputs = up(matrix.shape[1], UNIT)
+    filled = np.pad(matrix, ((0, 0), (0, inputs - matrix.shape[1]))).reshape(outputs, -1, kind.group)
+    if kind.minimum:
+        least = filled.min(2, keepdims=True).astype(np.float16)
+        scale = ((filled.max(2, keepdims=True) - least.astype(np.float32)) / 15).astype(np.float16)
+        numbers, low, high = np.concatenate([scale, least], 2), 0, 15
+    else:
+        scale = (np.abs(filled).max(2, keepdims=True) / 127).astype(np.float16)
+        numbers, low, high = scale, -127, 127
+        least = np.zeros_like(scale)
+    step = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
+    codes = np.rint((filled - least.astype(np.float32)) / step).clip(low, high)
+    codes = codes.reshape(outputs, inputs).astype(np.int8 if kind.bits == 8 else np.uint8)
+    return Coded(kind, codes, numbers, matrix.shape[1])
+
+
+def rows_along(matrix: Coded) -> np.ndarray:
+    """Rows of outputs, uint8 [outputs, bytes]."""
+    kind, outputs = matrix.kind, len(matrix.codes)
+    parts = [_code_bytes(kind, matrix.codes), _bytes(matrix.scales, outputs)]
+    if matrix.steps is not None:
+        parts.append(_bytes(matrix.steps, outputs))
+    return np.concatenate(parts, 1)
+
+
+def rows_across(matrix: Coded) -> np.ndarray:
+    """Rows of inputs, uint8 [bytes]; see `starts_across`."""
+    kind = matrix.kind
+    outputs = up(len(matrix.codes), UNIT)
+
+    def by_input(array: np.ndarray) -> np.ndarray:  # [outputs, n, ...] to [n, ..., filled outputs]
+        widths = [(0, outputs - len(array)), *[(0, 0)] * (array.ndim - 1)]
+        return np.ascontiguousarray(np.moveaxis(np.pad(array, widths), 0, -1))
+
+    codes = _code_bytes(kind, by_input(matrix.codes))
+    tiles = len(codes) // kind.group
+    tile = np.concatenate([_bytes(by_input(matrix.scales), tiles), codes.reshape(tiles, -1)], 1)
+    if matrix.steps is None:
+        return tile.reshape(-1)
+    steps = _bytes(by_input(matrix.steps), matrix.steps.shape[1])
+    return np.concatenate([steps, tile.reshape(len(steps), -1)], 1).reshape(-1)
+
+
+def starts_along(kind: Kind, inputs: int, outputs: int) -> tuple[np.ndarray, int]:
+    """Where the rows of `rows_along` begin, int64 [outputs], bytes from its beginning, and how many bytes it has."""
+    size = kind.along_bytes(up(inputs, kind.filled))
+    return np.arange(outputs) * size, outputs * size
+
+
+def starts_across(kind: Kind, inputs: int, outputs: int) -> tuple[np.ndarray, int]:
+    """The same of `rows_across`, int64 [inputs]."""
+    outputs, i = up(outputs, UNIT), np.arange(inputs)
+    steps = 2 * kind.each * outputs * (i // STEPPED + 1) if kind.stepped else 0
+    starts = (
+        steps
+        + i // kind.group * kind.tile_bytes(outputs)
+        + outputs * kind.scale_bytes
+        + i % kind.group * kind.code_bytes(outputs)
+    )
+    return starts, kind.across_bytes(up(inputs, kind.filled), outputs)
+
+
+def before_across(matrix: Coded) -> int:
+    """Bytes of `rows_across` before its first row."""
+    kind, outputs = matrix.kind, up(len(matrix.codes), UNIT)
+    return outputs * (kind.scale_bytes + (2 * kind.each if kind.stepped else 0))
+
+
+def at_addresses(starts: np.ndarray, memory: np.ndarray, sign: int = 1) -> np.ndarray:
+    """Starts of rows in some memory as addresses, or with the sign -1 the other way.
+
+    Both are times 2 ** KIND_BITS, plus the number of the kind.
+    """
+    return starts + sign * (memory.ctypes.data << KIND_BITS)
+
+
+def _bytes(array: np.ndarray, rows: int) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(rows, -1)
+
+
+def _code_bytes(kind: Kind, codes: np.ndarray) -> np.ndarray:
+    """Codes [rows, n] as `codes` and `high` of rows, uint8."""
+    rows, n = codes.shape
+    if kind.bits == 8:
+        return codes.view(np.uint8)
+    halves = (codes & 15).reshape(rows, -1, 2, 16)
+    low = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(rows, -1)
+    if not kind.high:
+        return low
+    beyond = np.pad(codes >> 4, ((0, 0), (0, up(n, kind.high) - n)))
+    shifts = ((kind.bits - 4) * np.arange(kind.high // 16, dtype=np.uint8))[:, None]
+    shifted = beyond.reshape(rows, -1, kind.high // 16, 16) << shifts
+    return np.concatenate([low, np.bitwise_or.reduce(shifted, 2).reshape(rows, -1)], 1)
+
+
+# -- GGUF's types, as ggml-quants.c lays them out ----------------------------------------------------------------------
+
+
+def coded_of_gguf(data: np.ndarray, name: str) -> Coded:
+    """The codes and scales in a GGUF file's bytes [outputs, bytes of a row], of the type of that name.
+
+    Raises:
+        KeyError: no kind of that name.
+    """
+    kind = BY_NAME[name]
+    outputs = len(data)
+    if kind.stepped:
+        return (_of_q6_k if kind.bits == 6 else _of_q45_k)(kind, data, outputs)
+    head = 2 * kind.each
+    block = head + (4 if kind.bits == 5 else 0) + (32 if kind.bits == 8 else 16)
+    blocks = data.reshape(outputs, -1, block)
+    scales = np.ascontiguousarray(blocks[:, :, :head]).view(np.float16)
+    if kind.bits == 8:
+        codes = np.ascontiguousarray(blocks[:, :, head:]).view(np.int8).reshape(outputs, -1)
+        return Coded(kind, codes, scales, codes.shape[1])
+    packed = blocks[:, :, -16:]
+    codes = np.concatenate([packed & 15, packed >> 4], 2)
+    if kind.bits == 5:
+        codes |= np.unpackbits(blocks[:, :, head : head + 4], axis=2, bitorder="little") << 4
+    codes = codes.reshape(outputs, -1)
+    return Coded(kind, codes, scales, codes.shape[1])
+
+
+def _of_q45_k(kind: Kind, data: np.ndarray, outputs: int) -> Coded:
+    """Q4_K and Q5_K: steps, 8 scales and minima of 6 bits in 12 bytes, fifth bits, codes; minima are subtracted."""
+    blocks = data.reshape(outputs, -1, 144 if kind.bits == 4 else 176)
+    steps = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16) * np.array([1, -1], np.float16)
+    a, b, c = (blocks[:, :, at : at + 4] for at in (4, 8, 12))
+    scale = np.concatenate([a & 63, (c & 15) | a >> 6 << 4], 2)
+    least = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], 2)
+    packed = blocks[:, :, -128:].reshape(outputs, -1, 4, 1, 32)
+    codes = np.concatenate([packed & 15, packed >> 4], 3).reshape(outputs, -1, 8, 32)
+    if kind.bits == 5:
+        fifth = blocks[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]
+        codes |= (fifth & 1) << 4
+    scales = np.stack([scale, least], 3).reshape(outputs, -1, 2).view(np.int8)
+    codes = codes.reshape(outputs, -1)
+    return Coded(kind, codes, scales, codes.shape[1], steps)
+
+
+def _of_q6_k(kind: Kind, data: np.ndarray, outputs: int) -> Coded:
+    """Q6_K: lower four bits of 256 codes, upper two, 16 scales, the step."""
+    blocks = data.reshape(outputs, -1, 210)
+    packed = blocks[:, :, :128].reshape(outputs, -1, 2, 1, 64)
+    low = np.concatenate([packed & 15, packed >> 4], 3).reshape(outputs, -1, 2, 4, 32)
+    shifts = 2 * np.arange(4, dtype=np.uint8)[:, None]
+    high = blocks[:, :, 128:192].reshape(outputs, -1, 2, 1, 32) >> shifts & 3
+    scales = np.ascontiguousarray(blocks[:, :, 192:208]).view(np.int8).reshape(outputs, -1, 1)
+    steps = np.ascontiguousarray(blocks[:, :, 208:]).view(np.float16)
+    codes = (low | high << 4).reshape(outputs, -1)
+    return Coded(kind, codes, scales, codes.shape[1], steps)
