@@ -19,6 +19,7 @@ import numpy as np
 from clada.cpu.decoder import Decoder
 from clada.cpu.kept import Kept, NotKeptError
 from clada.cpu.kernels.arguments import box
+from clada.cpu.precision import PRECISIONS
 from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
@@ -150,7 +151,16 @@ def choose(
     max_loss: float | None = None,
     keep: float | None = None,
 ) -> Choice:
-    """What a method leaves out; arguments and errors are those of `clada.methods.policy.resolve_shares`."""
+    """What a method leaves out; arguments and errors are those of `clada.methods.policy.resolve_shares`.
+
+    Raises:
+        InputError: as there, or the method leaves out inputs at a precision that cannot.
+    """
+    if PRECISIONS[dtype].in_blocks and layout_of(method) == "input":
+        raise InputError(
+            f"method {method} leaves out inputs, which weights in {dtype} are not stored for; use another dtype, or a "
+            "method that leaves out neurons"
+        )
     shares, setting = resolve_shares(method, plan, vocabulary, dtype, max_loss, keep)
     return Choice(method, plan, coefficients, shares, setting)
 
@@ -206,7 +216,7 @@ def vocabulary_of(model: Any) -> int:
 
 
 # What drafts for the weights' precision: the cheapest one that predicts nearly the same words.
-DRAFTED_AT = {"float32": "int8", "bfloat16": "int8"}
+DRAFTED_AT = {"float32": "int8", "bfloat16": "int8", "int8": "int4"}
 
 
 def check_drafts(dtype: str, device: str = "cpu") -> None:

@@ -46,6 +46,7 @@ from clada.methods.screen import Basis
 from clada.methods.selection import Norms
 from clada.models.architectures import family_of
 from clada.models.description import Description
+from clada.models.open import OF_FILE, gguf_file
 from clada.models.tokenizer import Tokenizer
 from clada.sampling import (
     GREEDY,
@@ -129,7 +130,8 @@ class Engine:
         method: of `clada.methods.registry.METHODS`.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
-        dtype: of the weights: `float32`, `bfloat16` or `int8`.
+        dtype: of the weights: `float32`, `bfloat16`, `int8`, `int4`, or `file` for the
+            blocks of the GGUF file that the model is.
         device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.
         max_loss: which of the plan's budgets; None for 2 %.
@@ -181,6 +183,8 @@ class Engine:
         on = "cpu" if kept is not None else device_of(model, device)
         if method_of(method).drafts:
             check_drafts(dtype, on)
+        if PRECISIONS[dtype].in_blocks and on != "cpu":
+            raise InputError(f"weights in {dtype} are decoded on the CPU, not on {on}; use another dtype there")
         threads = threads or available_cores()
         if kept is None:
             set_threads(threads)
@@ -246,6 +250,8 @@ class Engine:
         """
         check_method(method)
         chosen = {"method": method, "dtype": dtype, **options}
+        if dtype == OF_FILE:
+            gguf_file(name)
         on_kernels = device == "cpu" and dtype in PRECISIONS
         kept = find_kept(name, dtype, layout_of(method)) if on_kernels else None
         if kept is not None:

@@ -30,8 +30,8 @@ from clada.reference.decoder import TorchDecoder
 
 PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer than the sliding window of 16
 
-# float32: sums in another order, over a few hundred terms in each of a few layers. Others: keys and values are rounded to
-# 8 bits of mantissa, and a float32 difference of 1e-7 can turn one over, 4e-3 of that value.
+# float32: sums in another order, over a few hundred terms in each of a few layers. Others: keys and values are rounded
+# to 8 bits of mantissa, and a float32 difference of 1e-7 can turn one over, 4e-3 of that value.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2, "int4": 2e-2}
 
 OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
@@ -237,7 +237,7 @@ def test_whole_neurons_left_out_equal_torch(family, dtype):
     assert 0.8 < compare(weights, masked, TOLERANCE[dtype], prompts=PROMPTS[:1]) < 0.95
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_layouts_hold_the_same_weights(dtype):
     model = tiny_model("llama", seed=9)
     weights, other = pack(model, dtype), pack(model, dtype, layout="input")
@@ -373,7 +373,7 @@ def add(out, rows, begin, which, factors):
     add_rows(out, rows, begin, which, factors)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("width", [1, 15, 16, 47, 64, 100, 576])
 def test_rows_listed_are_multiplied_and_added_wherever_they_lie(dtype, width):
     rng = np.random.default_rng(width)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from clada.cpu.kernels.arguments import Boxed, Scratch, Tensors, box
+from clada.cpu.kernels.rows import prepared_size
 from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
@@ -451,6 +452,8 @@ class Decoder:
             value_sum=caches.value_sum,
             residual=f(threads, batch, hidden),
             normed=f(threads, batch, hidden),
+            rounded=np.zeros((threads, batch, prepared_size(hidden)), np.int16),
+            rounded_narrow=np.zeros((threads, batch, prepared_size(w.before_layers.shape[1])), np.int16),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
             query=f(threads, c.heads, c.head_dim),
             attended=f(batch, width),

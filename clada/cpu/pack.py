@@ -20,7 +20,7 @@ from torch import nn
 from clada.cpu.fused import fused_again
 from clada.cpu.kernels.arguments import Constants, Tensors
 from clada.cpu.precision import PRECISIONS, Precision
-from clada.cpu.sources import Rounded, Source
+from clada.cpu.sources import Source, source_of
 from clada.cpu.storage import AnyRows, BlockRows, PackedEmbedding, PackedLinear, Rows
 from clada.cpu.weights import Rotary, Weights
 from clada.errors import ModelError
@@ -254,7 +254,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
             can be left out instead of neurons.
 
     Raises:
-        ModelError: the engine cannot decode this model, or a weight of it is not a finite number.
+        ModelError: the engine cannot decode this model, or a weight of it is not a finite number, or what a GGUF file
+            is asked for is not there.
     """
     parts = anatomy(model)
     norms = norms_of(parts)
@@ -262,7 +263,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     # Products, beside copies that wait for memory.
     making_screen = ThreadPoolExecutor(1).submit(Screen.of, _matrix(parts.head), basis)
     hidden, precision, shell = model.config.hidden_size, PRECISIONS[dtype], _Shell(model)
-    rows_of = _RowsOf(precision, Rounded(parts) if precision.in_blocks else None)
+    rows_of = _RowsOf(precision, source_of(model, parts, precision) if precision.in_blocks else None)
     packed = _Layers.empty(parts, hidden, rows_of, input_major=layout == "input")
     by_layer = [(packed.pack(i, parts, rows_of, shell), layer) for i, layer in enumerate(parts.layers)]
     ends = _Ends.pack(parts, hidden, rows_of, shell)

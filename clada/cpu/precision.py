@@ -209,7 +209,7 @@ class Blocks(Precision):
 
 
 PRECISIONS: dict[str, Precision] = {
-    precision.name: precision for precision in (Float32(), BFloat16(), Int8(), Blocks("int4"))
+    precision.name: precision for precision in (Float32(), BFloat16(), Int8(), Blocks("int4"), Blocks("file"))
 }
 
 

@@ -37,7 +37,7 @@ from clada.methods.registry import method_of
 from clada.models.description import Description
 from clada.speculation import Speculation
 
-MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
+MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 
 INFORMATIVE: tuple[Kind, ...] = ("Q8_0", "Q4_1")  # what else the same machine can do
 

@@ -4,20 +4,24 @@ Blocks lie in rows. A row is the weights of one output ("along"), as the file ha
 the kernels leave inputs out of the projections that are transposed. Groups of weights that share a scale are always of
 one output. Along, a row is
 
-    codes     4 bits: 16 bytes for 32 weights, the first 16 in the lower halves of bytes; 8 bits: a byte each
-    high      what is beyond 4 bits: 16 bytes for 128 weights (64 of 6 bits), whose byte k has weights k, k + 16, ...
-    scales    by group, float16 or the whole number of steps of one
-    steps     float16 by 256 weights, where scales are numbers of steps
+    codes     4 bits: 16 numbers of 16 bits for 64 weights, whose lowest four bits are the first 16 weights, and so on;
+              8 bits: a byte each
+    high      what is beyond 4 bits, likewise: 16 numbers of 16 bits for 256 weights (128 of 6 bits)
+    scales    by group, float16 or the whole number of steps of one; then minima, likewise
+    steps     float16 by 256 weights, where scales are numbers of steps; then those of minima
 
-Across, the rows of a group (a tile) follow each other, `codes` and `high` each, behind the scales of all outputs; tiles
-of 256 rows follow the steps of all outputs. Rows are filled up to 32 weights with zeros.
+Across, the rows of a group (a tile) follow each other behind the scales of all outputs; tiles of 256 rows follow the
+steps of all outputs. A row is `codes` and `high`, of 8 numbers of 32 bits each. Rows are filled up to 64 weights with
+zeros.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-UNIT = 32  # weights that are unpacked together
+UNIT = 64  # weights that are unpacked together
+
+SHARED = 32  # inputs that are rounded with one step when a row along is multiplied with them
 
 KIND_BITS = 4  # of the number that stands for a row, its lowest: the kind
 
@@ -46,8 +50,8 @@ class Kind:
 
     @property
     def high(self) -> int:
-        """Weights whose bits beyond four lie in 16 bytes; 0 without any."""
-        return 0 if self.bits in (4, 8) else 128 // (self.bits - 4)
+        """Weights whose bits beyond four lie in 32 bytes; 0 without any."""
+        return 0 if self.bits in (4, 8) else 256 // (self.bits - 4)
 
     @property
     def each(self) -> int:
@@ -65,12 +69,12 @@ class Kind:
         return STEPPED if self.stepped else UNIT
 
     def low_bytes(self, weights: int) -> int:
-        """Bytes of `codes` in a row of so many weights, a multiple of 32."""
+        """Bytes of `codes` in a row of so many weights, a multiple of UNIT."""
         return weights if self.bits == 8 else weights // 2
 
     def code_bytes(self, weights: int) -> int:
         """Bytes of `codes` and `high`."""
-        return self.low_bytes(weights) + (16 * -(-weights // self.high) if self.high else 0)
+        return self.low_bytes(weights) + (32 * -(-weights // self.high) if self.high else 0)
 
     def along_bytes(self, inputs: int) -> int:
         """Bytes of a row along, of inputs that are filled up."""
@@ -99,7 +103,7 @@ KINDS = (
     Kind("Q6_K", 6, zero=32, stepped=True, group=16),
 )
 
-LEAST_GROUP = min(kind.group for kind in KINDS)
+LONGEST_GROUP = max(kind.group for kind in KINDS)
 
 BY_NAME = {kind.name: kind for kind in KINDS}
 

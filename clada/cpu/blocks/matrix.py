@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ class Coded:
 
     Attributes:
         kind: of its blocks.
-        codes: uint8, or int8 of 8 bits, [outputs, inputs filled up to whole groups].
+        codes: uint8, or int8 of 8 bits, [outputs, inputs filled up to whole units].
         scales: [outputs, groups, 1 or 2], a scale and perhaps a minimum: float16, or int8 numbers of steps.
         inputs: without those that were filled up.
         steps: float16 [outputs, inputs / 256, 1 or 2], else none; that of the minimum is negative.
@@ -29,13 +30,10 @@ class Coded:
 
 
 def coded(matrix: np.ndarray, name: str) -> Coded:
-    """Round a float32 matrix [outputs, inputs] to Q4_1, from the least to the most of each group, or to Q8_0.
-
-    A last group that is not whole is filled up with zeros.
-    """
+    """Round a float32 matrix [outputs, inputs] to Q4_1, from the least to the most of each group, or to Q8_0."""
     kind, outputs = BY_NAME[name], len(matrix)
     inputs = up(matrix.shape[1], UNIT)
-    filled = np.pad(matrix, ((0, 0), (0, inputs - matrix.shape[1]))).reshape(outputs, -1, kind.group)
+    filled = _filled(matrix, 1, inputs).reshape(outputs, -1, kind.group)
     if kind.minimum:
         least = filled.min(2, keepdims=True).astype(np.float16)
         scale = ((filled.max(2, keepdims=True) - least.astype(np.float32)) / 15).astype(np.float16)
@@ -53,9 +51,10 @@ def coded(matrix: np.ndarray, name: str) -> Coded:
 def rows_along(matrix: Coded) -> np.ndarray:
     """Rows of outputs, uint8 [outputs, bytes]."""
     kind, outputs = matrix.kind, len(matrix.codes)
-    parts = [_code_bytes(kind, matrix.codes), _bytes(matrix.scales, outputs)]
+    codes, scales = _whole_units(matrix)
+    parts = [_code_bytes(codes, kind, np.uint16), _bytes(scales.transpose(0, 2, 1), outputs)]
     if matrix.steps is not None:
-        parts.append(_bytes(matrix.steps, outputs))
+        parts.append(_bytes(matrix.steps.transpose(0, 2, 1), outputs))
     return np.concatenate(parts, 1)
 
 
@@ -65,12 +64,12 @@ def rows_across(matrix: Coded) -> np.ndarray:
     outputs = up(len(matrix.codes), UNIT)
 
     def by_input(array: np.ndarray) -> np.ndarray:  # [outputs, n, ...] to [n, ..., filled outputs]
-        widths = [(0, outputs - len(array)), *[(0, 0)] * (array.ndim - 1)]
-        return np.ascontiguousarray(np.moveaxis(np.pad(array, widths), 0, -1))
+        return np.ascontiguousarray(np.moveaxis(_filled(array, 0, outputs), 0, -1))
 
-    codes = _code_bytes(kind, by_input(matrix.codes))
+    by_output, scales = _whole_units(matrix)
+    codes = _code_bytes(by_input(by_output), kind, np.uint32)
     tiles = len(codes) // kind.group
-    tile = np.concatenate([_bytes(by_input(matrix.scales), tiles), codes.reshape(tiles, -1)], 1)
+    tile = np.concatenate([_bytes(by_input(scales), tiles), codes.reshape(tiles, -1)], 1)
     if matrix.steps is None:
         return tile.reshape(-1)
     steps = _bytes(by_input(matrix.steps), matrix.steps.shape[1])
@@ -114,19 +113,34 @@ def _bytes(array: np.ndarray, rows: int) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.uint8).reshape(rows, -1)
 
 
-def _code_bytes(kind: Kind, codes: np.ndarray) -> np.ndarray:
+def _filled(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """An array with zeros behind it along an axis."""
+    return np.pad(array, [(0, size - array.shape[axis]) if k == axis else (0, 0) for k in range(array.ndim)])
+
+
+def _whole_units(matrix: Coded) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of inputs that are filled up."""
+    inputs = up(matrix.codes.shape[1], matrix.kind.filled)
+    return _filled(matrix.codes, 1, inputs), _filled(matrix.scales, 1, inputs // matrix.kind.group)
+
+
+def _code_bytes(codes: np.ndarray, kind: Kind, words: type[np.unsignedinteger[Any]]) -> np.ndarray:
     """Codes [rows, n] as `codes` and `high` of rows, uint8."""
-    rows, n = codes.shape
     if kind.bits == 8:
         return codes.view(np.uint8)
-    halves = (codes & 15).reshape(rows, -1, 2, 16)
-    low = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(rows, -1)
+    low = _in_words(codes & 15, 4, words)
     if not kind.high:
         return low
-    beyond = np.pad(codes >> 4, ((0, 0), (0, up(n, kind.high) - n)))
-    shifts = ((kind.bits - 4) * np.arange(kind.high // 16, dtype=np.uint8))[:, None]
-    shifted = beyond.reshape(rows, -1, kind.high // 16, 16) << shifts
-    return np.concatenate([low, np.bitwise_or.reduce(shifted, 2).reshape(rows, -1)], 1)
+    beyond = _filled(codes >> 4, 1, up(codes.shape[1], kind.high))
+    return np.concatenate([low, _in_words(beyond, kind.bits - 4, words)], 1)
+
+
+def _in_words(numbers: np.ndarray, bits: int, words: type[np.unsignedinteger[Any]]) -> np.ndarray:
+    """Numbers [rows, n] of some bits in 32 bytes of words, the first ones in the lowest bits of every word; uint8."""
+    lanes, each = 32 // np.dtype(words).itemsize, np.dtype(words).itemsize * 8 // bits
+    split = numbers.reshape(len(numbers), -1, each, lanes).astype(words)
+    packed = np.bitwise_or.reduce(split << (bits * np.arange(each, dtype=words))[:, None], 2)
+    return _bytes(packed.astype(np.dtype(words).newbyteorder("<")), len(numbers))
 
 
 # -- GGUF's types, as ggml-quants.c lays them out ----------------------------------------------------------------------

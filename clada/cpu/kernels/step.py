@@ -35,7 +35,7 @@ from clada.cpu.kernels.arguments import (
 from clada.cpu.kernels.attention import attend, attention_output
 from clada.cpu.kernels.head import head_logits, merge_threads
 from clada.cpu.kernels.mlp import mlp_by_input, mlp_of_batch, mlp_of_one
-from clada.cpu.kernels.rows import copy_into, dot, normalise, project, project_inputs
+from clada.cpu.kernels.rows import copy_into, dot, normalise, prepared, project, project_inputs
 from clada.cpu.kernels.scalars import FASTMATH, scale_of
 from clada.cpu.kernels.team import barrier, barrier_before, begin_call, end_call
 from clada.cpu.kernels.vectors import row_into
@@ -143,8 +143,9 @@ def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
                 s.rows[t], begin, end,
             )  # fmt: skip
         else:
+            x = prepared(s.normed[t], s.rounded[t], w.qkv)
             s.reads[t, READ_ATTENTION] += project(
-                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], s.columns, begin, end
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], x, s.columns, begin, end
             )
         barrier(sync, threads)
         attend(t, threads, sync, layer, w, c, s, select)

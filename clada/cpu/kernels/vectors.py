@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -11,8 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from clada.cpu.blocks.compiled import add_across, dot_along, put_across, put_along
-from clada.cpu.blocks.kinds import KIND_BITS, LEAST_GROUP
+from clada.cpu.blocks.compiled import add_across, dots_along, put_across, put_along
+from clada.cpu.blocks.kinds import KIND_BITS, SHARED
 from clada.cpu.llvm import BYTE, CHAINS, CONTRACT, FLOAT, INDEX, INT, LANES, in_lanes, spread, sums_of_lanes, vector_of
 from clada.cpu.precision import of_element
 from clada.methods.screen import CODES, CODES_OF_SHORT, LINE
@@ -23,9 +22,7 @@ WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of 
 # whose first cache has the places for it. benchmarks/selection-log.md has what each gives.
 NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
 
-AT_ONCE = 512  # weights in blocks that are made float32 before several columns use them: they stay in the first cache
-
-_BYTE, _NOTHING = BYTE.as_pointer(), INDEX(0)
+_BYTE = BYTE.as_pointer()
 
 
 def _element_bytes(stored: Any) -> int:
@@ -121,13 +118,6 @@ def add_scaled_rows(
         stored = rows_type.dtype
         factors = [builder.extract_value(args[5], k) for k in range(count * batch)]
         width = builder.extract_value(array.shape, out_type.ndim - 1)
-        if of_element(stored).in_blocks:
-            which, later = ([builder.extract_value(args[i], k) for k in range(count)] for i in (4, 6))
-            for row in later:
-                _prefetch_whole(context, builder, rows_type, args[2], row)
-            rows = [(_where(context, builder, rows_type, args[2], i), i) for i in which]
-            _add_rows_in_blocks(builder, outs, width, rows, factors)
-            return context.get_dummy_value()
         starts, ahead = (
             [
                 _row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
@@ -161,44 +151,26 @@ def add_scaled_rows(
     return types.void(out, sequences, rows, types.int64, i, f, i), codegen
 
 
-def _add_rows_in_blocks(
-    builder: Any, outs: Sequence[Any], width: Any, rows: Sequence[tuple[Any, Any]], factors: Sequence[Any]
-) -> None:
-    """Instructions of `add_scaled_rows` for rows across, each (where, input)."""
-    if len(outs) == 1:
-        all_of = [(where, i, factor) for (where, i), factor in zip(rows, factors, strict=True)]
-        # Rows of one tile have their scales in common; LEAST_GROUP of them from a multiple of it on are of one tile.
-        same = ir.Constant(ir.IntType(1), 1)
-        for _, i in rows[1:]:
-            tiles = (builder.udiv(row, INDEX(LEAST_GROUP)) for row in (rows[0][1], i))
-            same = builder.and_(same, builder.icmp_signed("==", *tiles))
-        with builder.if_else(same) as (together, apart):
-            with together:
-                add_across(builder, outs[0], width, all_of)
-            with apart:
-                for one in all_of if len(all_of) > 1 else ():
-                    add_across(builder, outs[0], width, [one])
-        return
-    buffer = cgutils.alloca_once(builder, FLOAT, AT_ONCE)
+@intrinsic
+def add_tile(_context: Any, out: Any, rows: Any, which: Any, _after: Any, factors: Any) -> Any:
+    """out[b] += the sum over listed rows i of factors[b, i] rows[i], of rows in blocks that are of one tile.
 
-    with cgutils.for_range_slice(builder, INDEX(0), width, INDEX(AT_ONCE), INDEX) as (begin, _):
-        size = _at_most(builder, builder.sub(width, begin), AT_ONCE)
-        for k, (where, i) in enumerate(rows):
-            put_across(builder, where, i, width, begin, size, buffer)
+    As many rows more are in the list behind its end: those are fetched meanwhile.
+    """
 
-            def accumulate(j: Any, _vectors: int, lanes: int, k: int = k) -> None:
-                v = _load_wide(builder, buffer, j, types.float32, lanes)
-                for b, out in enumerate(outs):
-                    place = builder.gep(out, [builder.add(begin, j)])
-                    place = builder.bitcast(place, vector_of(FLOAT, lanes).as_pointer())
-                    product = builder.fmul(v, spread(builder, factors[b * len(rows) + k], lanes), flags=CONTRACT)
-                    builder.store(builder.fadd(builder.load(place, align=4), product, flags=CONTRACT), place, align=4)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def of(k: int) -> Any:
+            return context.make_array(signature.args[k])(context, builder, args[k])
 
-            in_lanes(builder, size, (1,), accumulate)
+        def stride(k: int) -> Any:
+            return builder.udiv(builder.extract_value(of(k).strides, 0), INDEX(4))
 
+        (batch, width), (count,) = (cgutils.unpack_tuple(builder, of(k).shape) for k in (0, 2))
+        data = [of(k).data for k in range(5) if k != 3]
+        add_across(builder, data[0], stride(0), data[3], stride(4), batch, width, data[1], data[2], count, args[3])
+        return context.get_dummy_value()
 
-def _at_most(builder: Any, count: Any, most: int) -> Any:
-    return builder.select(builder.icmp_signed("<", count, INDEX(most)), count, INDEX(most))
+    return types.void(out, rows, which, types.int64, factors), codegen
 
 
 @intrinsic
@@ -292,6 +264,8 @@ def highest(_context: Any, values: Any) -> Any:
 def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, rows_ahead: Any) -> Any:
     """Some rows times x[b] for some b; fetches as many `rows_ahead` into a cache meanwhile, none for None.
 
+    Inputs of rows in blocks are rounded, see `clada.cpu.kernels.rows.prepared`.
+
     The products of the first row with every b, then those of the next; a row is loaded and widened once.
     """
     count, batch = which.count, columns.count
@@ -307,21 +281,18 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
             [builder.extract_value(args[i], k) for k in range(kind.count if kind != types.none else 0)]
             for i, kind in ((1, signature.args[1]), (4, signature.args[4]))
         )
-        in_blocks = of_element(stored).in_blocks
         n = builder.extract_value(context.make_array(x_type)(context, builder, args[2]).shape, 1)
-        if in_blocks:
+        if of_element(stored).in_blocks:
             for row in later_rows:
                 _prefetch_whole(context, builder, rows_type, args[0], row)
-            wheres = [_where(context, builder, rows_type, args[0], row) for row in which]
-            if batch == 1:
-                return cgutils.pack_array(builder, [dot_along(builder, where, n, inputs[0]) for where in wheres])
-            starts, ahead = [cgutils.alloca_once(builder, FLOAT, AT_ONCE) for _ in range(count)], []
-            stored = types.float32
-        else:
-            starts, ahead = (
-                [_row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
-                for some in (which, later_rows)
-            )
+            width, dots = builder.udiv(builder.mul(n, INDEX(SHARED)), INDEX(SHARED + 4)), []
+            for row in which:
+                dots += dots_along(builder, _where(context, builder, rows_type, args[0], row), width, inputs)
+            return cgutils.pack_array(builder, dots)
+        starts, ahead = (
+            [_row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
+            for some in (which, later_rows)
+        )
         vector = vector_of(FLOAT, LANES)
         sums = count * batch
         wide = [[cgutils.alloca_once(builder, vector) for _ in range(sums)] for _ in range(CHAINS)]
@@ -330,7 +301,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
             for total in totals:
                 builder.store(zero, total)
 
-        def accumulate(j: Any, vectors: int, lanes: int, begin: Any = _NOTHING) -> None:
+        def accumulate(j: Any, vectors: int, lanes: int) -> None:
             parts = [builder.add(j, INDEX(part * lanes)) for part in range(vectors)]
             loaded: dict[tuple[int, int], Any] = {}  # inputs, which all rows share
             for k, row in enumerate(starts):
@@ -340,7 +311,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
                     v = _load_wide(builder, row, at, stored, lanes)
                     for b, start in enumerate(inputs):
                         if k == 0:
-                            loaded[part, b] = _load_wide(builder, start, builder.add(begin, at), types.float32, lanes)
+                            loaded[part, b] = _load_wide(builder, start, at, types.float32, lanes)
                         total = (single if lanes == 1 else wide[part % CHAINS])[k * batch + b]
                         product = builder.fmul(v, loaded[part, b], flags=CONTRACT)
                         builder.store(builder.fadd(builder.load(total), product, flags=CONTRACT), total)
@@ -348,14 +319,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
         line = _vectors_of_line(stored)
         # Of several rows two lines of each in turn: processors fetch lines in pairs.
         most = (max(line if count == 1 else 2 * line, CHAINS), line)
-        if in_blocks:
-            with cgutils.for_range_slice(builder, INDEX(0), n, INDEX(AT_ONCE), INDEX) as (begin, _):
-                size = _at_most(builder, builder.sub(n, begin), AT_ONCE)
-                for where, start in zip(wheres, starts, strict=True):
-                    put_along(builder, where, n, begin, size, start)
-                in_lanes(builder, size, most, partial(accumulate, begin=begin))
-        else:
-            in_lanes(builder, n, most, accumulate)
+        in_lanes(builder, n, most, accumulate)
         joined = []
         for k in range(sums):
             total = builder.load(wide[0][k])
@@ -519,7 +483,7 @@ def row_into(_context: Any, out: Any, rows: Any, _i: Any) -> Any:
         width = builder.extract_value(array.shape, 0)
         if of_element(rows_type.dtype).in_blocks:
             where = _where(context, builder, rows_type, args[1], args[2])
-            put_along(builder, where, width, INDEX(0), width, array.data)
+            put_along(builder, where, width, array.data)
             return context.get_dummy_value()
         start = _row_start(context, builder, rows_type, args[1], args[2], INDEX(0))
 
@@ -543,7 +507,7 @@ def row_across_into(_context: Any, out: Any, rows: Any, _i: Any) -> Any:
         array = context.make_array(out_type)(context, builder, args[0])
         width = builder.extract_value(array.shape, 0)
         where = _where(context, builder, rows_type, args[1], args[2])
-        put_across(builder, where, args[2], width, INDEX(0), width, array.data)
+        put_across(builder, where, args[2], width, array.data)
         return context.get_dummy_value()
 
     return types.void(out, rows, types.int64), codegen
