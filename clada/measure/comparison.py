@@ -35,8 +35,10 @@ from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.methods.registry import method_of
 from clada.models.description import Description
+from clada.models.open import OF_FILE, gguf_file
 from clada.speculation import Speculation
 
+# llama.cpp's type for a precision; for OF_FILE it reads the model's file itself.
 MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 
 INFORMATIVE: tuple[Kind, ...] = ("Q8_0", "Q4_1")  # what else the same machine can do
@@ -192,8 +194,10 @@ def _peers(
         peer = Transformers(model, threads)
         opened.append(("transformers", peer.version, "float32", peer))
     if "llama.cpp" in peers:
-        for kind in dict.fromkeys((MATCHING[dtype], *INFORMATIVE)):
-            if model.name_or_path:
+        for kind in dict.fromkeys((MATCHING.get(dtype, OF_FILE), *INFORMATIVE)):
+            if kind == OF_FILE:
+                path = gguf_file(model.name_or_path)
+            elif model.name_or_path:
                 path = cached_gguf(model, kind)
             else:
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{kind}.gguf"

@@ -179,12 +179,12 @@ def _of_q45_k(kind: Kind, data: np.ndarray, outputs: int) -> Coded:
     scale = np.concatenate([a & 63, (c & 15) | a >> 6 << 4], 2)
     least = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], 2)
     packed = blocks[:, :, -128:].reshape(outputs, -1, 4, 1, 32)
-    codes = np.concatenate([packed & 15, packed >> 4], 3).reshape(outputs, -1, 8, 32)
+    low = np.concatenate([packed & 15, packed >> 4], 3).reshape(outputs, -1, 8, 32)
     if kind.bits == 5:
         fifth = blocks[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]
-        codes |= (fifth & 1) << 4
+        low |= (fifth & 1) << 4
     scales = np.stack([scale, least], 3).reshape(outputs, -1, 2).view(np.int8)
-    codes = codes.reshape(outputs, -1)
+    codes = low.reshape(outputs, -1)
     return Coded(kind, codes, scales, codes.shape[1], steps)
 
 
