@@ -161,7 +161,9 @@ def choose(
             f"method {method} leaves out inputs, which weights in {dtype} are not stored for; use another dtype, or a "
             "method that leaves out neurons"
         )
-    shares, setting = resolve_shares(method, plan, vocabulary, dtype, max_loss, keep)
+    # A plan's settings at int8 leave out words alone where rows are short, and rows in blocks are shorter still.
+    measured_at = "int8" if PRECISIONS[dtype].in_blocks else dtype
+    shares, setting = resolve_shares(method, plan, vocabulary, measured_at, max_loss, keep)
     return Choice(method, plan, coefficients, shares, setting)
 
 
