@@ -39,6 +39,7 @@ PEERS = {
     "bfloat16": "transformers,llama.cpp",
     "int8": "llama.cpp",
     "int4": "llama.cpp",
+    "file": "llama.cpp",
 }
 BUDGETS = (0.01, 0.02, 0.05)
 RUNS = 3

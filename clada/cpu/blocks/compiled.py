@@ -18,7 +18,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from clada.cpu.blocks.kinds import KIND_BITS, KINDS, LONGEST_GROUP, SHARED, STEPPED, UNIT, Kind
+from clada.cpu.blocks.kinds import KIND_BITS, KINDS, LONGEST_GROUP, SHARED, STEPPED, UNIT, BlockKind
 from clada.cpu.llvm import BYTE, CONTRACT, FLOAT, INDEX, INT, spread
 
 _SHORT = ir.IntType(16)
@@ -69,7 +69,7 @@ def _plus(builder: Any, total: Any, a: Any, b: Any) -> Any:
 class _Row:
     """A row while instructions are made: its kind, where its codes are, its weights filled up to whole units."""
 
-    kind: Kind
+    kind: BlockKind
     codes: Any
     filled: Any
 
@@ -167,7 +167,7 @@ class _Across(_Row):
     steps: Any
 
     @classmethod
-    def at(cls, builder: Any, kind: Kind, codes: Any, filled: Any, i: Any) -> _Across:
+    def at(cls, builder: Any, kind: BlockKind, codes: Any, filled: Any, i: Any) -> _Across:
         """Row i of a matrix, whose codes lie there."""
         own = _Row(kind, codes, filled)._code_bytes(builder)
         scales = _times(builder, filled, kind.scale_bytes)
@@ -253,7 +253,7 @@ def _function(builder: Any, name: str, arguments: Sequence[Any], body: Callable[
     return function
 
 
-def _by_kind(builder: Any, where: Any, body: Callable[[Kind, Any], None]) -> None:
+def _by_kind(builder: Any, where: Any, body: Callable[[BlockKind, Any], None]) -> None:
     """A branch for every kind: body(kind, where the row lies)."""
     codes = _address(builder, where)
     end = builder.append_basic_block("end")
@@ -460,7 +460,7 @@ def _add_body(
     own = cgutils.alloca_once(builder, FLOAT, LONGEST_GROUP)
     buffer = cgutils.alloca_once(builder, FLOAT, LONGEST_GROUP * UNIT)
 
-    def of_kind(kind: Kind, codes: Any) -> None:
+    def of_kind(kind: BlockKind, codes: Any) -> None:
         tile = _Across.at(builder, kind, codes, filled, first)
         alone = builder.icmp_signed("==", batch, INDEX(1))
         with builder.if_then(builder.not_(alone)), _range(builder, filled, UNIT) as (j, _):

@@ -29,7 +29,7 @@ STEPPED = 256  # weights whose scales are multiples of one step
 
 
 @dataclass(frozen=True)
-class Kind:
+class BlockKind:
     """A kind of block.
 
     Attributes:
@@ -93,14 +93,14 @@ class Kind:
 
 # The place in this list is what kernels know a kind by: at most 2 ** KIND_BITS.
 KINDS = (
-    Kind("Q4_1", 4, minimum=True),
-    Kind("Q4_0", 4, zero=8),
-    Kind("Q5_0", 5, zero=16),
-    Kind("Q5_1", 5, minimum=True),
-    Kind("Q8_0", 8),
-    Kind("Q4_K", 4, minimum=True, stepped=True),
-    Kind("Q5_K", 5, minimum=True, stepped=True),
-    Kind("Q6_K", 6, zero=32, stepped=True, group=16),
+    BlockKind("Q4_1", 4, minimum=True),
+    BlockKind("Q4_0", 4, zero=8),
+    BlockKind("Q5_0", 5, zero=16),
+    BlockKind("Q5_1", 5, minimum=True),
+    BlockKind("Q8_0", 8),
+    BlockKind("Q4_K", 4, minimum=True, stepped=True),
+    BlockKind("Q5_K", 5, minimum=True, stepped=True),
+    BlockKind("Q6_K", 6, zero=32, stepped=True, group=16),
 )
 
 LONGEST_GROUP = max(kind.group for kind in KINDS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.cpu.blocks.kinds import BY_NAME, KIND_BITS, STEPPED, UNIT, Kind, up
+from clada.cpu.blocks.kinds import BY_NAME, KIND_BITS, STEPPED, UNIT, BlockKind, up
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Coded:
         steps: float16 [outputs, inputs / 256, 1 or 2], else none; that of the minimum is negative.
     """
 
-    kind: Kind
+    kind: BlockKind
     codes: np.ndarray
     scales: np.ndarray
     inputs: int
@@ -76,13 +76,13 @@ def rows_across(matrix: Coded) -> np.ndarray:
     return np.concatenate([steps, tile.reshape(len(steps), -1)], 1).reshape(-1)
 
 
-def starts_along(kind: Kind, inputs: int, outputs: int) -> tuple[np.ndarray, int]:
+def starts_along(kind: BlockKind, inputs: int, outputs: int) -> tuple[np.ndarray, int]:
     """Where the rows of `rows_along` begin, int64 [outputs], bytes from its beginning, and how many bytes it has."""
     size = kind.along_bytes(up(inputs, kind.filled))
     return np.arange(outputs) * size, outputs * size
 
 
-def starts_across(kind: Kind, inputs: int, outputs: int) -> tuple[np.ndarray, int]:
+def starts_across(kind: BlockKind, inputs: int, outputs: int) -> tuple[np.ndarray, int]:
     """The same of `rows_across`, int64 [inputs]."""
     outputs, i = up(outputs, UNIT), np.arange(inputs)
     steps = 2 * kind.each * outputs * (i // STEPPED + 1) if kind.stepped else 0
@@ -124,7 +124,7 @@ def _whole_units(matrix: Coded) -> tuple[np.ndarray, np.ndarray]:
     return _filled(matrix.codes, 1, inputs), _filled(matrix.scales, 1, inputs // matrix.kind.group)
 
 
-def _code_bytes(codes: np.ndarray, kind: Kind, words: type[np.unsignedinteger[Any]]) -> np.ndarray:
+def _code_bytes(codes: np.ndarray, kind: BlockKind, words: type[np.unsignedinteger[Any]]) -> np.ndarray:
     """Codes [rows, n] as `codes` and `high` of rows, uint8."""
     if kind.bits == 8:
         return codes.view(np.uint8)
@@ -171,7 +171,7 @@ def coded_of_gguf(data: np.ndarray, name: str) -> Coded:
     return Coded(kind, codes, scales, codes.shape[1])
 
 
-def _of_q45_k(kind: Kind, data: np.ndarray, outputs: int) -> Coded:
+def _of_q45_k(kind: BlockKind, data: np.ndarray, outputs: int) -> Coded:
     """Q4_K and Q5_K: steps, 8 scales and minima of 6 bits in 12 bytes, fifth bits, codes; minima are subtracted."""
     blocks = data.reshape(outputs, -1, 144 if kind.bits == 4 else 176)
     steps = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16) * np.array([1, -1], np.float16)
@@ -188,7 +188,7 @@ def _of_q45_k(kind: Kind, data: np.ndarray, outputs: int) -> Coded:
     return Coded(kind, codes, scales, codes.shape[1], steps)
 
 
-def _of_q6_k(kind: Kind, data: np.ndarray, outputs: int) -> Coded:
+def _of_q6_k(kind: BlockKind, data: np.ndarray, outputs: int) -> Coded:
     """Q6_K: lower four bits of 256 codes, upper two, 16 scales, the step."""
     blocks = data.reshape(outputs, -1, 210)
     packed = blocks[:, :, :128].reshape(outputs, -1, 2, 1, 64)

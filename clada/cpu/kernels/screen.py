@@ -118,8 +118,7 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
                 if s.logits[b, i] >= floors[b]:
                     columns[n] = b
                     n += 1
-            later = which[min(r + ahead, count - 1)]
-            scale = scale_of(w.head, w.head_scale, i)
+            scale, later = scale_of(w.head, w.head_scale, i), which[min(r + ahead, count - 1)]
             row_times(s.logits, w.head, scale, np.float32(0), i, later, inputs, columns[:n])
     s.reads[t, READ_HEAD] += count * row_bytes(w.head)
     barrier(sync, threads)
