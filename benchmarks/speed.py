@@ -34,13 +34,7 @@ from clada.methods.policy import basis_of, make_policy, resolve_shares
 from clada.models.open import model_revision
 from clada.system.machine import available_cores, set_threads
 
-PEERS = {
-    "float32": "transformers,llama.cpp",
-    "bfloat16": "transformers,llama.cpp",
-    "int8": "llama.cpp",
-    "int4": "llama.cpp",
-    "file": "llama.cpp",
-}
+PEERS = {"float32": "transformers,llama.cpp", "bfloat16": "transformers,llama.cpp", "int8": "llama.cpp"}
 BUDGETS = (0.01, 0.02, 0.05)
 RUNS = 3
 MODEL, PROMPT, NEW, SCORED = "smollm2-135m", 512, 128, 16_384
