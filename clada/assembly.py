@@ -19,6 +19,7 @@ import numpy as np
 from clada.cpu.decoder import Decoder
 from clada.cpu.kept import Kept, NotKeptError
 from clada.cpu.kernels.arguments import box
+from clada.cpu.precision import PRECISIONS
 from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
@@ -150,8 +151,19 @@ def choose(
     max_loss: float | None = None,
     keep: float | None = None,
 ) -> Choice:
-    """What a method leaves out; arguments and errors are those of `clada.methods.policy.resolve_shares`."""
-    shares, setting = resolve_shares(method, plan, vocabulary, dtype, max_loss, keep)
+    """What a method leaves out; arguments and errors are those of `clada.methods.policy.resolve_shares`.
+
+    Raises:
+        InputError: as there, or the method leaves out inputs at a precision that cannot.
+    """
+    if PRECISIONS[dtype].in_blocks and layout_of(method) == "input":
+        raise InputError(
+            f"method {method} leaves out inputs, which weights in {dtype} are not stored for; use another dtype, or a "
+            "method that leaves out neurons"
+        )
+    # A plan's settings at int8 leave out words alone where rows are short, and rows in blocks are shorter still.
+    measured_at = "int8" if PRECISIONS[dtype].in_blocks else dtype
+    shares, setting = resolve_shares(method, plan, vocabulary, measured_at, max_loss, keep)
     return Choice(method, plan, coefficients, shares, setting)
 
 
@@ -206,7 +218,7 @@ def vocabulary_of(model: Any) -> int:
 
 
 # What can draft for the weights' precision; first the one that does where none is named.
-DRAFTED_AT = {"float32": ("int8", "bfloat16"), "bfloat16": ("int8",)}
+DRAFTED_AT = {"float32": ("int8", "bfloat16", "int4"), "bfloat16": ("int8", "int4"), "int8": ("int4",)}
 
 
 def draft_precision(dtype: str, draft: str | None = None, device: str = "cpu") -> str:

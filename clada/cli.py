@@ -190,9 +190,9 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 def _dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "int8"),
+        choices=("float32", "bfloat16", "int8", "int4", "file"),
         default="float32",
-        help="precision of the weights; default float32",
+        help="precision of the weights, file: as the GGUF file has them; default float32",
     )
 
 

@@ -45,6 +45,7 @@ from clada.methods.screen import Basis
 from clada.methods.selection import Norms
 from clada.models.architectures import family_of
 from clada.models.description import Description
+from clada.models.open import OF_FILE, gguf_file
 from clada.models.tokenizer import Tokenizer
 from clada.sampling import (
     GREEDY,
@@ -132,7 +133,8 @@ class Engine:
         method: of `clada.methods.registry.METHODS`.
         plan: what may be left out: a `Plan`, a file, "none" (nothing), or None for the shipped or cached plan.
         coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
-        dtype: of the weights: `float32`, `bfloat16` or `int8`.
+        dtype: of the weights: `float32`, `bfloat16`, `int8`, `int4`, or `file` for the blocks of the GGUF file that the
+            model is.
         draft: of the weights that draft, for method `speculative`; None for the usual one.
         device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.
@@ -187,6 +189,8 @@ class Engine:
         drafts_at = draft_precision(dtype, draft, on) if method_of(method).drafts else None
         if draft is not None and drafts_at is None:
             raise InputError(f"method {method} drafts nothing; leave draft out, or use method speculative")
+        if PRECISIONS[dtype].in_blocks and on != "cpu":
+            raise InputError(f"weights in {dtype} are decoded on the CPU, not on {on}; use another dtype there")
         threads = threads or available_cores()
         if kept is None:
             set_threads(threads)
@@ -252,6 +256,8 @@ class Engine:
         """
         check_method(method)
         chosen = {"method": method, "dtype": dtype, **options}
+        if dtype == OF_FILE:
+            gguf_file(name)
         on_kernels = device == "cpu" and dtype in PRECISIONS
         kept = find_kept(name, dtype, layout_of(method)) if on_kernels else None
         if kept is not None:

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from queue import SimpleQueue
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -23,16 +24,19 @@ from clada.cpu.pack import pack
 from clada.cpu.precision import PRECISIONS
 from clada.cpu.storage import Rows
 from clada.errors import ModelError
+from clada.measure.gguf_export import write_gguf
 from clada.methods.plan import Shares
 from clada.methods.policy import make_policy
 from clada.methods.screen import Basis, Screen
+from clada.models.gguf_blocks import StoredMatrices
+from clada.models.open import gguf_file, load_model
 from clada.reference.decoder import TorchDecoder
 
 PROMPTS = [tokens(40, seed=3), tokens(23, seed=4), tokens(31, seed=5)]  # longer than the sliding window of 16
 
-# float32: sums in another order, over a few hundred terms in each of a few layers. bfloat16 and int8: keys and values
-# are rounded to 8 bits of mantissa, and a float32 difference of 1e-7 can turn one over, 4e-3 of that value.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2}
+# float32: sums in another order, over a few hundred terms in each of a few layers. Others: keys and values are rounded
+# to 8 bits of mantissa, and a float32 difference of 1e-7 can turn one over, 4e-3 of that value.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 2e-2, "int4": 2e-2}
 
 OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
 
@@ -93,7 +97,7 @@ def everything(weights, batch):
     return make_policy("dense", weights, None, Shares()).dense(batch)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_dense_steps_equal_torch_at_every_precision(family, dtype):
     assert compare(pack(tiny_model(family, seed=1), dtype), everything, TOLERANCE[dtype]) == 1
@@ -228,7 +232,7 @@ def test_a_team_that_was_interrupted_before_it_began_goes_on():
     assert sorted(seen.get(timeout=10) for _ in range(4)) == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_whole_neurons_left_out_equal_torch(family, dtype):
     weights = pack(tiny_model(family, seed=8), dtype)
@@ -458,3 +462,48 @@ def test_a_forked_child_generates_as_its_parent_does():
     code = FORK.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_gguf_file_is_decoded_in_its_own_blocks():
+    """The embedded Gemma has four types of blocks, of which a layer's queries and values may have two."""
+    model = load_model("gemma3-270m")[0]
+    weights = pack(model, "file")
+    for module, packed in zip((layer.mlp.down_proj for layer in model.model.layers), weights.down, strict=True):
+        assert torch.equal(packed.rows.wide().t(), module.weight)
+    ends = (model.model.layers[0].self_attn, model.model.layers[-1].self_attn)
+    for attention, packed in zip(ends, (weights.qkv[0], weights.qkv[-1]), strict=True):
+        for module, part in zip((attention.q_proj, attention.k_proj, attention.v_proj), packed, strict=True):
+            assert torch.equal(part.rows.wide(), module.weight)
+    places = {memory.ctypes.data: memory.nbytes for memory in weights.memory.values()}
+    of_file = sum(t.n_bytes for t in gguf.GGUFReader(gguf_file("gemma3-270m")).tensors if len(t.shape) == 2)
+    assert of_file <= sum(places.values()) <= 1.01 * of_file
+    dense, prompt = everything(weights, 1), [[2, 669, 5279, 1149]]
+    ours, theirs = (d.prefill(prompt, 1, dense).outcome.logits for d in (Decoder(weights, 2), TorchDecoder(weights)))
+    assert np.abs(ours - theirs).max() <= TOLERANCE["int4"] * np.abs(theirs).max()
+
+
+def test_rows_of_queries_are_where_the_model_has_them(tmp_path):
+    """llama.cpp has them in another order for LLaMA."""
+    model = tiny_model("llama", seed=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96)
+    write_gguf(model, tmp_path / "model.gguf", "Q8_0")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    changed = {}
+    for name, module in (("attn_q", "q_proj"), ("attn_v", "v_proj")):
+        stored = gguf.quants.dequantize(tensors[f"blk.0.{name}.weight"].data, gguf.GGMLQuantizationType.Q8_0)
+        changed[module] = torch.from_numpy(stored)
+    model.name_or_path = str(tmp_path / "model.gguf")
+    matrices = StoredMatrices(model)
+    for name, stored in changed.items():
+        own = getattr(model.model.layers[0].self_attn, name).weight
+        order = matrices.of(own).order
+        # Within a step of 127 of the largest of 32.
+        assert (stored[order] - own).abs().max() <= own.abs().max() / 127
+        assert (order == np.arange(len(own))).all() == (name == "v_proj")
+    with pytest.raises(ModelError, match=r"the model's weights are not those of blk\.0\.attn_q\.weight in model\.gguf"):
+        pack(model, "file")
+
+
+def test_a_model_of_no_file_has_no_blocks_of_its_own():
+    message = "dtype file decodes the blocks of a GGUF file, and this model is none; use another dtype, or a file that "
+    with pytest.raises(ModelError, match=message + r"ends in \.gguf"):
+        pack(tiny_model("llama"), "file")

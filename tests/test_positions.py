@@ -45,7 +45,9 @@ def check_same(outcome, column, expected):
 
 
 @pytest.mark.parametrize("which", SELECTIONS)
-@pytest.mark.parametrize(("family", "dtype"), [*((f, "float32") for f in CONFIGS), ("llama", "bfloat16")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((f, "float32") for f in CONFIGS), ("llama", "bfloat16"), ("llama", "int4"), ("opt", "int4")]
+)
 def test_bits_do_not_depend_on_how_many_positions_run_at_once(family, dtype, which):
     weights = packed(family, dtype)
     selection = SELECTIONS[which](weights, 1)

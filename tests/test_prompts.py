@@ -1,5 +1,7 @@
 """Prompts: many tokens at once in products of a BLAS, against steps of the kernels and transformers' modules."""
 
+import itertools
+
 import numpy as np
 import pytest
 import threadpoolctl
@@ -39,8 +41,10 @@ def prefilled(weights, monkeypatch, text=TEXT, *, in_steps=False, threads=2, sta
     return Decoder(weights, threads).prefill([text], 1, everything(weights, 1), statistics)
 
 
-@pytest.mark.parametrize("layout", ["matrix", "input"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [*itertools.product(["float32", "bfloat16", "int8"], ["matrix", "input"]), ("int4", "matrix")],
+)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_prompt_leaves_what_steps_of_the_kernels_leave(family, dtype, layout, monkeypatch):
     weights = packed(family, dtype, layout)

@@ -227,10 +227,10 @@ def test_stops_options_and_mistakes(tmp_path):
     with pytest.raises(InputError, match="one prompt at a time"):
         [*engine.generate_batch([PROMPT, PROMPT], 3)]
     with pytest.raises(InputError, match="lower precision"):
-        Engine(model, None, method="speculative", plan="none", dtype="int8")
+        Engine(model, None, method="speculative", plan="none", dtype="int4")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_smollm2_says_the_same_with_its_shipped_plans_draft(dtype):
     model, tokenizer = load_model("smollm2-135m")
     dense = Engine(model, tokenizer, method="dense", dtype=dtype)

@@ -1,6 +1,9 @@
 """The engine's forward pass on a CPU: packed weights, kernels, decoding.
 
+    llvm.py          instructions that the kernels and the precisions are written in
     precision.py     an object for every precision: storage, packing, widening, instructions
+    blocks/          weights as codes of a few bits, in groups with a scale each
+    sources.py       where the blocks of a model come from
     storage.py       matrices stored by rows, and layers of transformers on top of them
     fused.py         packed layers where a model has several projections in one module
     pack.py          the weights of a model at one precision, and layers of transformers on their memory

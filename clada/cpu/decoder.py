@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from clada.cpu.kernels.arguments import Boxed, Scratch, Tensors, box
+from clada.cpu.kernels.rows import prepared_size
 from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
@@ -359,7 +360,8 @@ class Decoder:
         memory.last_run = scratch
         tensors = self.weights.tensors
         with self.lock:
-            if len(selection.needed) and self.weights.constants.layout == BY_MATRIX:
+            gathers = self.weights.constants.layout == BY_MATRIX and not self.weights.precision.in_blocks
+            if len(selection.needed) and gathers:
                 tensors, selection = self._gather(selection)
             self.team.run(decode_step, *memory.boxed(tensors, self.weights.constants, scratch, selection))
 
@@ -432,8 +434,8 @@ class Decoder:
     def _buffers(self, batch: int, caches: _Caches | Scratch) -> Scratch:
         """Caches with buffers for so many columns."""
         w, c, threads = self.weights.tensors, self.weights.constants, self.team.threads
-        layers, width, hidden = w.output.shape
-        neurons, vocabulary = w.down.shape[1], w.head.shape[0]
+        layers, width = w.output.shape[:2]
+        neurons, hidden, vocabulary = w.down.shape[1], w.final_norm.shape[1], w.head.shape[0]
         share = (caches.keys.shape[3] // threads + 1) * LANES  # positions of a thread
         f, rotary = _zeros, self.weights.rotary(np.zeros(1))
         return Scratch(
@@ -448,6 +450,8 @@ class Decoder:
             value_sum=caches.value_sum,
             residual=f(threads, batch, hidden),
             normed=f(threads, batch, hidden),
+            rounded=np.zeros((threads, batch, prepared_size(hidden)), np.int16),
+            rounded_narrow=np.zeros((threads, batch, prepared_size(w.before_layers.shape[1])), np.int16),
             qkv=f(batch, width + 2 * c.kv_heads * c.head_dim),
             query=f(threads, c.heads, c.head_dim),
             attended=f(batch, width),
@@ -469,7 +473,7 @@ class Decoder:
             near=aligned((threads, max(neurons, width, 64)), np.dtype(np.uint8)),
             means=f(threads, batch),
             floors=f(threads, batch),
-            narrow=f(batch, w.head.shape[1]),
+            narrow=f(batch, w.before_layers.shape[1]),
             screened=f(batch, len(w.screen)),
             terms=f(threads, len(w.screen)),
             steps=np.zeros((threads, len(w.screen) + 7), np.int16),

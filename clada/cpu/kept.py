@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from clada.cpu.blocks.matrix import at_addresses
 from clada.cpu.kernels.arguments import Constants, Tensors
 from clada.cpu.weights import Rotary, Weights
 from clada.errors import AssetError, InputError
@@ -51,10 +52,10 @@ SCREEN = ("screen", "screen_scale", "screen_basis", "screen_offset", "screen_wei
 
 # What decides the content of a form: another version of these makes another one.
 SOURCES = (
-    "cpu/fused.py", "cpu/kept.py", "cpu/kernels/arguments.py", "cpu/pack.py", "cpu/precision.py", "cpu/storage.py",
-    "cpu/weights.py", "methods/observed.py", "methods/screen.py", "methods/selection.py", "models/anatomy.py",
-    "models/architectures.py", "models/description.py", "models/gguf.py", "models/gguf_statements.py",
-    "models/tokenizer.py", "system/arrays.py",
+    "cpu/blocks/kinds.py", "cpu/blocks/matrix.py", "cpu/fused.py", "cpu/kept.py", "cpu/kernels/arguments.py",
+    "cpu/pack.py", "cpu/precision.py", "cpu/sources.py", "cpu/storage.py", "cpu/weights.py", "methods/observed.py",
+    "methods/screen.py", "methods/selection.py", "models/anatomy.py", "models/architectures.py",
+    "models/description.py", "models/gguf.py", "models/gguf_statements.py", "models/tokenizer.py", "system/arrays.py",
 )  # fmt: skip
 LIBRARIES = ("transformers", "tokenizers")
 
@@ -318,6 +319,8 @@ def _about(weights: Weights, description: Description, tokenizer: Tokenizer, sum
 def _arrays(weights: Weights) -> dict[str, np.ndarray]:
     """All arrays but those of the screen, by the part they belong to and their name in it."""
     tensors = {name: array for name, array in weights.tensors._asdict().items() if name not in SCREEN}
+    for name, memory in weights.memory.items():  # it lies at other addresses the next time
+        tensors[name] = at_addresses(tensors[name], memory, -1)
     constants = {
         name: np.asarray(value)
         for name, value in weights.constants._asdict().items()
@@ -325,6 +328,7 @@ def _arrays(weights: Weights) -> dict[str, np.ndarray]:
     }
     norms = {one.name: getattr(weights, one.name) for one in fields(Norms)}
     parts = {"tensors": tensors, "constants": constants, "norms": norms, "rotation": vars(weights.rotation)}
+    parts["memory"] = weights.memory
     return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
 
@@ -339,10 +343,17 @@ def _weights(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, int | float
         TypeError: one is missing.
     """
     parts: dict[str, dict[str, Any]] = {"tensors": {}, "constants": dict(numbers), "norms": {}, "rotation": {}}
+    parts["memory"] = {}
     for name, array in arrays.items():
         part, _, field = name.partition(".")
         parts[part][field] = array if array.shape else array[()]  # a number keeps its type: kernels are compiled for it
-    tensors, constants = Tensors(**parts["tensors"]), Constants(**parts["constants"])
+    for name, memory in parts["memory"].items():
+        parts["tensors"][name] = at_addresses(parts["tensors"][name], memory)
     return Weights(
-        **parts["norms"], tensors=tensors, constants=constants, dtype=dtype, rotation=Rotary(**parts["rotation"])
+        **parts["norms"],
+        tensors=Tensors(**parts["tensors"]),
+        constants=Constants(**parts["constants"]),
+        dtype=dtype,
+        rotation=Rotary(**parts["rotation"]),
+        memory=parts["memory"],
     )

@@ -23,14 +23,15 @@ from numba.core.codegen import CPUCodeLibrary, JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 
-from clada.cpu import precision
+from clada.cpu import llvm, precision
+from clada.cpu.blocks import compiled, kinds
 from clada.methods import screen, selection
 from clada.system.cache import cache_dir, sources_stamp
 
 KERNELS = Path(__file__).parent / "kernels"
 
 # What else is part of compiled code: instructions that precisions give, constants.
-COMPILED_IN = (precision, screen, selection)
+COMPILED_IN = (compiled, kinds, llvm, precision, screen, selection)
 
 _DAMAGED = (EOFError, pickle.UnpicklingError)  # what reading a file ends in that is not whole
 

@@ -20,7 +20,8 @@ from torch import nn
 from clada.cpu.fused import fused_again
 from clada.cpu.kernels.arguments import Constants, Tensors
 from clada.cpu.precision import PRECISIONS, Precision
-from clada.cpu.storage import PackedEmbedding, PackedLinear, Rows
+from clada.cpu.sources import Source, source_of
+from clada.cpu.storage import AnyRows, BlockRows, PackedEmbedding, PackedLinear, Rows
 from clada.cpu.weights import Rotary, Weights
 from clada.errors import ModelError
 from clada.methods.observed import norms_of
@@ -85,14 +86,52 @@ class _Shell:
 
 
 @dataclass(frozen=True)
+class _RowsOf:
+    """Makes rows of a model's matrices.
+
+    Attributes:
+        precision: that they are stored at.
+        source: of blocks; None where the precision has none.
+    """
+
+    precision: Precision
+    source: Source | None
+
+    def empty(self, layers: Sequence[Sequence[Projection]], *, transposed: bool = False) -> AnyRows:
+        """Room for a matrix of every layer, whose parts lie below each other (transposed: side by side)."""
+        shapes = [projection.matrix.shape for projection in layers[0]]
+        outputs, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
+        if self.source is not None:
+            kinds = [[(self.source.kind(part), len(part.matrix)) for part in parts] for parts in layers]
+            return BlockRows.empty(kinds, inputs, transposed=transposed)
+        shape = (inputs, outputs) if transposed else (outputs, inputs)
+        return Rows.empty(self.precision, len(layers), *shape, transposed=transposed)
+
+    def put(self, rows: AnyRows, parts: Sequence[Projection]) -> None:
+        """Store the matrix of one layer."""
+        if isinstance(rows, BlockRows):
+            assert self.source is not None
+            rows.put([self.source.coded(part) for part in parts])
+            return
+        merged = parts[0].matrix if len(parts) == 1 else torch.cat([part.matrix for part in parts])
+        rows.put(merged.t() if rows.transposed else merged)
+
+    def one(self, module: Any) -> AnyRows:
+        """The packed matrix of a module that no layer has."""
+        rows = self.empty([[Projection(module)]])[0]
+        self.put(rows, [Projection(module)])
+        return rows
+
+
+@dataclass(frozen=True)
 class _Layers:
     """Weights of all layers; `gate` and its bias are those of `up` without a gate. Shapes as in `Tensors`."""
 
-    qkv: Rows
-    output: Rows
-    gate: Rows
-    up: Rows
-    down: Rows
+    qkv: AnyRows
+    output: AnyRows
+    gate: AnyRows
+    up: AnyRows
+    down: AnyRows
     qkv_bias: torch.Tensor
     output_bias: torch.Tensor
     gate_bias: torch.Tensor
@@ -102,25 +141,21 @@ class _Layers:
     head_norms: torch.Tensor
 
     @classmethod
-    def empty(cls, parts: Anatomy, hidden: int, precision: Precision, input_major: bool) -> _Layers:
+    def empty(cls, parts: Anatomy, hidden: int, rows_of: _RowsOf, input_major: bool) -> _Layers:
         """Memory for the weights: matrices uninitialised, as packing fills them; biases and norms zero."""
         n, gated = len(parts.layers), parts.layers[0].gate is not None
         width, kv_width = parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
         neurons = len(parts.layers[0].up.matrix)
-
-        def inputs_of_hidden(outputs: int) -> Rows:
-            shape = (hidden, outputs) if input_major else (outputs, hidden)
-            return Rows.empty(precision, n, *shape, transposed=input_major)
-
-        qkv, output = inputs_of_hidden(width + 2 * kv_width), Rows.empty(precision, n, width, hidden, transposed=True)
-        up, down = inputs_of_hidden(neurons), Rows.empty(precision, n, neurons, hidden, transposed=True)
+        up = rows_of.empty([[layer.up] for layer in parts.layers], transposed=input_major)
         up_bias = torch.zeros(n, neurons)
         return cls(
-            qkv=qkv,
-            output=output,
-            gate=inputs_of_hidden(neurons) if gated else up,
+            qkv=rows_of.empty([layer.qkv for layer in parts.layers], transposed=input_major),
+            output=rows_of.empty([[layer.output] for layer in parts.layers], transposed=True),
+            gate=rows_of.empty([[layer.gate] for layer in parts.layers if layer.gate], transposed=input_major)
+            if gated
+            else up,
             up=up,
-            down=down,
+            down=rows_of.empty([[layer.down] for layer in parts.layers], transposed=True),
             qkv_bias=torch.zeros(n, width + 2 * kv_width),
             output_bias=torch.zeros(n, hidden),
             gate_bias=torch.zeros(n, neurons) if gated else up_bias,
@@ -130,10 +165,10 @@ class _Layers:
             head_norms=torch.zeros(n, 2, 2, width if parts.family.head_norms == "width" else parts.head_dim),
         )
 
-    def pack(self, i: int, parts: Anatomy, shell: _Shell) -> dict[Projection, PackedLinear]:
+    def pack(self, i: int, parts: Anatomy, rows_of: _RowsOf, shell: _Shell) -> dict[Projection, PackedLinear]:
         """Copy layer i, and put packed layers in the place of its projections, which are returned."""
         layer = parts.layers[i]
-        linear = self._pack_qkv(i, layer.qkv)
+        linear = self._pack_qkv(i, layer.qkv, rows_of)
         for projection, rows, bias in (
             (layer.output, self.output[i], self.output_bias[i]),
             (layer.gate, self.gate[i], self.gate_bias[i]),
@@ -142,7 +177,7 @@ class _Layers:
         ):
             if projection is None:
                 continue
-            rows.put(projection.matrix.t() if rows.transposed else projection.matrix)
+            rows_of.put(rows, [projection])
             _put_bias(bias, projection.bias)
             linear[projection] = PackedLinear(rows, bias)
         for module, packed in fused_again(linear):
@@ -154,17 +189,14 @@ class _Layers:
             _put_norm(self.head_norms[i, which, :, : len(norm.weight)], norm, parts.family)
         return linear
 
-    def _pack_qkv(self, i: int, projections: Sequence[Projection]) -> dict[Projection, PackedLinear]:
+    def _pack_qkv(self, i: int, projections: Sequence[Projection], rows_of: _RowsOf) -> dict[Projection, PackedLinear]:
         """Copy queries, keys and values side by side, as the kernels read them in one pass."""
         rows, begin, linear = self.qkv[i], 0, {}
-        merged = torch.cat([projection.matrix for projection in projections])
-        rows.put(merged.t() if rows.transposed else merged)
+        rows_of.put(rows, projections)
         for projection in projections:
             part = slice(begin, begin + len(projection.matrix))
             _put_bias(self.qkv_bias[i, part], projection.bias)
-            scale = None if rows.scale is None else rows.scale[part]
-            values = rows.values[:, part] if rows.transposed else rows.values[part]
-            linear[projection] = PackedLinear(Rows(values, scale, rows.transposed), self.qkv_bias[i, part])
+            linear[projection] = PackedLinear(rows.outputs(part), self.qkv_bias[i, part])
             begin = part.stop
         return linear
 
@@ -173,43 +205,37 @@ class _Layers:
 class _Ends:
     """Weights before the first layer and after the last one. Shapes as in `Tensors`."""
 
-    embedding: Rows
+    embedding: AnyRows
     positions: torch.Tensor
-    before_layers: Rows
+    before_layers: AnyRows
     final_norm: torch.Tensor
-    before_head: Rows
-    head: Rows
+    before_head: AnyRows
+    head: AnyRows
 
     @classmethod
-    def pack(cls, parts: Anatomy, hidden: int, precision: Precision, shell: _Shell) -> _Ends:
+    def pack(cls, parts: Anatomy, hidden: int, rows_of: _RowsOf, shell: _Shell) -> _Ends:
         """Copy them, and put packed layers in their place."""
         final_norm = torch.zeros(2, hidden)
         if parts.final_norm is not None:
             _put_norm(final_norm, parts.final_norm, parts.family)
-        matrix = _matrix(parts.head)
-        embedding = head = _packed(matrix, precision)
+        embedding = head = rows_of.one(parts.head)
         shell.replace(parts.head, PackedLinear(head))
         if not parts.tied:
-            embedding = _packed(parts.embedding.weight.detach().cpu(), precision)
+            embedding = rows_of.one(parts.embedding)
         shell.replace(parts.embedding, PackedEmbedding(embedding, parts.embedding_factor))
         table = torch.empty(0, hidden) if parts.positions is None else parts.positions.detach().float().cpu().clone()
         # Small: scales for one matrix of its own would be one more case in the kernels.
-        before_layers = _projection(parts.project_in, matrix.shape[1], precision.unscaled, shell)
-        before_head = _projection(parts.project_out, hidden, precision.unscaled, shell)
+        unscaled = rows_of.precision.unscaled
+        before_layers = _projection(parts.project_in, parts.head.weight.shape[1], unscaled, shell)
+        before_head = _projection(parts.project_out, hidden, unscaled, shell)
         return cls(embedding, table, before_layers, final_norm, before_head, head)
 
 
-def _packed(matrix: torch.Tensor, precision: Precision) -> Rows:
-    rows = Rows.empty(precision, *matrix.shape)
-    rows.put(matrix)
-    return rows
-
-
-def _projection(module: Any, inputs: int, precision: Precision, shell: _Shell) -> Rows:
+def _projection(module: Any, inputs: int, precision: Precision, shell: _Shell) -> AnyRows:
     """A projection that most families have not, packed; no rows where it is absent."""
     if module is None:
         return Rows.empty(precision, 0, inputs)
-    rows = _packed(_matrix(module), precision)
+    rows = _RowsOf(precision, None).one(module)
     shell.replace(module, PackedLinear(rows))
     return rows
 
@@ -226,7 +252,8 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
             can be left out instead of neurons.
 
     Raises:
-        ModelError: the engine cannot decode this model, or a weight of it is not a finite number.
+        ModelError: the engine cannot decode this model, or a weight of it is not a finite number, or what a GGUF file
+            is asked for is not there.
     """
     parts = anatomy(model)
     norms = norms_of(parts)
@@ -234,9 +261,10 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     # Products, beside copies that wait for memory.
     making_screen = ThreadPoolExecutor(1).submit(Screen.of, _matrix(parts.head), basis)
     hidden, precision, shell = model.config.hidden_size, PRECISIONS[dtype], _Shell(model)
-    packed = _Layers.empty(parts, hidden, precision, input_major=layout == "input")
-    by_layer = [(packed.pack(i, parts, shell), layer) for i, layer in enumerate(parts.layers)]
-    ends = _Ends.pack(parts, hidden, precision, shell)
+    rows_of = _RowsOf(precision, source_of(model, parts, precision) if precision.in_blocks else None)
+    packed = _Layers.empty(parts, hidden, rows_of, input_major=layout == "input")
+    by_layer = [(packed.pack(i, parts, rows_of, shell), layer) for i, layer in enumerate(parts.layers)]
+    ends = _Ends.pack(parts, hidden, rows_of, shell)
     screen = making_screen.result()
     shell.copy_parameters()
 
@@ -244,6 +272,7 @@ def pack(model: Any, dtype: str, basis: Basis | None = None, *, layout: str = "m
     return PackedModel(
         **vars(norms),
         tensors=_tensors(packed, ends, screen),
+        memory=_memory(packed, ends),
         constants=_constants(parts, kinds, layout),
         dtype=dtype,
         rotation=Rotary(*rotary_frequencies(parts.stack, kinds)),
@@ -323,6 +352,14 @@ def _tensors(layers: _Layers, ends: _Ends, screen: Screen) -> Tensors:
         ends.before_head.array, ends.head.array, ends.head.scales,
         screen.codes, screen.scale, screen.basis, screen.offset, screen.weight, screen.mean,
     )  # fmt: skip
+
+
+def _memory(layers: _Layers, ends: _Ends) -> dict[str, np.ndarray]:
+    rows = {
+        "embedding": ends.embedding, "qkv": layers.qkv, "output": layers.output, "gate": layers.gate, "up": layers.up,
+        "down": layers.down, "head": ends.head,
+    }  # fmt: skip
+    return {name: matrix.memory for name, matrix in rows.items() if isinstance(matrix, BlockRows)}
 
 
 def _matrix(module: nn.Module) -> torch.Tensor:

@@ -14,19 +14,14 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from clada.cpu.llvm import FLOAT, INDEX, INT, vector_of
+
 if TYPE_CHECKING:
     import torch  # where packing needs it: kernels on packed weights do without
 
-_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
-
-
-def vector_of(kind: Any, lanes: int) -> Any:
-    """LLVM's type of so many numbers, which is that of a number for one."""
-    return kind if lanes == 1 else ir.VectorType(kind, lanes)
-
 
 def _constant(value: int, lanes: int) -> Any:
-    return ir.Constant(vector_of(_INT, lanes), value if lanes == 1 else [value] * lanes)
+    return ir.Constant(vector_of(INT, lanes), value if lanes == 1 else [value] * lanes)
 
 
 class Precision(ABC):
@@ -38,6 +33,7 @@ class Precision(ABC):
         llvm: LLVM's type of a stored number.
         scaled: whether every output of a matrix has a float32 scale, which all its inputs share.
         copied: whether widening makes a copy.
+        in_blocks: a stored number says where a whole row lies, see `clada.cpu.blocks`.
     """
 
     name: str
@@ -45,6 +41,7 @@ class Precision(ABC):
     llvm: Any
     scaled = False
     copied = True
+    in_blocks = False
 
     @property
     def storage(self) -> torch.dtype:
@@ -114,7 +111,7 @@ class Precision(ABC):
 class Float32(Precision):
     """Weights as they were trained."""
 
-    name, element, llvm, copied = "float32", types.float32, _FLOAT, False
+    name, element, llvm, copied = "float32", types.float32, FLOAT, False
 
     def stored(self, numbers: np.ndarray) -> np.ndarray:
         """The same."""
@@ -149,15 +146,15 @@ class BFloat16(Precision):
 
     def to_float32(self, builder: Any, v: Any, lanes: int) -> Any:
         """Shift the bits to where a float32 has them."""
-        bits = builder.shl(builder.zext(v, vector_of(_INT, lanes)), _constant(16, lanes))
-        return builder.bitcast(bits, vector_of(_FLOAT, lanes))
+        bits = builder.shl(builder.zext(v, vector_of(INT, lanes)), _constant(16, lanes))
+        return builder.bitcast(bits, vector_of(FLOAT, lanes))
 
     def from_float32(self, builder: Any, v: Any) -> Any:
         """Add a little less than half of the last kept bit, and what it lacks to half where that bit is set."""
-        bits = builder.bitcast(v, _INT)
-        last = builder.and_(builder.lshr(bits, _INT(16)), _INT(1))
-        rounded = builder.add(builder.add(bits, _INT(0x7FFF)), last)
-        return builder.trunc(builder.lshr(rounded, _INT(16)), self.llvm)
+        bits = builder.bitcast(v, INT)
+        last = builder.and_(builder.lshr(bits, INT(16)), INT(1))
+        rounded = builder.add(builder.add(bits, INT(0x7FFF)), last)
+        return builder.trunc(builder.lshr(rounded, INT(16)), self.llvm)
 
 
 class Int8(Precision):
@@ -186,15 +183,39 @@ class Int8(Precision):
 
     def to_float32(self, builder: Any, v: Any, lanes: int) -> Any:
         """As steps, without the scale."""
-        return builder.sitofp(builder.sext(v, vector_of(_INT, lanes)), vector_of(_FLOAT, lanes))
+        return builder.sitofp(builder.sext(v, vector_of(INT, lanes)), vector_of(FLOAT, lanes))
 
 
-PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (Float32(), BFloat16(), Int8())}
+class Blocks(Precision):
+    """Codes of a few bits in groups with a scale each, at addresses that the kernels' arrays give.
+
+    Args:
+        name: as users give it.
+    """
+
+    element, llvm, in_blocks = types.int64, INDEX, True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def unscaled(self) -> Precision:
+        """bfloat16."""
+        return PRECISIONS["bfloat16"]
+
+    def to_float32(self, _builder: Any, _v: Any, _lanes: int) -> Any:
+        """None: an address is no weight."""
+        raise NotImplementedError("weights in blocks are read by rows")
+
+
+PRECISIONS: dict[str, Precision] = {
+    precision.name: precision for precision in (Float32(), BFloat16(), Int8(), Blocks("int4"), Blocks("file"))
+}
 
 
 def of_tensor(values: torch.Tensor) -> Precision:
     """The precision that a tensor of weights is stored at."""
-    return next(precision for precision in PRECISIONS.values() if precision.storage == values.dtype)
+    return next(p for p in PRECISIONS.values() if not p.in_blocks and p.storage == values.dtype)
 
 
 def of_element(element: Any) -> Precision:

@@ -108,7 +108,12 @@ class Prompts:
             del self.by_input["gate"]
         self.buffers: dict[str, np.ndarray] = {}
         if weights.precision.copied:
-            self.buffers = {name: np.empty(getattr(self.w, name).shape[1:], np.float32) for name in self.by_input}
+            self.buffers = {name: np.empty(self._shape(name), np.float32) for name in self.by_input}
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Of a matrix as it is stored. Rows in blocks do not say how long they are, but all of them are of H."""
+        rows = getattr(self.w, name)
+        return rows.shape[1], self.w.final_norm.shape[1] if self.weights.precision.in_blocks else rows.shape[2]
 
     def run(self, tokens: Sequence[int], scratch: Scratch, b: int) -> np.ndarray | None:
         """Run a prompt.
@@ -151,12 +156,12 @@ class Prompts:
     def _embed(self, tokens: np.ndarray, first: int) -> np.ndarray:
         """What enters the first layer."""
         w = self.w
-        x = _widened(w.embedding[tokens])
+        x = _widened(w.embedding[tokens], w.before_layers.shape[1])
         if len(w.embedding_scale):
             x *= w.embedding_scale[tokens, None]
         x *= self.c.embedding_factor
         if len(w.before_layers):
-            x = x @ _widened(w.before_layers).T
+            x = x @ _widened(w.before_layers, w.before_layers.shape[1]).T
         if len(w.positions):
             x += w.positions[first : first + len(tokens)]
         return x
@@ -185,8 +190,8 @@ class Prompts:
             rows, scale, bias = (getattr(self.w, name + end)[layer] for end in ("", "_scale", "_bias"))
             wide = self.buffers.get(name, rows)
             if wide is not rows:
-                some = max(1, WIDENED // rows.shape[1])
-                parts += [(wide[i : i + some], rows[i : i + some]) for i in range(0, len(rows), some)]
+                some = max(1, WIDENED // wide.shape[1])
+                parts += [(wide[i : i + some], rows, i, by_input) for i in range(0, len(rows), some)]
             found[name] = _Matrix(wide if by_input else wide.T, scale, bias)
         each(lambda part: widen_rows(*part), parts)
         return found
@@ -251,7 +256,7 @@ def _read_part(piece: _Piece, head: int, begin: int, cache: tuple[np.ndarray, np
     read_cache(piece.keys[head], piece.values[head], keys[head], values[head], begin, end)
 
 
-def _widened(rows: np.ndarray) -> np.ndarray:
-    wide = np.empty(rows.shape, np.float32)
-    widen_rows(wide, rows)
+def _widened(rows: np.ndarray, width: int) -> np.ndarray:
+    wide = np.empty((len(rows), width), np.float32)
+    widen_rows(wide, rows, 0, False)
     return wide

@@ -51,12 +51,14 @@ class Weights(Norms):
         constants: what else the architecture says.
         dtype: name of the weights' precision.
         rotation: rotary embeddings; of no kinds where the model has none.
+        memory: of matrices in blocks, by their names in `Tensors`, uint8 [bytes] that hold the rows; else empty.
     """
 
     tensors: Tensors
     constants: Constants
     dtype: str
     rotation: Rotary
+    memory: dict[str, np.ndarray]
 
     @property
     def precision(self) -> Precision:

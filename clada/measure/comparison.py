@@ -35,9 +35,11 @@ from clada.methods.coefficients import Coefficients
 from clada.methods.plan import Plan
 from clada.methods.registry import method_of
 from clada.models.description import Description
+from clada.models.open import OF_FILE, gguf_file
 from clada.speculation import Speculation
 
-MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
+# llama.cpp's type for a precision; at OF_FILE it reads the model's file itself.
+MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 
 INFORMATIVE: tuple[Kind, ...] = ("Q8_0", "Q4_1")  # what else the same machine can do
 
@@ -193,15 +195,19 @@ def _peers(
         peer = Transformers(model, threads)
         opened.append(("transformers", peer.version, "float32", peer))
     if "llama.cpp" in peers:
-        for kind in dict.fromkeys((MATCHING[dtype], *INFORMATIVE)):
+        files = [(OF_FILE, gguf_file(model.name_or_path))] if dtype == OF_FILE else []
+        kinds: tuple[Kind, ...] = INFORMATIVE if dtype == OF_FILE else (MATCHING[dtype], *INFORMATIVE)
+        for kind in dict.fromkeys(kinds):
             if model.name_or_path:
                 path = cached_gguf(model, kind)
             else:
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{kind}.gguf"
                 write_gguf(model, path, kind)
+            files.append((kind, path))
+        for name, path in files:
             # Room for its own rounding of the context.
             llama = stack.enter_context(LlamaCpp(path, threads, context + 64))
-            opened.append(("llama.cpp", llama.version, kind, llama))
+            opened.append(("llama.cpp", llama.version, name, llama))
     return opened
 
 

@@ -25,15 +25,15 @@ from clada.models.architectures import (
 )
 from clada.system.files import replacing
 
-Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_1"]
+Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 
 
 def write_gguf(model: transformers.PreTrainedModel, path: Path, kind: Kind) -> None:
     """Write a model's weights for llama.cpp.
 
     The vocabulary is a placeholder of the right size: prompts are token ids. Norms and biases stay float32, as do
-    learned positions; a row that the blocks of `kind` do not divide becomes F16. In a Q4_1 file the embeddings and the
-    output head are Q8_0, which llama.cpp's own quantiser chooses for them where it cannot have Q6_K.
+    learned positions; a row that the blocks of `kind` do not divide becomes F16. In a Q4_0 or Q4_1 file the embeddings
+    and the output head are Q8_0, which llama.cpp's own quantiser chooses for them where it cannot have Q6_K.
 
     Args:
         model: a transformers causal language model of a family that llama.cpp computes in the same way.
@@ -193,6 +193,8 @@ def _stored_as(name: str, values: np.ndarray, kind: Kind) -> gguf.GGMLQuantizati
     types = gguf.GGMLQuantizationType
     if values.ndim == 1 or name == "position_embd.weight":
         return types.F32
-    stored_as = types.Q8_0 if kind == "Q4_1" and name in ("token_embd.weight", "output.weight") else types[kind]
+    stored_as = (
+        types.Q8_0 if kind in ("Q4_0", "Q4_1") and name in ("token_embd.weight", "output.weight") else types[kind]
+    )
     block, _bytes = gguf.GGML_QUANT_SIZES[stored_as]
     return stored_as if values.shape[-1] % block == 0 else types.F16

@@ -4,6 +4,7 @@
     assets.py           the embedded models and corpus: fetched once, checked, kept
     gguf.py             GGUF files as float32 folders of transformers
     gguf_statements.py  what a GGUF file states beyond what transformers reads of it
+    gguf_blocks.py      its matrices as they are stored
     architectures.py    a row for every family; the only file that knows their names
     anatomy.py          a model taken apart by the row of its family
     description.py      what decoding must know of a model beside its weights

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16")
 
+OF_FILE = "file"  # the engine's precision that is a GGUF file's own
+
 HUB_TIMEOUT_S = 4.0  # an unknown name is answered within seconds even where the network swallows packets
 
 MODEL_FILES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}  # config, tokenizer and weights
@@ -44,6 +46,24 @@ def check_device(device: str) -> None:
 
     if not torch.cuda.is_available():
         raise ModelError("this machine has no CUDA device that torch can use: choose device cpu")
+
+
+def gguf_file(name: str) -> Path:
+    """The GGUF file that a model's name stands for.
+
+    Raises:
+        ModelError: it stands for none.
+        AssetError: an embedded model cannot be fetched.
+    """
+    if name in ASSETS:
+        return fetch(name)
+    path = Path(name)
+    if path.suffix != ".gguf" or not path.is_file():
+        raise ModelError(
+            f"dtype {OF_FILE} decodes the blocks of a GGUF file, and {name or 'this model'} is none; use another "
+            "dtype, or a file that ends in .gguf"
+        )
+    return path
 
 
 def load_model(

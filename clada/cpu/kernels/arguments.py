@@ -21,7 +21,8 @@ class Tensors(NamedTuple):
     """Weights of a model; L layers, H hidden, N neurons, Q and K the widths of all query and all key heads.
 
     Scales box one float32 per output (of the screen: per term) for int8 and are empty otherwise. Absent parts are
-    empty. By input, qkv, gate and up are transposed ([L, H, Q + 2 K], [L, H, N]).
+    empty. Matrices in blocks are int64 with a last dimension of 1: where every row lies. By input, qkv, gate and up are
+    transposed ([L, H, Q + 2 K], [L, H, N]).
     """
 
     embedding: np.ndarray  # [V, E]; the head again where they are one
@@ -100,6 +101,8 @@ class Scratch(NamedTuple):
     value_sum: np.ndarray  # [S, L, kv heads, D] float32, of the values in the next token's window without its own
     residual: np.ndarray  # [T, B, H]
     normed: np.ndarray  # [T, B, H]
+    rounded: np.ndarray  # [T, B, .] int16, the same for products with weights in blocks
+    rounded_narrow: np.ndarray  # [T, B, .] int16, the head's input likewise
     qkv: np.ndarray  # [B, Q + 2 K]
     query: np.ndarray  # [T, heads, D], of a column
     attended: np.ndarray  # [B, Q], what attention gave, each thread's part

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from clada.cpu.kernels.arguments import READ_HEAD
-from clada.cpu.kernels.rows import copy_into, dot, normalise, project
+from clada.cpu.kernels.rows import copy_into, dot, normalise, prepared, project
 from clada.cpu.kernels.scalars import FASTMATH, fast_exp, fast_tanh
 from clada.cpu.kernels.screen import screen_head, softmax_sums
 from clada.cpu.kernels.team import barrier
@@ -37,7 +37,14 @@ def head_logits(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
         screen_head(t, threads, sync, x, w, s, select)
     else:
         s.reads[t, READ_HEAD] += project(
-            s.logits, w.head, w.head_scale, np.float32(0), x, s.columns[first:], begin, end
+            s.logits,
+            w.head,
+            w.head_scale,
+            np.float32(0),
+            prepared(x, s.rounded_narrow[t], w.head),
+            s.columns[first:],
+            begin,
+            end,
         )
     for b in range(first, batch):
         logits = s.logits[b, begin:end]

@@ -11,6 +11,7 @@ from clada.cpu.kernels.rows import (
     WAITING,
     add_listed,
     add_rows,
+    prepared,
     project_inputs,
     project_listed,
     project_rows,
@@ -72,7 +73,7 @@ def mlp_of_batch(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
 
     It is multiplied with all of them, as that takes less time than telling those that need it from the others.
     """
-    x, batch, neurons = s.normed[t], s.token.shape[0], w.up.shape[1]
+    x, batch, neurons = prepared(s.normed[t], s.rounded[t], w.up), s.token.shape[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows, up = s.rows[t], w.up[layer]
     count = _list_needed(t, layer, begin, end, s, select)
@@ -141,7 +142,7 @@ def _list_kept(rows, count, h, factor, activation, weight, threshold, later):  #
 @njit(fastmath=FASTMATH)
 def mlp_of_one(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped-def]
     """This thread's neurons of a single column, into its partial sums; without the lists that several need."""
-    x, h, factor, neurons = s.normed[t], s.h[0], s.up[0], w.up.shape[1]
+    x, h, factor, neurons = prepared(s.normed[t], s.rounded[t], w.up), s.h[0], s.up[0], w.up.shape[1]
     begin, end = neurons * t // threads, neurons * (t + 1) // threads
     rows, up, down = s.rows[t], w.up[layer], w.down[layer]
     count = _list_needed(t, layer, begin, end, s, select)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
+from clada.cpu.blocks.kinds import KIND_BITS, KINDS, SHARED, UNIT
 from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.scalars import FASTMATH, bias_of, scale_of, widen
-from clada.cpu.kernels.vectors import WIDE, add_scaled_rows, dots_of_rows, prefetch_row
+from clada.cpu.kernels.vectors import (
+    WIDE,
+    add_scaled_rows,
+    add_tile,
+    dots_of_rows,
+    prefetch_row,
+    row_across_into,
+    row_into,
+)
+from clada.cpu.precision import of_element
 
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is fetched into a cache
 
@@ -15,13 +26,21 @@ FIRST = 12  # rows that are fetched ahead when a part begins, terms of the scree
 
 TOGETHER = 16  # rows that stay in the nearest cache while all columns have their turns with them
 
+GROUPS = tuple(kind.group for kind in KINDS)
+
 WAITING = 64  # rows that are fetched ahead at most, while there is nothing else to do
 
 
-@njit
 def row_bytes(rows):  # type: ignore[no-untyped-def]
-    """Bytes of a stored row; int8's scales, four bytes a row, are not counted."""
-    return rows.shape[1] * rows.itemsize
+    """Bytes of a stored row; int8's scales, four bytes a row, are not counted. In blocks the mean of all rows."""
+    raise NotImplementedError
+
+
+@overload(row_bytes, jit_options={"forceinline": True})
+def _typed_row_bytes(rows):  # type: ignore[no-untyped-def]
+    if of_element(rows.dtype).in_blocks:
+        return lambda rows: max(1, ((rows[-1, 0] >> KIND_BITS) - (rows[0, 0] >> KIND_BITS)) // max(1, len(rows) - 1))
+    return lambda rows: rows.shape[1] * rows.itemsize
 
 
 @njit(forceinline=True)
@@ -54,6 +73,55 @@ def _side_by_side(which):  # type: ignore[no-untyped-def]
     if count > 0 and which[count - 1] - which[0] == count - 1:
         return 0
     return count - count % 4
+
+
+def prepared(x, room, rows):  # type: ignore[no-untyped-def]
+    """Inputs x[b] as products with rows take them: rounded into `room` for rows in blocks, else as they are.
+
+    A step is a 32767th of the largest of SHARED inputs. `room` [B, `prepared_size`] gets int16, then float32 twice:
+    steps, and sums of the rounded inputs.
+    """
+    raise NotImplementedError
+
+
+@overload(prepared)
+def _typed_prepared(x, room, rows):  # type: ignore[no-untyped-def]
+    def round_them(x, room, rows):  # type: ignore[no-untyped-def]
+        _round(x, room)
+        return room
+
+    return round_them if of_element(rows.dtype).in_blocks else lambda x, room, rows: x
+
+
+def prepared_size(width):  # type: ignore[no-untyped-def]
+    """How many int16 `prepared` needs for so many inputs."""
+    filled = (width + UNIT - 1) // UNIT * UNIT
+    return filled + filled // SHARED * 4
+
+
+@njit(fastmath=FASTMATH)
+def _round(x, room):  # type: ignore[no-untyped-def]
+    size, width = room.shape[1], x.shape[1]
+    filled = size * SHARED // (SHARED + 4)
+    groups = filled // SHARED
+    for b in range(x.shape[0]):
+        row = x[b]
+        numbers, factors = room[b, :filled], room[b, filled:size].view(np.float32)
+        for g in range(groups):
+            begin, end = g * SHARED, min((g + 1) * SHARED, width)
+            most = np.float32(0)
+            for j in range(begin, end):
+                most = most if most > abs(row[j]) else abs(row[j])  # NaN stays
+            inverse = np.float32(32767) / most if most > 0 else np.float32(0)
+            total = np.int32(0)
+            for j in range(begin, end):
+                number = np.int32(np.rint(row[j] * inverse))
+                numbers[j] = number
+                total += number
+            for j in range(max(begin, end), (g + 1) * SHARED):
+                numbers[j] = 0
+            factors[g] = most / np.float32(32767)
+            factors[groups + g] = factors[g] * total
 
 
 @njit(fastmath=FASTMATH)
@@ -129,9 +197,36 @@ def row_times(out, rows, scale, bias, i, ahead, x, columns):  # type: ignore[no-
         r += n
 
 
-@njit(fastmath=FASTMATH)
 def add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
-    """Add the listed rows, from column `begin` on, to out; row i times factors[i]."""
+    """Add the listed rows, from column `begin` on, to out; row i times factors[i]. In blocks: from the first column."""
+    raise NotImplementedError
+
+
+@overload(add_rows)
+def _typed_add_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
+    if of_element(rows.dtype).in_blocks:
+        return lambda out, rows, begin, which, factors: _add_tiles(
+            out.reshape(1, out.shape[0]), rows, which, factors.reshape(1, factors.shape[0])
+        )
+    return lambda out, rows, begin, which, factors: _add_plain_rows(out, rows, begin, which, factors)
+
+
+@njit(fastmath=FASTMATH)
+def _add_tiles(out, rows, which, factors):  # type: ignore[no-untyped-def]
+    """Add the listed rows in blocks, those of a tile at a time, to out[b]; row i times factors[b, i]."""
+    r, n = 0, which.shape[0]
+    while r < n:
+        size = GROUPS[rows[which[r], 0] & (2**KIND_BITS - 1)]
+        beyond, end = (which[r] // size + 1) * size, r + 1
+        while end < n and which[end] < beyond:
+            end += 1
+        add_tile(out, rows, which[r:end], n - end, factors)
+        r = end
+
+
+@njit(fastmath=FASTMATH)
+def _add_plain_rows(out, rows, begin, which, factors):  # type: ignore[no-untyped-def]
+    """`add_rows` of rows that are not in blocks."""
     ahead = rows_ahead(rows)
     n = which.shape[0]
     fours = _side_by_side(which)
@@ -205,9 +300,21 @@ def project_listed(out, rows, scales, bias, x, columns, which):  # type: ignore[
             r += n
 
 
-@njit(fastmath=FASTMATH)
 def add_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
     """Add the listed rows to out[b] of all columns b, row i times factors[b, i]; a factor of zero adds nothing."""
+    raise NotImplementedError
+
+
+@overload(add_listed)
+def _typed_add_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
+    if of_element(rows.dtype).in_blocks:
+        return lambda out, rows, which, factors: _add_tiles(out, rows, which, factors)
+    return lambda out, rows, which, factors: _add_plain_listed(out, rows, which, factors)
+
+
+@njit(fastmath=FASTMATH)
+def _add_plain_listed(out, rows, which, factors):  # type: ignore[no-untyped-def]
+    """`add_listed` of rows that are not in blocks."""
     ahead = rows_ahead(rows)
     batch, fours = out.shape[0], which.shape[0] - which.shape[0] % 4
     for block in range(0, fours, TOGETHER):
@@ -276,12 +383,14 @@ def rotate(x, rotary):  # type: ignore[no-untyped-def]
 # -- of prompts, called from Python ------------------------------------------------------------------------------------
 
 
-@kernel(nogil=True, fastmath=FASTMATH)
-def widen_rows(out, rows):  # type: ignore[no-untyped-def]
-    """out[i, j] = rows[i, j] as float32, without scales."""
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            out[i, j] = widen(rows[i, j])
+@kernel(nogil=True)
+def widen_rows(out, rows, first, across):  # type: ignore[no-untyped-def]
+    """out[k] = row first + k as float32, without scales of outputs; `across`: rows in blocks are of inputs."""
+    for k in range(out.shape[0]):
+        if across:
+            row_across_into(out[k], rows, first + k)
+        else:
+            row_into(out[k], rows, first + k)
 
 
 @kernel(nogil=True, fastmath=FASTMATH)

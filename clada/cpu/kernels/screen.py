@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from clada.cpu.kernels.arguments import READ_HEAD
-from clada.cpu.kernels.rows import FIRST, eight_of, project, project_rows, row_bytes, row_times, rows_ahead
+from clada.cpu.kernels.rows import FIRST, eight_of, prepared, project, project_rows, row_bytes, row_times, rows_ahead
 from clada.cpu.kernels.scalars import FASTMATH, fast_exp, scale_of
 from clada.cpu.kernels.team import barrier
 from clada.cpu.kernels.vectors import add_codes, highest
@@ -107,8 +107,9 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
         for i in range(size):
             which[count] = block + i
             count += near[i]
+    inputs = prepared(x, s.rounded_narrow[t], w.head)
     if batch == 1:
-        project_rows(s.logits[0], w.head, w.head_scale, np.float32(0), x, which[:count])
+        project_rows(s.logits[0], w.head, w.head_scale, np.float32(0), inputs, which[:count])
     else:
         ahead = rows_ahead(w.head)
         for r in range(count):
@@ -117,8 +118,7 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
                 if s.logits[b, i] >= floors[b]:
                     columns[n] = b
                     n += 1
-            later = which[min(r + ahead, count - 1)]
-            scale = scale_of(w.head, w.head_scale, i)
-            row_times(s.logits, w.head, scale, np.float32(0), i, later, x, columns[:n])
+            scale, later = scale_of(w.head, w.head_scale, i), which[min(r + ahead, count - 1)]
+            row_times(s.logits, w.head, scale, np.float32(0), i, later, inputs, columns[:n])
     s.reads[t, READ_HEAD] += count * row_bytes(w.head)
     barrier(sync, threads)

@@ -13,8 +13,9 @@ can still matter. Thresholds of zero leave nothing out: the dense model.
 Each thread owns a slice of every tensor's rows; slices meet at a barrier. The residual stream is kept by every thread
 for itself, computed the same way, which is cheaper than one more barrier.
 
-Weights are float32, bfloat16 (held as uint16, numba has no such type) or int8 with a float32 scale per output;
-arithmetic is float32 but for exact GELU (float64) and the estimate of the vocabulary (codes of four bits).
+Weights are float32, bfloat16 (held as uint16, numba has no such type), int8 with a float32 scale per output, or blocks
+of `clada.cpu.blocks`, which lie where their arrays say. Arithmetic is float32 but for exact GELU (float64) and the
+estimate of the vocabulary (codes of four bits).
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from clada.cpu.kernels.arguments import (
 from clada.cpu.kernels.attention import attend, attention_output
 from clada.cpu.kernels.head import head_logits, merge_threads
 from clada.cpu.kernels.mlp import mlp_by_input, mlp_of_batch, mlp_of_one
-from clada.cpu.kernels.rows import copy_into, dot, normalise, project, project_inputs
-from clada.cpu.kernels.scalars import FASTMATH, scale_of, widen
+from clada.cpu.kernels.rows import copy_into, dot, normalise, prepared, project, project_inputs
+from clada.cpu.kernels.scalars import FASTMATH, scale_of
 from clada.cpu.kernels.team import barrier, barrier_before, begin_call, end_call
+from clada.cpu.kernels.vectors import row_into
 from clada.methods.selection import ATTENTION_INPUT, BY_INPUT
 
 
@@ -85,16 +87,18 @@ def _embed_tokens(t, w, c, s):  # type: ignore[no-untyped-def]
     """What enters the first layer, the same in every thread."""
     for b in range(s.token.shape[0]):
         token, x = s.token[b], s.residual[t, b]
-        row, scale = w.embedding[token], scale_of(w.embedding, w.embedding_scale, token) * c.embedding_factor
+        scale = scale_of(w.embedding, w.embedding_scale, token) * c.embedding_factor
         if w.before_layers.shape[0] > 0:
             narrow = s.narrow[b]  # every thread writes the same
-            for j in range(row.shape[0]):
-                narrow[j] = widen(row[j]) * scale
+            row_into(narrow, w.embedding, token)
+            for j in range(narrow.shape[0]):
+                narrow[j] *= scale
             for i in range(x.shape[0]):
                 x[i] = dot(w.before_layers[i], narrow)
         else:
+            row_into(x, w.embedding, token)
             for j in range(x.shape[0]):
-                x[j] = widen(row[j]) * scale
+                x[j] *= scale
         if w.positions.shape[0] > 0:
             for j in range(x.shape[0]):
                 x[j] += w.positions[s.position[b], j]
@@ -137,8 +141,9 @@ def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
                 s.rows[t], begin, end,
             )  # fmt: skip
         else:
+            x = prepared(s.normed[t], s.rounded[t], w.qkv)
             s.reads[t, READ_ATTENTION] += project(
-                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], s.normed[t], s.columns, begin, end
+                s.qkv, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], x, s.columns, begin, end
             )
         barrier(sync, threads)
         attend(t, threads, sync, layer, w, c, s, select)

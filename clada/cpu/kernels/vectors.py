@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import binding, ir
@@ -10,26 +11,19 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from clada.cpu.precision import of_element, vector_of
+from clada.cpu.blocks.compiled import add_across, dots_along, put_across, put_along
+from clada.cpu.blocks.kinds import KIND_BITS, SHARED
+from clada.cpu.llvm import BYTE, CHAINS, CONTRACT, FLOAT, INDEX, INT, LANES, in_lanes, spread, sums_of_lanes, vector_of
+from clada.cpu.precision import of_element
 from clada.methods.screen import CODES, CODES_OF_SHORT, LINE
 
-LANES = 16  # floats at a time in the loops written out below: two AVX2 registers, one of AVX-512, four of NEON
-
 WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
-
-# An addition waits for the one before it, so the product of a row with an input is as many sums of their own. They are
-# always as many: its bits do not depend on how many products are computed side by side.
-CHAINS = 2
 
 # Where rows are fetched to, in LLVM's numbers: the second cache (2), or past all caches but the first (0) on Zen 5,
 # whose first cache has the places for it. benchmarks/selection-log.md has what each gives.
 NEAR = 0 if binding.get_host_cpu_name() == "znver5" else 2
 
-_F32, _I32, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-
-_BYTE = ir.IntType(8).as_pointer()
-
-_CONTRACT = ("contract", "nsz")
+_BYTE = BYTE.as_pointer()
 
 
 def _element_bytes(stored: Any) -> int:
@@ -41,48 +35,57 @@ def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any
     return of_element(stored).load(builder, start, j, lanes)
 
 
-def _spread(builder: Any, v: Any, lanes: int) -> Any:
-    """Instructions for a vector of one value."""
-    if lanes == 1:
-        return v
-    undefined = ir.Constant(vector_of(v.type, lanes), ir.Undefined)
-    one = builder.insert_element(undefined, v, _I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), None))
-
-
 def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
     """Instructions for the address of an element of a two-dimensional array."""
     made = context.make_array(array_type)(context, builder, array)
     stride = builder.extract_value(made.strides, 0)
     size = _element_bytes(array_type.dtype)
-    kind = _F32 if array_type.dtype == types.float32 else ir.IntType(8 * size)
-    offset = builder.add(builder.mul(row, stride), builder.mul(column, _INDEX(size)))
-    return builder.inttoptr(builder.add(builder.ptrtoint(made.data, _INDEX), offset), kind.as_pointer())
+    kind = FLOAT if array_type.dtype == types.float32 else ir.IntType(8 * size)
+    offset = builder.add(builder.mul(row, stride), builder.mul(column, INDEX(size)))
+    return builder.inttoptr(builder.add(builder.ptrtoint(made.data, INDEX), offset), kind.as_pointer())
+
+
+def _where(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
+    """Instructions for the number that says where a row in blocks lies, and of what kind it is."""
+    return builder.load(_row_start(context, builder, array_type, array, row, INDEX(0)))
+
+
+def _row_in_bytes(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> tuple[Any, Any]:
+    """Instructions for the address of a row, and how many bytes it has."""
+    shape = context.make_array(array_type)(context, builder, array).shape
+    if not of_element(array_type.dtype).in_blocks:
+        start = _row_start(context, builder, array_type, array, row, INDEX(0))
+        size = builder.mul(builder.extract_value(shape, 1), INDEX(_element_bytes(array_type.dtype)))
+        return builder.bitcast(start, _BYTE), size
+    # To where the next one begins.
+    last = builder.sub(builder.extract_value(shape, 0), INDEX(1))
+    following = builder.add(row, INDEX(1))
+    following = builder.select(builder.icmp_signed("<", following, last), following, last)
+    begin, end = (
+        builder.lshr(_where(context, builder, array_type, array, i), INDEX(KIND_BITS)) for i in (row, following)
+    )
+    return builder.inttoptr(begin, _BYTE), builder.sub(end, begin)
+
+
+def _prefetch_whole(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> None:
+    """Instructions that fetch a row."""
+    start, size = _row_in_bytes(context, builder, array_type, array, row)
+    with cgutils.for_range_slice(builder, INDEX(0), size, INDEX(LINE), INDEX) as (j, _):
+        _prefetch(builder, builder.gep(start, [j]))
 
 
 def _prefetch(builder: Any, address: Any, near: int = 2) -> None:
     """An instruction that fetches a line, into the second cache unless told otherwise."""
-    kind = ir.FunctionType(ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE, INT, INT, INT])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [address, _I32(0), _I32(near), _I32(1)])  # for reading, data
+    builder.call(function, [address, INT(0), INT(near), INT(1)])  # for reading, data
 
 
 def _prefetch_lines(builder: Any, start: Any, j: Any, stored: Any, count: int) -> None:
     """Instructions that fetch the lines that `count` elements from `start + j` on fill; none if they fill less."""
     line = LINE // _element_bytes(stored)
     for at in range(0, count // line * line, line):
-        _prefetch(builder, builder.bitcast(builder.gep(start, [builder.add(j, _INDEX(at))]), _BYTE), NEAR)
-
-
-def _in_lanes(builder: Any, n: Any, most: Sequence[int], body: Any) -> None:
-    """body(j, vectors, lanes) for n elements: so many vectors of LANES at a time, the most first, then one by one."""
-    begin = _INDEX(0)
-    for vectors, lanes in (*((vectors, LANES) for vectors in dict.fromkeys((*most, 1))), (1, 1)):
-        step = _INDEX(vectors * lanes)
-        end = builder.add(begin, builder.mul(builder.udiv(builder.sub(n, begin), step), step))
-        with cgutils.for_range_slice(builder, begin, end, step, _INDEX) as (j, _):
-            body(j, vectors, lanes)
-        begin = end
+        _prefetch(builder, builder.bitcast(builder.gep(start, [builder.add(j, INDEX(at))]), _BYTE), NEAR)
 
 
 def _vectors_of_line(stored: Any) -> int:
@@ -109,11 +112,13 @@ def add_scaled_rows(
             [array.data]
             if out_type.ndim == 1
             else [
-                _row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), _INDEX(0))
+                _row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), INDEX(0))
                 for b in range(batch)
             ]
         )
         stored = rows_type.dtype
+        factors = [builder.extract_value(args[5], k) for k in range(count * batch)]
+        width = builder.extract_value(array.shape, out_type.ndim - 1)
         starts, ahead = (
             [
                 _row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
@@ -121,12 +126,11 @@ def add_scaled_rows(
             ]
             for i in (4, 6)
         )
-        factors = [builder.extract_value(args[5], k) for k in range(count * batch)]
 
         def accumulate(j: Any, vectors: int, lanes: int) -> None:
-            parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
+            parts = [builder.add(j, INDEX(part * lanes)) for part in range(vectors)]
             places = [
-                [builder.bitcast(builder.gep(start, [at]), vector_of(_F32, lanes).as_pointer()) for at in parts]
+                [builder.bitcast(builder.gep(start, [at]), vector_of(FLOAT, lanes).as_pointer()) for at in parts]
                 for start in outs
             ]
             totals = [[builder.load(place, align=4) for place in some] for some in places]
@@ -135,19 +139,39 @@ def add_scaled_rows(
                 for part, at in enumerate(parts):
                     v = _load_wide(builder, start, at, stored, lanes)
                     for b in range(batch):
-                        product = builder.fmul(v, _spread(builder, factors[b * count + k], lanes), flags=_CONTRACT)
-                        totals[b][part] = builder.fadd(totals[b][part], product, flags=_CONTRACT)
+                        product = builder.fmul(v, spread(builder, factors[b * count + k], lanes), flags=CONTRACT)
+                        totals[b][part] = builder.fadd(totals[b][part], product, flags=CONTRACT)
             for of_sequence, places_of_sequence in zip(totals, places, strict=True):
                 for total, place in zip(of_sequence, places_of_sequence, strict=True):
                     builder.store(total, place, align=4)
 
-        _in_lanes(
-            builder, builder.extract_value(array.shape, out_type.ndim - 1), (_vectors_of_line(stored),), accumulate
-        )
+        in_lanes(builder, width, (_vectors_of_line(stored),), accumulate)
         return context.get_dummy_value()
 
     i, f = types.UniTuple(types.int64, count), types.UniTuple(types.float32, count * batch)
     return types.void(out, sequences, rows, types.int64, i, f, i), codegen
+
+
+@intrinsic
+def add_tile(_context: Any, out: Any, rows: Any, which: Any, _after: Any, factors: Any) -> Any:
+    """out[b] += the sum over listed rows i of factors[b, i] rows[i], of rows in blocks that are of one tile.
+
+    As many rows more are in the list behind its end: those are fetched meanwhile.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def of(k: int) -> Any:
+            return context.make_array(signature.args[k])(context, builder, args[k])
+
+        def stride(k: int) -> Any:
+            return builder.udiv(builder.extract_value(of(k).strides, 0), INDEX(4))
+
+        (batch, width), (count,) = (cgutils.unpack_tuple(builder, of(k).shape) for k in (0, 2))
+        data = [of(k).data for k in range(5) if k != 3]
+        add_across(builder, data[0], stride(0), data[3], stride(4), batch, width, data[1], data[2], count, args[3])
+        return context.get_dummy_value()
+
+    return types.void(out, rows, which, types.int64, factors), codegen
 
 
 @intrinsic
@@ -162,7 +186,7 @@ def add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _fa
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         out_type, rows_type = signature.args[:2]
         array = context.make_array(out_type)(context, builder, args[0])
-        first = builder.udiv(args[2], _INDEX(CODES))
+        first = builder.udiv(args[2], INDEX(CODES))
         starts, ahead = (
             [
                 _row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
@@ -172,15 +196,15 @@ def add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _fa
         )
         shorts = LINE // 2
         kind = ir.VectorType(ir.IntType(16), shorts)
-        factors = [_spread(builder, builder.extract_value(args[4], k), shorts) for k in range(count)]
+        factors = [spread(builder, builder.extract_value(args[4], k), shorts) for k in range(count)]
         lowest = ir.Constant(kind, [15] * shorts)
-        n = builder.udiv(builder.extract_value(array.shape, 0), _INDEX(CODES))
-        with cgutils.for_range_slice(builder, _INDEX(0), n, _INDEX(LINE), _INDEX) as (at, _):
+        n = builder.udiv(builder.extract_value(array.shape, 0), INDEX(CODES))
+        with cgutils.for_range_slice(builder, INDEX(0), n, INDEX(LINE), INDEX) as (at, _):
             for later in ahead:
                 _prefetch(builder, builder.gep(later, [at]))
-            words = builder.gep(array.data, [builder.mul(at, _INDEX(CODES))])
+            words = builder.gep(array.data, [builder.mul(at, INDEX(CODES))])
             places = [
-                builder.bitcast(builder.gep(words, [_INDEX(part * shorts)]), kind.as_pointer())
+                builder.bitcast(builder.gep(words, [INDEX(part * shorts)]), kind.as_pointer())
                 for part in range(CODES_OF_SHORT)
             ]
             totals = [builder.load(place, align=2) for place in places]
@@ -205,38 +229,12 @@ def _fold_lanes(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> A
         undefined = ir.Constant(vector.type, ir.Undefined)
         low, high = (
             builder.shuffle_vector(
-                vector, undefined, ir.Constant(ir.VectorType(_I32, lanes), list(range(at, at + lanes)))
+                vector, undefined, ir.Constant(ir.VectorType(INT, lanes), list(range(at, at + lanes)))
             )
             for at in (0, lanes)
         )
         vector = join(low, high)
-    return builder.extract_element(vector, _I32(0))
-
-
-def _sums_of_lanes(builder: Any, vectors: Sequence[Any]) -> list[Any]:
-    """Instructions for the sum of each vector's elements, halves at a time, of 1, 2, 4 or 8 vectors.
-
-    Two vectors share the instructions of one: the halves of both are put side by side. The sums are the same bits
-    whatever is beside them.
-    """
-    groups, width, todo = 1, LANES, list(vectors)  # sums in a vector, elements of each
-    while width > 1:
-        half = width // 2
-        both = len(todo) > 1
-        low = [v * groups * width + g * width + i for v in range(1 + both) for g in range(groups) for i in range(half)]
-        nothing = ir.Constant(todo[0].type, ir.Undefined)
-        pairs = zip(todo[::2], todo[1::2] if both else [nothing], strict=True)
-        todo = [
-            builder.fadd(
-                *(
-                    builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(low)), [i + at for i in low]))
-                    for at in (0, half)
-                )
-            )
-            for a, b in pairs
-        ]
-        groups, width = groups * (1 + both), half
-    return [builder.extract_element(todo[0], _I32(g)) for g in range(groups)]
+    return builder.extract_element(vector, INT(0))
 
 
 @intrinsic
@@ -246,8 +244,8 @@ def highest(_context: Any, values: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
         least = float("-inf")
-        wide = cgutils.alloca_once_value(builder, ir.Constant(vector_of(_F32, LANES), [least] * LANES))
-        single = cgutils.alloca_once_value(builder, ir.Constant(_F32, least))
+        wide = cgutils.alloca_once_value(builder, ir.Constant(vector_of(FLOAT, LANES), [least] * LANES))
+        single = cgutils.alloca_once_value(builder, ir.Constant(FLOAT, least))
 
         def higher(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
@@ -257,7 +255,7 @@ def highest(_context: Any, values: Any) -> Any:
             v = _load_wide(builder, array.data, j, types.float32, lanes)
             builder.store(higher(v, builder.load(highest)), highest)
 
-        _in_lanes(builder, builder.extract_value(array.shape, 0), (), compare)
+        in_lanes(builder, builder.extract_value(array.shape, 0), (), compare)
         return higher(builder.load(single), _fold_lanes(builder, builder.load(wide), higher))
 
     return types.float32(values), codegen
@@ -267,6 +265,8 @@ def highest(_context: Any, values: Any) -> Any:
 def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, rows_ahead: Any) -> Any:
     """Some rows times x[b] for some b; fetches as many `rows_ahead` into a cache meanwhile, none for None.
 
+    Inputs of rows in blocks are rounded, see `clada.cpu.kernels.rows.prepared`.
+
     The products of the first row with every b, then those of the next; a row is loaded and widened once.
     """
     count, batch = which.count, columns.count
@@ -274,27 +274,36 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows_type, _, x_type, _, _ = signature.args
         stored = rows_type.dtype
-        starts, ahead = (
-            [
-                _row_start(context, builder, rows_type, args[0], builder.extract_value(args[i], k), _INDEX(0))
-                for k in range(signature.args[i].count if signature.args[i] != types.none else 0)
-            ]
-            for i in (1, 4)
-        )
         inputs = [
-            _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
+            _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(batch)
         ]
-        vector = vector_of(_F32, LANES)
+        which, later_rows = (
+            [builder.extract_value(args[i], k) for k in range(kind.count if kind != types.none else 0)]
+            for i, kind in ((1, signature.args[1]), (4, signature.args[4]))
+        )
+        n = builder.extract_value(context.make_array(x_type)(context, builder, args[2]).shape, 1)
+        if of_element(stored).in_blocks:
+            for row in later_rows:
+                _prefetch_whole(context, builder, rows_type, args[0], row)
+            width, dots = builder.udiv(builder.mul(n, INDEX(SHARED)), INDEX(SHARED + 4)), []
+            for row in which:
+                dots += dots_along(builder, _where(context, builder, rows_type, args[0], row), width, inputs)
+            return cgutils.pack_array(builder, dots)
+        starts, ahead = (
+            [_row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
+            for some in (which, later_rows)
+        )
+        vector = vector_of(FLOAT, LANES)
         sums = count * batch
         wide = [[cgutils.alloca_once(builder, vector) for _ in range(sums)] for _ in range(CHAINS)]
-        single = [cgutils.alloca_once(builder, _F32) for _ in range(sums)]
-        for totals, zero in ((single, ir.Constant(_F32, 0.0)), *((w, ir.Constant(vector, None)) for w in wide)):
+        single = [cgutils.alloca_once(builder, FLOAT) for _ in range(sums)]
+        for totals, zero in ((single, ir.Constant(FLOAT, 0.0)), *((w, ir.Constant(vector, None)) for w in wide)):
             for total in totals:
                 builder.store(zero, total)
 
         def accumulate(j: Any, vectors: int, lanes: int) -> None:
-            parts = [builder.add(j, _INDEX(part * lanes)) for part in range(vectors)]
+            parts = [builder.add(j, INDEX(part * lanes)) for part in range(vectors)]
             loaded: dict[tuple[int, int], Any] = {}  # inputs, which all rows share
             for k, row in enumerate(starts):
                 for later in ahead[k : k + 1]:
@@ -305,20 +314,20 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
                         if k == 0:
                             loaded[part, b] = _load_wide(builder, start, at, types.float32, lanes)
                         total = (single if lanes == 1 else wide[part % CHAINS])[k * batch + b]
-                        product = builder.fmul(v, loaded[part, b], flags=_CONTRACT)
-                        builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+                        product = builder.fmul(v, loaded[part, b], flags=CONTRACT)
+                        builder.store(builder.fadd(builder.load(total), product, flags=CONTRACT), total)
 
-        n = builder.extract_value(context.make_array(rows_type)(context, builder, args[0]).shape, 1)
         line = _vectors_of_line(stored)
         # Of several rows two lines of each in turn: processors fetch lines in pairs.
-        _in_lanes(builder, n, (max(line if count == 1 else 2 * line, CHAINS), line), accumulate)
+        most = (max(line if count == 1 else 2 * line, CHAINS), line)
+        in_lanes(builder, n, most, accumulate)
         joined = []
         for k in range(sums):
             total = builder.load(wide[0][k])
             for totals in wide[1:]:
                 total = builder.fadd(total, builder.load(totals[k]))
             joined.append(total)
-        folded = _sums_of_lanes(builder, joined)
+        folded = sums_of_lanes(builder, joined)
         dots = [builder.fadd(builder.load(own), total) for own, total in zip(single, folded, strict=True)]
         return cgutils.pack_array(builder, dots)
 
@@ -349,37 +358,35 @@ def score_block(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scores_type, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
         stored = keys_type.dtype
-        block = _row_start(context, builder, keys_type, args[4], args[5], _INDEX(0))
-        later = _row_start(context, builder, keys_type, args[4], args[6], _INDEX(0))
-        first = _row_start(context, builder, values_type, args[7], args[8], _INDEX(0))
+        block = _row_start(context, builder, keys_type, args[4], args[5], INDEX(0))
+        later = _row_start(context, builder, keys_type, args[4], args[6], INDEX(0))
+        first = _row_start(context, builder, values_type, args[7], args[8], INDEX(0))
         queries = [
-            _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), _INDEX(0))
+            _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(count)
         ]
-        vector = vector_of(_F32, LANES)
+        vector = vector_of(FLOAT, LANES)
         # Even and odd dimensions apart: an addition waits for the one before it.
         totals = [[cgutils.alloca_once(builder, vector) for _ in range(count)] for _ in range(2)]
         for total in (*totals[0], *totals[1]):
             builder.store(ir.Constant(vector, None), total)
 
         def accumulate(d: Any, parity: int) -> None:
-            j = builder.mul(d, _INDEX(LANES))
+            j = builder.mul(d, INDEX(LANES))
             both = LANES * _element_bytes(stored) == LINE
             for start in (later, first) if both else (first,) if parity else (later,):  # every line once
                 _prefetch(builder, builder.bitcast(builder.gep(start, [j]), _BYTE))
             v = _load_wide(builder, block, j, stored, LANES)
             for start, total in zip(queries, totals[parity], strict=True):
-                product = builder.fmul(
-                    v, _spread(builder, builder.load(builder.gep(start, [d])), LANES), flags=_CONTRACT
-                )
-                builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+                product = builder.fmul(v, spread(builder, builder.load(builder.gep(start, [d])), LANES), flags=CONTRACT)
+                builder.store(builder.fadd(builder.load(total), product, flags=CONTRACT), total)
 
         width = builder.extract_value(context.make_array(query_type)(context, builder, args[2]).shape, 1)
-        even = builder.and_(width, _INDEX(-2))
-        with cgutils.for_range_slice(builder, _INDEX(0), even, _INDEX(2), _INDEX) as (d, _):
+        even = builder.and_(width, INDEX(-2))
+        with cgutils.for_range_slice(builder, INDEX(0), even, INDEX(2), INDEX) as (d, _):
             accumulate(d, 0)
-            accumulate(builder.add(d, _INDEX(1)), 1)
-        with cgutils.for_range_slice(builder, even, width, _INDEX(1), _INDEX) as (d, _):
+            accumulate(builder.add(d, INDEX(1)), 1)
+        with cgutils.for_range_slice(builder, even, width, INDEX(1), INDEX) as (d, _):
             accumulate(d, 0)
         for k in range(count):
             place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
@@ -425,40 +432,40 @@ def mix_values(
                 for k in range(count)
             ]
 
-        outs, weights = rows_of(mixed_type, args[0], _INDEX(0)), rows_of(scores_type, args[2], args[3])
+        outs, weights = rows_of(mixed_type, args[0], INDEX(0)), rows_of(scores_type, args[2], args[3])
         width = builder.extract_value(context.make_array(values_type)(context, builder, args[4]).shape, 1)
 
         def some_dimensions(d: Any, lanes: int, vectors: int) -> None:
-            kind, read = vector_of(_F32, lanes), lanes * vectors * _element_bytes(stored)
+            kind, read = vector_of(FLOAT, lanes), lanes * vectors * _element_bytes(stored)
             totals = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(count)]
             for head in totals:
                 for total in head:
                     builder.store(ir.Constant(kind, 0.0 if lanes == 1 else None), total)
-            with cgutils.for_range_slice(builder, _INDEX(0), n, _INDEX(1), _INDEX) as (r, _):
+            with cgutils.for_range_slice(builder, INDEX(0), n, INDEX(1), INDEX) as (r, _):
                 i = builder.load(builder.gep(positions, [r]))
-                later, last = builder.add(r, args[10]), builder.sub(n, _INDEX(1))
+                later, last = builder.add(r, args[10]), builder.sub(n, INDEX(1))
                 later = builder.select(builder.icmp_signed("<", later, last), later, last)
                 later = builder.add(args[9], builder.load(builder.gep(positions, [later])))
                 start = builder.bitcast(_row_start(context, builder, prefetched_type, args[8], later, d), _BYTE)
                 for line in range(0, read, LINE) if read >= LINE else ():
-                    _prefetch(builder, builder.gep(start, [_INDEX(line)]))
+                    _prefetch(builder, builder.gep(start, [INDEX(line)]))
                 row = _row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
-                loaded = [_load_wide(builder, row, _INDEX(v * lanes), stored, lanes) for v in range(vectors)]
+                loaded = [_load_wide(builder, row, INDEX(v * lanes), stored, lanes) for v in range(vectors)]
                 for start, head in zip(weights, totals, strict=True):
-                    weight = _spread(builder, builder.load(builder.gep(start, [i])), lanes)
+                    weight = spread(builder, builder.load(builder.gep(start, [i])), lanes)
                     for value, total in zip(loaded, head, strict=True):
-                        product = builder.fmul(value, weight, flags=_CONTRACT)
-                        builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+                        product = builder.fmul(value, weight, flags=CONTRACT)
+                        builder.store(builder.fadd(builder.load(total), product, flags=CONTRACT), total)
             for start, head in zip(outs, totals, strict=True):
                 for v, total in enumerate(head):
-                    place = builder.gep(start, [builder.add(d, _INDEX(v * lanes))])
+                    place = builder.gep(start, [builder.add(d, INDEX(v * lanes))])
                     builder.store(builder.load(total), builder.bitcast(place, kind.as_pointer()), align=4)
 
-        begin = _INDEX(0)
+        begin = INDEX(0)
         for lanes, vectors in ((LANES, WIDE), (LANES, 1), (1, 1)):
             step = lanes * vectors
-            end = builder.add(begin, builder.mul(builder.udiv(builder.sub(width, begin), _INDEX(step)), _INDEX(step)))
-            with cgutils.for_range_slice(builder, begin, end, _INDEX(step), _INDEX) as (d, _):
+            end = builder.add(begin, builder.mul(builder.udiv(builder.sub(width, begin), INDEX(step)), INDEX(step)))
+            with cgutils.for_range_slice(builder, begin, end, INDEX(step), INDEX) as (d, _):
                 some_dimensions(d, lanes, vectors)
             begin = end
         return context.get_dummy_value()
@@ -467,17 +474,54 @@ def mix_values(
     return types.void(mixed, some, scores, i, values, i, i, which, prefetched, i, i), codegen
 
 
+def _row_into(context: Any, builder: Any, signature: Any, args: Any, put: Any) -> Any:
+    """Instructions that make float32 of a row; `put(where, width, data)` of one in blocks."""
+    out_type, rows_type, _ = signature.args
+    array = context.make_array(out_type)(context, builder, args[0])
+    width = builder.extract_value(array.shape, 0)
+    if of_element(rows_type.dtype).in_blocks:
+        put(_where(context, builder, rows_type, args[1], args[2]), width, array.data)
+        return context.get_dummy_value()
+    start = _row_start(context, builder, rows_type, args[1], args[2], INDEX(0))
+
+    def copy(j: Any, _vectors: int, lanes: int) -> None:
+        v = _load_wide(builder, start, j, rows_type.dtype, lanes)
+        place = builder.bitcast(builder.gep(array.data, [j]), vector_of(FLOAT, lanes).as_pointer())
+        builder.store(v, place, align=4)
+
+    in_lanes(builder, width, (1,), copy)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def row_into(_context: Any, out: Any, rows: Any, _i: Any) -> Any:
+    """out[:] = row i as float32, without its scale; in blocks of one that is of an output."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _row_into(context, builder, signature, args, partial(put_along, builder))
+
+    return types.void(out, rows, types.int64), codegen
+
+
+@intrinsic
+def row_across_into(_context: Any, out: Any, rows: Any, _i: Any) -> Any:
+    """The same; in blocks of one that is of an input."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def put(where: Any, width: Any, data: Any) -> None:
+            put_across(builder, where, args[2], width, data)
+
+        return _row_into(context, builder, signature, args, put)
+
+    return types.void(out, rows, types.int64), codegen
+
+
 @intrinsic
 def prefetch_row(_context: Any, rows: Any, _i: Any) -> Any:
     """Fetch row i into a cache, without waiting for it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = signature.args[0]
-        start = builder.bitcast(_row_start(context, builder, kind, args[0], args[1], _INDEX(0)), _BYTE)
-        shape = context.make_array(kind)(context, builder, args[0]).shape
-        length = builder.mul(builder.extract_value(shape, 1), _INDEX(_element_bytes(kind.dtype)))
-        with cgutils.for_range_slice(builder, _INDEX(0), length, _INDEX(LINE), _INDEX) as (j, _):
-            _prefetch(builder, builder.gep(start, [j]))
+        _prefetch_whole(context, builder, signature.args[0], *args)
         return context.get_dummy_value()
 
     return types.void(rows, types.int64), codegen

@@ -1,0 +1,9 @@
+"""Weights in blocks: codes of a few bits, of which some share a scale.
+
+    kinds.py     what kinds of blocks there are, and how they lie in memory
+    matrix.py    float32 and GGUF's bytes into blocks
+    compiled.py  the kernels' instructions that make float32 of them
+
+A kind says how many bits a code has and how many share a scale; GGUF's types are the kinds. Must not know the kernels
+or torch.
+"""
