@@ -23,6 +23,7 @@ from speed_rows import (
     percent,
     plans,
     positions,
+    precisions,
     shares,
     words,
 )
@@ -111,6 +112,22 @@ TABLES = (
             ("neurons", percent("active_fraction")),
         ),
         plans,
+    ),
+    Table(
+        "Four bits and files",
+        "Each row is a model at a precision in blocks. *Rise* is that of dense perplexity over `float32` of the same "
+        "GGUF file, on news, with a 95 % interval. *Matrices* is what the engine holds, *file* the whole file.",
+        "python benchmarks/precisions.py --text jsonl:articles.jsonl:body --dtypes int4,file",
+        ("precisions.jsonl",),
+        (
+            ("model", words("model")),
+            ("precision", words("dtype")),
+            ("rise", change("ppl_rise", 2)),
+            ("tokens scored", number("scored_tokens")),
+            ("matrices, MB", number("matrix_mb")),
+            ("file, MB", number("file_mb")),
+        ),
+        precisions,
     ),
     Table(
         "Speculative decoding",

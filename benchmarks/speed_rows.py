@@ -179,6 +179,12 @@ def ablations(stored: Stored) -> Iterator[Row]:
         yield {**shown, "against_none": None} if row["variant"] == "none" else shown
 
 
+def precisions(stored: Stored) -> Iterator[Row]:
+    """Every model at a precision in blocks."""
+    for row in lines(stored):
+        yield {**row, "matrix_mb": row["matrix_bytes"] / 1e6, "file_mb": row["file_bytes"] / 1e6}
+
+
 def drafts(stored: Stored) -> Iterator[Row]:
     """Every kind of draft."""
     for run in lines(stored):
