@@ -228,6 +228,20 @@ def test_stops_options_and_mistakes(tmp_path):
         [*engine.generate_batch([PROMPT, PROMPT], 3)]
     with pytest.raises(InputError, match="lower precision"):
         Engine(model, None, method="speculative", plan="none", dtype="int4")
+    with pytest.raises(InputError, match=r"^weights in float32 cannot draft for bfloat16; use int8 or int4$"):
+        Engine(model, None, method="speculative", plan="none", dtype="bfloat16", draft="float32")
+    with pytest.raises(InputError, match=r"^method clada drafts nothing; leave draft out, or use method speculative$"):
+        Engine(model, None, plan="none", draft="int8")
+
+
+@pytest.mark.parametrize("draft", ["bfloat16", "int4"])
+def test_another_precision_drafts_where_it_is_asked_for(draft):
+    model = tiny_model("llama", seed=3)
+    dense = Engine(model, None, method="dense", plan="none")
+    engine = Engine(model, None, method="speculative", plan="none", draft=draft)
+    assert engine.speculation.drafter.decoder.weights.dtype == draft
+    ids = [[step.token_id for step in each.generate(PROMPT, 30)] for each in (dense, engine)]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
