@@ -55,7 +55,8 @@ SOURCES = (
     "cpu/blocks/kinds.py", "cpu/blocks/matrix.py", "cpu/fused.py", "cpu/kept.py", "cpu/kernels/arguments.py",
     "cpu/pack.py", "cpu/precision.py", "cpu/sources.py", "cpu/storage.py", "cpu/weights.py", "methods/observed.py",
     "methods/screen.py", "methods/selection.py", "models/anatomy.py", "models/architectures.py",
-    "models/description.py", "models/gguf.py", "models/gguf_statements.py", "models/tokenizer.py", "system/arrays.py",
+    "models/description.py", "models/gguf.py", "models/gguf_blocks.py", "models/gguf_statements.py",
+    "models/tokenizer.py", "system/arrays.py",
 )  # fmt: skip
 LIBRARIES = ("transformers", "tokenizers")
 
