@@ -428,7 +428,7 @@ def page():
 def test_the_example_of_the_page_is_read(tmp_path, rows, sentences):
     (text,) = re.findall(r"```toml\n(.*?)```", page(), re.DOTALL)
     (tmp_path / "mystudy.toml").write_text(text, encoding="utf-8")
-    (header,) = re.findall(r"^(participant,.*)$", page(), re.MULTILINE)
+    (header,) = re.findall(r"^```text\n(participant,.*)$", page(), re.MULTILINE)
     assert header == "participant,list,item,condition,position,word,rt,correct"
     frame = pd.DataFrame(
         {

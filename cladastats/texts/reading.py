@@ -91,7 +91,9 @@ def read_out(logits: torch.Tensor, targets: torch.Tensor, boundaries: torch.Tens
     chosen = x.gather(-1, targets[:, None])[:, 0]
     p = x.exp()
     total = p.sum(-1)
-    chance = torch.ones_like(total) if boundaries is None else torch.mv(p, boundaries) / total
+    chance = (
+        torch.ones_like(total) if boundaries is None else torch.linalg.vecdot(p, boundaries) / total
+    )  # mv adds up terms one by one
     mean = torch.linalg.vecdot(p, x) / total
     if not torch.isfinite(mean).all():  # 0 times minus infinity, of words that a model rules out
         mean = torch.linalg.vecdot(p, x.clamp_(min=torch.finfo(x.dtype).min / 2)) / total
