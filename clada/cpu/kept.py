@@ -54,7 +54,8 @@ SCREEN = ("screen", "screen_scale", "screen_basis", "screen_offset", "screen_wei
 SOURCES = (
     "cpu/blocks/compiled.py", "cpu/blocks/kinds.py", "cpu/blocks/matrix.py", "cpu/fused.py", "cpu/kept.py",
     "cpu/kernels/arguments.py", "cpu/kernels/rows.py", "cpu/kernels/scalars.py", "cpu/kernels/vectors.py",
-    "cpu/llvm.py", "cpu/pack.py", "cpu/precision.py", "cpu/sources.py", "cpu/storage.py", "cpu/weights.py", "methods/observed.py",
+    "cpu/llvm.py", "cpu/pack.py", "cpu/precision.py", "cpu/sources.py", "cpu/storage.py", "cpu/weights.py",
+    "methods/observed.py",
     "methods/screen.py", "methods/selection.py", "models/anatomy.py", "models/architectures.py",
     "models/description.py", "models/gguf.py", "models/gguf_blocks.py", "models/gguf_statements.py",
     "models/tokenizer.py", "system/arrays.py",
