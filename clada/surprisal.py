@@ -21,7 +21,24 @@ def surprisal_and_entropy_bits(logits: torch.Tensor, targets: torch.Tensor) -> t
         (surprisal, entropy), float64 [...], in bits.
     """
     log_p = torch.log_softmax(logits.double(), dim=-1)
-    surprisal = -log_p.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+    surprisal = -_of_targets(log_p, targets)
     # xlogy(p, p) is 0 where p underflows to 0, where p * log p would be 0 * -inf = nan.
     entropy = -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
     return surprisal / math.log(2), entropy / math.log(2)
+
+
+def surprisal_bits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Surprisal of the targets alone, at a third of what both cost: as `surprisal_and_entropy_bits` has it.
+
+    Args:
+        logits: [..., vocabulary].
+        targets: [...], token ids.
+
+    Returns:
+        float64 [...], in bits.
+    """
+    return -_of_targets(torch.log_softmax(logits.double(), dim=-1), targets) / math.log(2)
+
+
+def _of_targets(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return log_p.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)

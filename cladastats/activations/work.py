@@ -20,7 +20,7 @@ from clada.errors import StudyError
 from clada.models.architectures import check_length, down_norms
 from clada.models.hooks import capture_last_activations
 from clada.models.open import load_model, model_revision
-from clada.surprisal import surprisal_and_entropy_bits
+from clada.surprisal import surprisal_and_entropy_bits, surprisal_bits
 from cladastats.activations.attention import causal_blocks
 from cladastats.activations.parts import Part
 from cladastats.sequences.tokenizer import check_tokenizer
@@ -105,7 +105,9 @@ class PrefixSharingRunner:
         first = next(iter(sequences.values()))
         end = begin + _shared_tokens([ids[begin:] for ids in sequences.values()])
         if end > begin:
-            tail = [*tail, *self._forward(first[begin:end], cache)][-RECENT - 1 :]
+            # Logits, costly where the vocabulary is large, are needed only where a sequence ends soon.
+            keep = RECENT + 1 if min(map(len, sequences.values())) - end <= RECENT else 1
+            tail = [*tail, *self._forward(first[begin:end], cache, keep)][-RECENT - 1 :]
         branches: dict[int, dict[str, np.ndarray]] = {}
         for name, ids in sequences.items():
             if len(ids) == end:
@@ -118,11 +120,11 @@ class PrefixSharingRunner:
             branch_cache = cache if i == len(ordered) - 1 else copy.deepcopy(cache)
             self._run_branches(branch, end, branch_cache, tail, captured, measured)
 
-    def _forward(self, token_ids: np.ndarray, cache: DynamicCache) -> torch.Tensor:
-        """Run tokens after a cache; logits [positions, vocabulary] of the last of them."""
+    def _forward(self, token_ids: np.ndarray, cache: DynamicCache, keep: int) -> torch.Tensor:
+        """Run tokens after a cache; logits [positions, vocabulary] of the last of them, at most `keep`."""
         ids = torch.tensor(token_ids, dtype=torch.long, device=self.model.device)[None]
         self.token_forwards += len(token_ids)
-        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=RECENT + 1).logits[0]
+        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0]
 
 
 def _shared_tokens(sequences: Sequence[np.ndarray]) -> int:
@@ -135,9 +137,12 @@ def _shared_tokens(sequences: Sequence[np.ndarray]) -> int:
 
 def _measurement(captured: list[torch.Tensor], tail: list[torch.Tensor], ids: np.ndarray) -> Measurement:
     last = torch.tensor(ids[1:][-RECENT:], dtype=torch.long, device=tail[0].device)
-    surprisal, entropy = surprisal_and_entropy_bits(torch.stack(tail[-len(last) - 1 : -1]), last)
+    logits = torch.stack(tail[-len(last) - 1 : -1])
+    before = surprisal_bits(logits[:-1], last[:-1])
+    target, entropy = surprisal_and_entropy_bits(logits[-1:], last[-1:])
     activations = torch.stack(captured).float().cpu().numpy()
-    return Measurement(activations, surprisal.double().cpu().numpy(), float(entropy[-1]), int(ids[-1]))
+    recent = torch.cat((before, target)).cpu().numpy()
+    return Measurement(activations, recent, float(entropy), int(ids[-1]))
 
 
 Sequences = dict[str, np.ndarray]  # token ids by sequence_id
