@@ -165,6 +165,17 @@ def whole_of(row: RealStudy) -> RealStudy:
     return replace(row, name=row.whole, ratios=tuple(ratios), whole="")
 
 
+def shared(row: RealStudy) -> RealStudy | None:
+    """The row of the folder from which a study takes its activations; None: it is extracted by itself.
+
+    Also where the other studies of the same pairs are kept already, and their activations are not here: there is
+    nothing left to share.
+    """
+    others = [other for other in STUDIES if other.whole == row.whole and other != row]
+    kept = all((KEPT / other.name / "study.json").is_file() for other in others)
+    return None if not row.whole or (kept and not (FOLDER / row.whole).exists()) else whole_of(row)
+
+
 def take(study: Study, whole: Study) -> None:
     """Take a study's activations from those of one that holds all of its sequences."""
     shards = shards_of(study.corpus)
@@ -200,9 +211,9 @@ def refuse_without_margin(row: RealStudy) -> None:
 
 def run(row: RealStudy, source: str | None) -> None:
     """Make or resume a study, with every table that is kept of it."""
-    whole = None
-    if row.whole:  # needs no margin, so that it can be extracted beside the pilot
-        whole = open_study(whole_of(row), source)
+    whole_row, whole = shared(row), None
+    if whole_row is not None:  # needs no margin, so that it can be extracted beside the pilot
+        whole = open_study(whole_row, source)
         stage("extract", "--study", str(whole.folder))
     if row.role != "pilot":
         refuse_without_margin(row)

@@ -102,6 +102,20 @@ def test_long_prefixes_are_of_the_same_pairs_as_the_primary_study():
         assert [getattr(longer, name) for name in same] == [getattr(primary, name) for name in same]
 
 
+def test_a_study_is_extracted_by_itself_where_the_others_of_its_pairs_are_kept(tmp_path, monkeypatch):
+    primary, longer = (row for row in STUDIES if row.whole == "news-512-smollm2-135m-all")
+    monkeypatch.setattr(real_studies, "FOLDER", tmp_path)
+    monkeypatch.setattr(real_studies, "KEPT", tmp_path / "kept")
+    assert real_studies.shared(longer) == real_studies.whole_of(longer)  # the other one is still to be made
+    (tmp_path / "kept" / primary.name).mkdir(parents=True)
+    (tmp_path / "kept" / primary.name / "study.json").touch()
+    assert real_studies.shared(longer) is None
+    assert real_studies.shared(primary) == real_studies.whole_of(primary)
+    (tmp_path / longer.whole).mkdir()
+    assert real_studies.shared(longer) == real_studies.whole_of(longer)  # here, so that it is taken from it
+    assert real_studies.shared(next(row for row in STUDIES if not row.whole)) is None
+
+
 def test_no_study_without_its_pilot_and_margin(tmp_path, monkeypatch):
     row = next(row for row in STUDIES if row.role == "primary")
     monkeypatch.setattr(real_studies, "FOLDER", tmp_path)
