@@ -25,7 +25,6 @@ from results_tables import (
     percent,
     separator_share,
     shares_text,
-    short_claim,
     smallest_slopes,
     verdict_rule,
     write_tables,
@@ -292,10 +291,10 @@ def _claims(heads: Mapping[str, Kept], judged: Mapping[str, pd.DataFrame]) -> It
             for row in found[found["metric"] == SHOWN].itertuples():
                 value = estimate(row.estimate, row.ci_low, row.ci_high)
                 title = TITLES[model]
-                rows.append({"claim": short_claim(claim), "model": title, "estimate": value, "verdict": row.verdict})
+                rows.append({"claim": claim, "model": title, "estimate": value, "verdict": row.verdict})
                 for other in found[found["metric"] != SHOWN].itertuples():
                     if other.verdict != row.verdict:
-                        differ.append(f"{short_claim(claim)} on {title}: {other.verdict}")
+                        differ.append(f"{claim} on {title}: {other.verdict}")
     files = "; ".join(f"`{one.path}/fits/{SHOWN}.json`" for one in heads.values())
     commands = "; ".join(claims_command(one) for one in heads.values())
     yield (
@@ -328,7 +327,7 @@ def _contrast(heads: Mapping[str, Kept], kept: Sequence[Kept], judged: Mapping[s
     for model, one in contrasts.items():
         table = judged[one.row.name]
         for row in table[table["metric"] == SHOWN].itertuples():
-            line = rows.setdefault(str(row.claim), {"claim": short_claim(str(row.claim))})
+            line = rows.setdefault(str(row.claim), {"claim": str(row.claim)})
             is_size = row.verdict == "estimate"
             line[TITLES[model]] = estimate(row.estimate, row.ci_low, row.ci_high) if is_size else str(row.verdict)
     where = ", ".join(f"`{one.path}` ({separator_share(one.study)})" for one in contrasts.values())

@@ -32,15 +32,6 @@ SHOWN = "cka"  # the metric of the responses and the checks
 FAMILY = len(CONFIRMATORY) * len(PAPER_METRICS)  # of the tests that Holm's method corrects together
 TITLES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma 3 270M"}
 """Models in the order of columns, by the name that opens them."""
-SHORTER = (
-    ("Observation", "Obs."),
-    ("natural text", "NLS"),
-    ("random words", "RTS"),
-    ("both groups follow their prefix alike", "NLS and RTS follow it alike"),
-    ("how far a prefix of", "prefix of"),
-    (" dominated activations", ""),
-)
-"""What a claim's text is shortened by to fit a row beside its numbers; CSV files have the whole text."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +73,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "" if value is None or math.isnan(value) else f"{value:.3g}"
-
-
-def short_claim(claim: str) -> str:
-    """A claim's text as it fits a row."""
-    for long, short in SHORTER:
-        claim = claim.replace(long, short)
-    return claim
 
 
 def on_models(said: Mapping[str, str]) -> str:
@@ -209,7 +193,7 @@ def claims_page(kept: Sequence[Kept]) -> Page:
             shown = pd.DataFrame(
                 {
                     "": str(number),
-                    "claim": short_claim(row.claim),
+                    "claim": row.claim,
                     "estimate": estimate(row.estimate, row.ci_low, row.ci_high),
                     "p": p_text(row.p),
                     "verdict": row.verdict,

@@ -63,7 +63,7 @@ def test_the_prefix_answer_has_the_means_the_verdicts_and_the_power(fits, panel,
     (supported,) = (line for line in answer.splitlines() if line.startswith("- Supported"))
     for group in ("NLS", "RTS"):
         assert f"2.1, {group}: activations follow a longer prefix (r², one-feature CKA; cosine)" in supported
-    assert "Observation 2: natural text follows its prefix less than random words" in supported
+    assert "Obs. 2: NLS follows its prefix less than RTS" in supported
     assert "2.2" not in answer
     enough = seen(fits["cka"]).query("term == 'prefix_len'")["large_enough"]
     assert answer.endswith(

@@ -145,8 +145,8 @@ def test_claims_of_a_panel_whose_truth_is_known(fits, panel):
     assert {verdicts[f"2.1, {group}: every longer prefix is followed more"] for group in ("NLS", "RTS")} == {
         "supported"
     }
-    assert verdicts["Observation 2: natural text follows its prefix less than random words"] == "supported"
-    assert verdicts["Observation 2's rival: both groups follow their prefix alike"] == "supported"  # 0.2 within 0.5
+    assert verdicts["Obs. 2: NLS follows its prefix less than RTS"] == "supported"
+    assert verdicts["Obs. 2's rival: NLS and RTS follow it alike"] == "supported"  # 0.2 within 0.5
     assert verdicts[f"2.2, NLS: surprisal {disturb}"] == verdicts[f"2.2, NLS: entropy {disturb}"] == "supported"
     assert verdicts["2.2, RTS: surprisal has no effect"] == "undecided"  # it has none
     assert verdicts["2.2, RTS: entropy has no effect"] == "contradicted"  # it has one of 0.3
@@ -235,8 +235,8 @@ def test_cka_needs_its_trimmed_form(fits, panel):
     assert set(undecided.index[undecided & ~before]) == {
         "2.1, NLS: activations follow a longer prefix", "2.1, NLS: every longer prefix is followed more",
         "2.2, NLS: surprisal disturbs flocking", "2.2, NLS: entropy disturbs flocking",
-        "Observation 2: natural text follows its prefix less than random words",
-        "Observation 2's rival: both groups follow their prefix alike",
+        "Obs. 2: NLS follows its prefix less than RTS",
+        "Obs. 2's rival: NLS and RTS follow it alike",
     }  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_a_step_that_falls_contradicts_monotony_and_the_groups_are_alike_within_
     own = rows_of(changed(fits, "cka", fall), panel)
     assert own.loc["2.1, NLS: every longer prefix is followed more"]["verdict"] == "contradicted"
     narrow = changed(fits, "cka", lambda r: r["group_difference"]["prefix_len"].update(margin=0.1))
-    row = rows_of(narrow, panel).loc["Observation 2's rival: both groups follow their prefix alike"]
+    row = rows_of(narrow, panel).loc["Obs. 2's rival: NLS and RTS follow it alike"]
     assert row["verdict"] == "contradicted"
     assert row["margin"] < abs(row["estimate"]) < row["smallest_margin"]
 
@@ -316,7 +316,7 @@ def test_domination_is_a_size_over_clusters(fits, panel):
     )
     once, doubled = rows_of(fits, panel), rows_of(fits, twice)
     for what in ("mean", "median"):
-        claim = f"NLS: how far a prefix of 50% dominated activations, {what} response"
+        claim = f"NLS: prefix of 50%, {what} response"
         row, again = once.loc[claim], doubled.loc[claim]
         assert row["verdict"] == "estimate"
         assert pd.isna(row["p"])
@@ -325,7 +325,7 @@ def test_domination_is_a_size_over_clusters(fits, panel):
             # 1e-9 of the interval's length: CR1 of clusters that are equally large is the plain error of a mean.
             assert again[name] == pytest.approx(row[name], abs=1e-9 * (row["ci_high"] - row["ci_low"]))
     values = panel[(panel["group"] == "nls") & (panel["ratio"] == 0.5)][Y]
-    row = once.loc["NLS: how far a prefix of 50% dominated activations, mean response"]
+    row = once.loc["NLS: prefix of 50%, mean response"]
     half = stats.t.ppf(0.975, 59) * values.std() / math.sqrt(60)
     assert [row["ci_low"], row["ci_high"]] == same([values.mean() - half, values.mean() + half])
 
@@ -347,7 +347,10 @@ def test_verdicts_in_every_format(fits, panel):
         shown = render_verdicts(table, fmt, notes)
         assert "contradicted" in shown
         assert "nan" not in shown.lower().replace("dominant", "")
-        if fmt not in ("csv", "json"):
+        if fmt == "text":  # long cells go on in the next line, so that a row fits a screen
+            assert shown.count("fits/cosine.json: column 6,") == 2
+            assert max(len(line) for line in shown.splitlines() if line not in notes) <= 120
+        elif fmt not in ("csv", "json"):
             assert shown.count("fits/cosine.json: column 6, entropy") == 1
         if fmt == "latex":
             assert " & $-$0." in shown  # a minus sign, no hyphen

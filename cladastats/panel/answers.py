@@ -100,7 +100,7 @@ def prefix_answer(studies: Sequence[Study]) -> str:
             f"hybrid acts like the other text. The measure is {metric_label(MEASURE)}.",
             _table(cells),
             "**Do they follow a longer beginning more?**",
-            _verdicts(verdicts[verdicts["claim"].str.contains("follow a longer prefix|Observation 2")]),
+            _verdicts(verdicts[verdicts["claim"].str.contains(r"follow a longer prefix|^Obs\. 2")]),
             _large_enough(checked_fit(study, MEASURE), ["prefix_len"]),
         ]
     )

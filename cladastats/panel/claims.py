@@ -210,10 +210,10 @@ class Judged:
         share = min(columns[number].within["prefix_len"]["share_within"] for number in (1, 2))
         evidence = Evidence(-1, prefix["difference"], prefix["p"], share, tuple(agreeing))
         where = "robustness.group_difference"
-        claim = "Observation 2: natural text follows its prefix less than random words"
+        claim = "Obs. 2: NLS follows its prefix less than RTS"
         yield self._row(claim, evidence, prefix["ci"], "Welch", where)
         alike = replace(evidence, claimed_sign=0, margin=prefix["margin"], smallest_margin=_smallest(prefix["ci_90"]))
-        claim = "Observation 2's rival: both groups follow their prefix alike"
+        claim = "Obs. 2's rival: NLS and RTS follow it alike"
         yield self._row(claim, alike, prefix["ci"], "Welch, and equivalence", where)
 
     def _contrasts_differ(self, *clusters: int) -> Agreeing:
@@ -280,7 +280,7 @@ def _domination(panel: pd.DataFrame, metric: str) -> Iterator[Claim]:
             ("mean", mean["coef"], mean["ci"]),
             ("median", float(values.median()), (float(ends.low), float(ends.high))),
         ):
-            claim = f"{group.upper()}: how far a prefix of {ratio:.0%} dominated activations, {what} response"
+            claim = f"{group.upper()}: prefix of {ratio:.0%}, {what} response"
             yield Claim(
                 claim, metric, value, low, high, f"{what}, {len(values)} clusters", None, None, "", None, None,
                 "estimate", VERDICTS["estimate"], f"panel-{metric}.parquet", f"{outcome}, {group}, ratio {ratio:g}",

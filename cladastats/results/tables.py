@@ -12,7 +12,9 @@ TEXT_STYLES = {"text": "simple", "markdown": "pipe"}
 """Formats of `plain_table`, and the styles of tabulate that pandas writes them in."""
 
 
-def plain_table(cells: pd.DataFrame, fmt: str, align: Sequence[str], *, index: bool) -> str:
+def plain_table(
+    cells: pd.DataFrame, fmt: str, align: Sequence[str], *, index: bool, widths: Sequence[int | None] | None = None
+) -> str:
     """Cells as text or Markdown.
 
     Args:
@@ -20,8 +22,10 @@ def plain_table(cells: pd.DataFrame, fmt: str, align: Sequence[str], *, index: b
         fmt: A key of `TEXT_STYLES`.
         align: "left" or "right" of each column, the index first where it is shown.
         index: Whether the rows' labels are shown.
+        widths: Characters of each column above which a cell of text goes on in the next line; Markdown cannot.
     """
-    return str(cells.to_markdown(tablefmt=TEXT_STYLES[fmt], index=index, colalign=align, disable_numparse=True))
+    style = {"tablefmt": TEXT_STYLES[fmt], "colalign": align, "maxcolwidths": widths if fmt == "text" else None}
+    return str(cells.to_markdown(index=index, disable_numparse=True, **style))
 
 
 def latex_table(cells: pd.DataFrame, caption: Sequence[str], align: Sequence[str], *, index: bool) -> str:

@@ -233,10 +233,12 @@ def render_verdicts(verdicts: pd.DataFrame, fmt: str, notes: Sequence[str] = ())
         "What the verdicts rest on (passing margin: the smallest with which no effect would be shown)",
     )
     alignments = (["right", *["left"] * 3, "right", "left"], ["right", *["left"] * 2, "right", "right", "left"])
+    widths = [None, 42, *[None] * 4], [None, None, 28, None, None, 28]  # so that a row fits a screen
     parts = []
-    for title, cells, align, below in zip(titles, (shown, evidence), alignments, ([], notes), strict=True):
+    tables = zip(titles, (shown, evidence), alignments, widths, ([], notes), strict=True)
+    for title, cells, align, wide, below in tables:
         if fmt in TEXT_STYLES:
-            parts += [title, plain_table(cells, fmt, align, index=False), *below]
+            parts += [title, plain_table(cells, fmt, align, index=False, widths=wide), *below]
         elif fmt == "latex":
             parts.append(latex_table(cells, [title, *below], align, index=False))
         elif fmt == "html":
