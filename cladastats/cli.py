@@ -187,6 +187,9 @@ def _words(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", action="store_true", help="every layer too, as a long table and a figure")
     parser.add_argument("--html", metavar="FILE", help="write a page of the texts too, words shaded by what they cost")
+    parser.add_argument(
+        "--beside", metavar="FILE", help="on that page, a table that was written before: of another model or text"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default cpu")
     parser.add_argument("--window", type=positive_int, metavar="N", help="tokens read at once; default 2048")
     thresholds = parser.add_mutually_exclusive_group()

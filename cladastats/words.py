@@ -40,6 +40,9 @@ def main(args: argparse.Namespace) -> None:
     check_output(out)  # said before anything is read
     if args.html:
         check_page(Path(args.html))
+    elif args.beside:
+        raise InputError("--beside is of the page, which nothing writes; give a file for it with --html")
+    beside = Trace(args.beside) if args.beside else None  # read here, as the table may be one that is written anew
     spoken = language(args.language)
     stimuli, readers = _stimuli(args, spoken)
     source = None if args.data is not None else Path(args.table or args.text)
@@ -58,7 +61,8 @@ def main(args: argparse.Namespace) -> None:
         write_figure(layers, measured.map)
         said += f"; every layer in {layers}; the first text drawn in {layers.with_suffix('.pdf')}"
     if args.html:
-        _trace(stimuli, measured, readers, args.by).save(Path(args.html))
+        page = _trace(stimuli, measured, readers, args.by)
+        (page.beside(beside) if beside else page).save(Path(args.html))
         said += f"; shaded in {args.html}"
     print(f"cladastats: {said}", file=sys.stderr)
 

@@ -206,6 +206,30 @@ def test_words_writes_the_page_of_its_table(tmp_path):
 
 
 @pytest.mark.usefixtures("no_model")
+def test_words_shows_a_table_of_another_model_beside(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("One cat.", encoding="utf-8")
+    page, table = tmp_path / "text.html", tmp_path / "w.csv"
+    words = ["words", "--text", str(tmp_path / "text.txt"), "--out", str(table)]
+    assert run_cladastats([*words, "--model", "gemma3-270m"]) == 0
+    # The table itself is written anew; what it was before stands on the page.
+    assert run_cladastats([*words, "--html", str(page), "--beside", str(table)]) == 0
+    found, _ = data_of(page.read_text(encoding="utf-8"))
+    assert [text["title"] for text in found["texts"]] == ["smollm2-135m", "gemma3-270m"]
+    assert found["shown"] == [0, 1]
+    assert values_of(found["texts"][0]) == values_of(found["texts"][1])
+    capsys.readouterr()
+    assert run_cladastats([*words, "--beside", str(table)]) == 2
+    assert capsys.readouterr().err == (
+        "cladastats: --beside is of the page, which nothing writes; give a file for it with --html\n"
+    )
+    assert run_cladastats([*words, "--html", str(page), "--beside", str(tmp_path / "no.csv")]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"cladastats: cannot read {tmp_path / 'no.csv'}: No such file or directory; check the path\n"
+    )
+
+
+@pytest.mark.usefixtures("no_model")
 def test_words_of_a_corpus_have_its_reading_times(tmp_path):
     sentences = news_sentences(60)
     table = times_of(sentences, np.random.default_rng(0))
