@@ -60,22 +60,17 @@ def global_names(table):
 
 
 @pytest.mark.parametrize("name", OF_A_STUDY)
-def test_the_study_is_the_primary_one_as_soon_as_it_is_kept(name, tmp_path, monkeypatch):
-    """The fallback is the study of joined documents; the reader's own comes before both."""
+def test_the_study_is_a_kept_one_or_the_readers_own(name, monkeypatch):
     chosen = source_of(code_cells(ROOT / "notebooks", name)[0])
-    lines = [node for node in ast.parse(chosen).body if isinstance(node, ast.Assign)][:2]
-    code = compile(ast.Module(lines, []), name, "exec")
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    monkeypatch.delenv("CLADA_STUDY", raising=False)
+    line = next(node for node in ast.parse(chosen).body if isinstance(node, ast.Assign))
+    code = compile(ast.Module([line], []), name, "exec")
 
     def study():
-        names = {"os": os, "Path": Path}
+        names = {"os": os}
         exec(code, names)
-        return str(names["STUDY"])
+        return names["STUDY"]
 
-    for folder in ("real-smollm2-135m", "news-512-smollm2-135m"):
-        (tmp_path / "figures" / "studies" / folder).mkdir(parents=True)
-        assert study() == f"../figures/studies/{folder}"
+    monkeypatch.delenv("CLADA_STUDY", raising=False)
+    assert (ROOT / "notebooks" / study() / "study.json").is_file()
     monkeypatch.setenv("CLADA_STUDY", "mine")
     assert study() == "mine"
