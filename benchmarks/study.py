@@ -122,12 +122,9 @@ pilot, before a study is made; without one the study is not made. Pilots keep th
 _FORMER_2048 = RealStudy(
     "real-smollm2-135m", SMOLLM2, "contrast", None, "stream", 2048, 100, whole="real-smollm2-135m-all"
 )
-_FORMER_512 = RealStudy("real-gemma3-270m", GEMMA3, "contrast", None, "stream", 512, 100, whole="real-gemma3-270m-all")
 FORMER = (
     _FORMER_2048,
     replace(_FORMER_2048, name="real-smollm2-135m-long", role="long", ratios=LONGER),
-    _FORMER_512,
-    replace(_FORMER_512, name="real-gemma3-270m-long", role="long", ratios=LONGER),
 )
 """Studies of earlier versions that are still kept. They are shown as long as their folders are there, and not made."""
 

@@ -203,7 +203,9 @@ def test_the_version_is_the_same_everywhere_and_has_its_changes():
 NO_RESULTS = {"3.11", "3.13", "2502.19078"}
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/start.md", "docs/findings.md", "docs/speed-and-quality.md", "docs/decode.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/start.md", "docs/findings.md", "docs/speed-and-quality.md", "docs/decode.md"]
+)
 def test_a_number_in_prose_is_in_a_table_of_results(name):
     prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", "\n".join(prose_and_code(ROOT / name)[0]))
     numbers = set(re.findall(r"\d+\.\d+", prose)) - NO_RESULTS
