@@ -336,7 +336,7 @@ def test_verdicts_in_words_name_every_claim_once(fits, panel):
     assert [sentence.split(" (")[0] for sentence in sentences] == ["Supported", "Undecided", "Contradicted", "Estimate"]
     assert sentences[1].endswith("2.2, RTS: surprisal has no effect (r², one-feature CKA; cosine).")
     for claim in table["claim"].unique():
-        assert sum(sentence.count(claim) for sentence in sentences) == (2 if "dominated" in claim else 1), claim
+        assert sum(sentence.count(claim) for sentence in sentences) == (2 if "response" in claim else 1), claim
     assert "median response: " in sentences[-1]
 
 
