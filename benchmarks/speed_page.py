@@ -131,17 +131,19 @@ TABLES = (
     ),
     Table(
         "Speculative decoding",
-        "Each row is a kind of draft: SmolLM2-135M, eight prompts of 256 tokens, 96 new ones, greedy. Drafts are "
-        "made in `int8`; those *from the text* repeat what stood there. *A check* is a step of the dense model. "
+        "Each row is a kind of draft in a precision: SmolLM2-135M, eight prompts of 256 tokens, 96 new ones, greedy. "
+        "*While likely* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
+        "means of a check, which is a step of the dense model over a draft and the token before it. "
         "*Allowed* is the ratio that the measured costs and acceptance allow.",
-        f"python benchmarks/speculation.py {TEXT} --dtype float32",
+        f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype bfloat16 --draft int4",
         ("speculation.jsonl",),
         (
             ("precision", words("dtype")),
+            ("drafts", words("drafts in")),
             ("draft", words("draft")),
             ("accepted", percent("accepted")),
-            ("drafted a check", number("drafted a check", 2)),
-            ("tokens a check", number("tokens a check", 2)),
+            ("drafted", number("drafted a check", 2)),
+            ("tokens", number("tokens a check", 2)),
             ("over dense", number("x dense", 2)),
             ("allowed", number("allowed", 2)),
         ),

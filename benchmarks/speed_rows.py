@@ -189,12 +189,15 @@ def drafts(stored: Stored) -> Iterator[Row]:
     """Every kind of draft."""
     for run in lines(stored):
         for row in run["rows"]:
-            yield {"model": run["model"], "dtype": run["dtype"], **row}
+            yield {"model": run["model"], "dtype": run["dtype"], "drafts in": run["draft"], **row}
 
 
 def positions(stored: Stored) -> Iterator[Row]:
-    """What a step over some positions costs, in steps of one."""
+    """What a step over some positions costs, in steps of one; from the first run of a precision."""
+    first: dict[str, dict[str, Any]] = {}
     for run in lines(stored):
+        first.setdefault(run["dtype"], run)
+    for run in first.values():
         for count, seconds in run["seconds"].items():
             yield {
                 "model": run["model"],
