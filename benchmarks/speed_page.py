@@ -135,7 +135,7 @@ TABLES = (
         "*While likely* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
         "means of a check, which is a step of the dense model over a draft and the token before it. "
         "*Allowed* is the ratio that the measured costs and acceptance allow.",
-        f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype bfloat16 --draft int4",
+        f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32  # also bfloat16, --draft int4",
         ("speculation.jsonl",),
         (
             ("precision", words("dtype")),

@@ -28,7 +28,7 @@ def surprisal_and_entropy_bits(logits: torch.Tensor, targets: torch.Tensor) -> t
 
 
 def surprisal_bits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Surprisal of the targets alone, at a third of what both cost: as `surprisal_and_entropy_bits` has it.
+    """Surprisal of the targets alone, as `surprisal_and_entropy_bits` has it, without what the entropy costs.
 
     Args:
         logits: [..., vocabulary].

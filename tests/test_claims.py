@@ -348,7 +348,8 @@ def test_verdicts_in_every_format(fits, panel):
         assert "contradicted" in shown
         assert "nan" not in shown.lower().replace("dominant", "")
         if fmt == "text":  # long cells go on in the next line, so that a row fits a screen
-            assert shown.count("fits/cosine.json: column 6,") == 2
+            assert shown.count("fits/cosine.json: column 6,") == 2  # surprisal and entropy
+            assert shown.count("entropy_norm") == 2 * 2  # two columns by two metrics
             assert max(len(line) for line in shown.splitlines() if line not in notes) <= 120
         elif fmt not in ("csv", "json"):
             assert shown.count("fits/cosine.json: column 6, entropy") == 1

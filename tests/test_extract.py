@@ -16,9 +16,10 @@ from clada.errors import ModelError, StudyError
 from clada.models.architectures import FAMILIES, check_length, decoder_layers, down_norms, family_of
 from clada.models.hooks import capture_last_activations
 from clada.models.open import load_tokenizer, tokenizer_sha256
+from clada.surprisal import surprisal_and_entropy_bits
 from cladastats.activations import attention
 from cladastats.activations.parts import part_path, read_part, read_parts, shard_ids, shards_of
-from cladastats.activations.work import PrefixSharingRunner, Task
+from cladastats.activations.work import RECENT, PrefixSharingRunner, Task
 from cladastats.activations.work import sequences_of as extracted
 from cladastats.cli import main
 from cladastats.extract import extract
@@ -69,6 +70,25 @@ def test_sequences_of_any_shape_share_their_beginnings():
         assert np.abs(alone.activations - found[name].activations).max() <= 1e-4 * np.abs(alone.activations).max()
         np.testing.assert_allclose(alone.recent_bits, found[name].recent_bits, atol=1e-3)
     assert np.isnan(found["short"].previous_surprisal_bits)
+
+
+@pytest.mark.parametrize("left", [1, RECENT - 1, RECENT, RECENT + 1, RECENT + 2])
+def test_recent_surprisal_is_whole_wherever_sequences_part(left):
+    """Logits are kept only where a sequence ends soon: some part there, and again a token before their ends."""
+    runner = PrefixSharingRunner(tiny_model("llama", seed=3))
+    ids = np.array(tokens(30, 1))
+    parted, late = ids.copy(), ids.copy()
+    parted[-left] = (ids[-left] + 1) % 90
+    late[-1] = (ids[-1] + 2) % 90
+    some = {"whole": ids, "parted": parted, "late": late}
+    found = runner.measure(some)
+    for name, sequence in some.items():
+        with torch.inference_mode():
+            logits = runner.model(torch.tensor(sequence[None])).logits[0]
+        surprisal, entropy = surprisal_and_entropy_bits(logits[:-1], torch.tensor(sequence[1:]))
+        # float32 sums in another order
+        np.testing.assert_allclose(found[name].recent_bits, surprisal[-RECENT:], atol=1e-3)
+        assert found[name].entropy_bits == pytest.approx(float(entropy[-1]), abs=1e-3)
 
 
 def test_attention_is_in_blocks_while_measuring_and_the_models_own_afterwards(monkeypatch):

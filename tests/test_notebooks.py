@@ -71,6 +71,7 @@ def test_the_study_is_a_kept_one_or_the_readers_own(name, monkeypatch):
         return names["STUDY"]
 
     monkeypatch.delenv("CLADA_STUDY", raising=False)
+    assert study() == "../figures/studies/news-512-smollm2-135m"
     assert (ROOT / "notebooks" / study() / "study.json").is_file()
     monkeypatch.setenv("CLADA_STUDY", "mine")
     assert study() == "mine"

@@ -283,6 +283,15 @@ def test_the_same_text_in_two_models_is_told_together(opened):
     assert [each.text for each in all_of(driver, "h2")] == ["one", "two"]
 
 
+@pytest.mark.parametrize("width", [740, 900, 1280])
+def test_the_numbers_of_two_texts_fit_beside_the_texts(opened, width):
+    one, two = (FRAME[:3].assign(surprisal_bits=[15.25, 7.5, 26.75], entropy_bits=[10.5, 11.25, 9.75]) for _ in "12")
+    one.attrs["words"], two.attrs["words"] = {"model": "smollm2-135m"}, {"model": "gemma3-270m"}
+    driver = opened(Trace(one).beside(two), (width, 700))
+    wide, there = script(driver, "[details.scrollWidth, details.clientWidth]")
+    assert wide <= there
+
+
 def test_what_is_missing_is_shown_as_missing(opened):
     driver = opened(Trace(FRAME[:3]))
     first, second, _ = all_of(driver, ".token")

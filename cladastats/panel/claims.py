@@ -53,7 +53,7 @@ def claims(study: Study) -> pd.DataFrame:
     fits = {metric: checked_fit(study, metric) for metric in PAPER_METRICS}
     corrected = family(list(fits.values()))
     rows: list[Claim] = []
-    notes = [f"response {RESPONSE_SCALES['toward']}"]
+    notes = ["NLS is natural text, RTS random words", f"response {RESPONSE_SCALES['toward']}"]
     for metric, fit in fits.items():
         judged = Judged(fit, f"fits/{study.fit_path(metric, fit.response).name}", corrected)
         rows += [
