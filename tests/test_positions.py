@@ -46,13 +46,14 @@ def check_same(outcome, column, expected):
 
 @pytest.mark.parametrize("which", SELECTIONS)
 @pytest.mark.parametrize(
-    ("family", "dtype"), [*((f, "float32") for f in CONFIGS), ("llama", "bfloat16"), ("llama", "int4"), ("opt", "int4")]
+    ("family", "dtype"),
+    [*((f, "float32") for f in CONFIGS), ("llama", "bfloat16"), ("llama", "int8"), ("llama", "int4"), ("opt", "int4")],
 )
 def test_bits_do_not_depend_on_how_many_positions_run_at_once(family, dtype, which):
     weights = packed(family, dtype)
     selection = SELECTIONS[which](weights, 1)
     alone = one_by_one(weights, selection, TEXT[:PROMPT], TEXT[PROMPT:])
-    for count in (2, 3, 4, 7, 16):
+    for count in (2, 3, 4, 5, 6, 7, 16):
         decoder, place = Decoder(weights, 2), PROMPT
         state = decoder.prefill([TEXT[:PROMPT]], len(TEXT), everything(weights, 1))
         while place + count <= len(TEXT):

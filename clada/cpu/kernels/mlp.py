@@ -82,17 +82,17 @@ def mlp_of_batch(t, threads, layer, w, c, s, select):  # type: ignore[no-untyped
     if c.gated:
         gate = w.gate[layer]
         s.reads[t, READ_MLP] += count * row_bytes(gate)
-        project_listed(s.h, gate, w.gate_scale[layer], w.gate_bias[layer], x, s.columns, rows[:count])
+        project_listed(s.h, gate, w.gate_scale[layer], w.gate_bias[layer], x, s.columns, rows, 0, count)
         for b in range(batch):
             activate(s.h[b, begin:end], c.activation)
         count = _still_needed(t, begin, end, select.gate_weight[layer], select.gate_threshold[:, layer], s)
-        project_listed(s.up, up, w.up_scale[layer], w.up_bias[layer], x, s.columns, rows[:count])
+        project_listed(s.up, up, w.up_scale[layer], w.up_bias[layer], x, s.columns, rows, 0, count)
         for b in range(batch):
             h, factor = s.h[b, begin:end], s.up[b, begin:end]
             for i in range(h.shape[0]):
                 h[i] *= factor[i]
     else:
-        project_listed(s.h, up, w.up_scale[layer], w.up_bias[layer], x, s.columns, rows[:count])
+        project_listed(s.h, up, w.up_scale[layer], w.up_bias[layer], x, s.columns, rows, 0, count)
         for b in range(batch):
             activate(s.h[b, begin:end], c.activation)
     s.reads[t, READ_MLP] += count * row_bytes(up)

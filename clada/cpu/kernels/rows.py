@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numba.extending import overload
 
 from clada.cpu.blocks.kinds import KIND_BITS, KINDS, SHARED, UNIT
@@ -14,7 +14,6 @@ from clada.cpu.kernels.vectors import (
     add_scaled_rows,
     add_tile,
     dots_of_rows,
-    prefetch_row,
     row_across_into,
     row_into,
 )
@@ -152,48 +151,114 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
         out[i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
 
 
-@njit(forceinline=True)
-def _columns_at_once(left):  # type: ignore[no-untyped-def]
-    """How many of the columns that are left share one pass over a row."""
-    return 8 if WIDE >= 4 and left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+def _columns_at_once(rows, left):  # type: ignore[no-untyped-def]
+    """How many columns share one pass over some rows, where so many are left.
+
+    Three run as four and six or seven as eight, the last one more than once: that takes less time than another pass.
+    """
+    raise NotImplementedError
+
+
+@overload(_columns_at_once, jit_options={"forceinline": True})
+def _typed_columns_at_once(rows, left):  # type: ignore[no-untyped-def]
+    if WIDE >= 4 and of_element(rows.dtype).in_blocks:  # whose widening takes longer than loading inputs
+        return lambda rows, left: 8 if left >= 6 else 4 if left >= 3 else min(left, 2)
+    return lambda rows, left: 4 if left >= 3 else min(left, 2)
 
 
 @njit(fastmath=FASTMATH, forceinline=True)  # calls with so many arrays take as long as a row
-def _row_times_some(out, rows, scale, bias, i, x, columns, r, n):  # type: ignore[no-untyped-def]
-    """out[b, i] = row i times x[b], scaled, + bias for n listed columns b from the r-th on.
+def _row_times_some(out, rows, scales, bias, i, later, x, columns, r, n):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b], scaled, + bias for n listed columns b from the r-th on; beyond the last the last.
 
-    The row is loaded and widened to float32 once for them.
+    The row is loaded and widened to float32 once for them. Row `later` is fetched into a cache meanwhile.
     """
+    last = columns.shape[0] - 1
+    scale, more = scale_of(rows, scales, i), bias_of(bias, i)
     b0 = columns[r]
     if n == 1:
-        (d0,) = dots_of_rows(rows, (i,), x, (b0,), None)
-        out[b0, i] = d0 * scale + bias
+        (d0,) = dots_of_rows(rows, (i,), x, (b0,), (later,))
+        out[b0, i] = d0 * scale + more
         return
     b1 = columns[r + 1]
     if n == 2:
-        d0, d1 = dots_of_rows(rows, (i,), x, (b0, b1), None)
-        out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
+        d0, d1 = dots_of_rows(rows, (i,), x, (b0, b1), (later,))
+        out[b0, i], out[b1, i] = d0 * scale + more, d1 * scale + more
         return
-    b2, b3 = columns[r + 2], columns[r + 3]
+    b2, b3 = columns[r + 2], columns[min(r + 3, last)]
     if WIDE < 4 or n == 4:
-        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), None)
+        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), (later,))
     else:
-        b4, b5, b6, b7 = columns[r + 4], columns[r + 5], columns[r + 6], columns[r + 7]
-        d0, d1, d2, d3, d4, d5, d6, d7 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3, b4, b5, b6, b7), None)
-        out[b4, i], out[b5, i] = d4 * scale + bias, d5 * scale + bias
-        out[b6, i], out[b7, i] = d6 * scale + bias, d7 * scale + bias
-    out[b0, i], out[b1, i] = d0 * scale + bias, d1 * scale + bias
-    out[b2, i], out[b3, i] = d2 * scale + bias, d3 * scale + bias
+        b4, b5, b6, b7 = columns[r + 4], columns[r + 5], columns[min(r + 6, last)], columns[min(r + 7, last)]
+        d0, d1, d2, d3, d4, d5, d6, d7 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3, b4, b5, b6, b7), (later,))
+        out[b4, i], out[b5, i] = d4 * scale + more, d5 * scale + more
+        out[b6, i], out[b7, i] = d6 * scale + more, d7 * scale + more
+    out[b0, i], out[b1, i] = d0 * scale + more, d1 * scale + more
+    out[b2, i], out[b3, i] = d2 * scale + more, d3 * scale + more
+
+
+@njit(fastmath=FASTMATH, forceinline=True)
+def _two_rows_times_some(out, rows, scales, bias, two, later, x, columns, r, n):  # type: ignore[no-untyped-def]
+    """`_row_times_some` of two rows and at most four columns: inputs are loaded once for both."""
+    i, k = two
+    p, q, u, v = scale_of(rows, scales, i), scale_of(rows, scales, k), bias_of(bias, i), bias_of(bias, k)
+    b0 = columns[r]
+    if n == 1:
+        d0, e0 = dots_of_rows(rows, two, x, (b0,), later)
+        out[b0, i], out[b0, k] = d0 * p + u, e0 * q + v
+        return
+    b1 = columns[r + 1]
+    if n == 2:
+        d0, d1, e0, e1 = dots_of_rows(rows, two, x, (b0, b1), later)
+    else:
+        b2, b3 = columns[r + 2], columns[min(r + 3, columns.shape[0] - 1)]
+        d0, d1, d2, d3, e0, e1, e2, e3 = dots_of_rows(rows, two, x, (b0, b1, b2, b3), later)
+        out[b2, i], out[b3, i] = d2 * p + u, d3 * p + u
+        out[b2, k], out[b3, k] = e2 * q + v, e3 * q + v
+    out[b0, i], out[b1, i] = d0 * p + u, d1 * p + u
+    out[b0, k], out[b1, k] = e0 * q + v, e1 * q + v
+
+
+def _listed(which, at):  # type: ignore[no-untyped-def]
+    """A row of a list; without a list, of all rows."""
+    raise NotImplementedError
+
+
+@overload(_listed, jit_options={"forceinline": True})
+def _typed_listed(which, at):  # type: ignore[no-untyped-def]
+    return (lambda which, at: at) if which in (None, types.none) else lambda which, at: which[at]
+
+
+def _some_rows_times_some(out, rows, scales, bias, which, begin, end, last, x, columns, r, n):  # type: ignore[no-untyped-def]
+    """`_row_times_some` of the begin-th to the end-th row of a list with the `last` one."""
+    raise NotImplementedError
+
+
+@overload(_some_rows_times_some, jit_options={"forceinline": True, "fastmath": FASTMATH})
+def _typed_some_rows_times_some(out, rows, scales, bias, which, begin, end, last, x, columns, r, n):  # type: ignore[no-untyped-def]
+    def one_by_one(out, rows, scales, bias, which, begin, end, last, x, columns, r, n):  # type: ignore[no-untyped-def]
+        ahead = rows_ahead(rows)
+        for at in range(begin, end):
+            later = _listed(which, min(at + ahead, last))
+            _row_times_some(out, rows, scales, bias, _listed(which, at), later, x, columns, r, n)
+
+    def by_twos(out, rows, scales, bias, which, begin, end, last, x, columns, r, n):  # type: ignore[no-untyped-def]
+        ahead = rows_ahead(rows)
+        for at in range(begin, end, 2):  # of an odd number the last row twice
+            two = _listed(which, at), _listed(which, min(at + 1, last))
+            later = _listed(which, min(at + ahead, last)), _listed(which, min(at + ahead + 1, last))
+            _two_rows_times_some(out, rows, scales, bias, two, later, x, columns, r, n)
+
+    # Eight sums of two parts each fill half the registers of AVX-512, and all of AVX2.
+    return one_by_one if WIDE < 4 or of_element(rows.dtype).in_blocks else by_twos
 
 
 @njit(fastmath=FASTMATH)
-def row_times(out, rows, scale, bias, i, ahead, x, columns):  # type: ignore[no-untyped-def]
-    """out[b, i] = row i times x[b], scaled, + bias for the listed columns b; row `ahead` comes later."""
-    prefetch_row(rows, ahead)
+def row_times(out, rows, scales, bias, i, later, x, columns):  # type: ignore[no-untyped-def]
+    """out[b, i] = row i times x[b], scaled, + bias for the listed columns b; row `later` is fetched into a cache."""
     r = 0
     while r < columns.shape[0]:
-        n = _columns_at_once(columns.shape[0] - r)
-        _row_times_some(out, rows, scale, bias, i, x, columns, r, n)
+        n = _columns_at_once(rows, columns.shape[0] - r)
+        _row_times_some(out, rows, scales, bias, i, later, x, columns, r, n)
         r += n
 
 
@@ -249,15 +314,7 @@ def project(out, rows, scales, bias, x, columns, begin, end):  # type: ignore[no
             (d,) = dots_of_rows(rows, (i,), x, (0,), (min(i + ahead, last),))
             out[0, i] = d * scale_of(rows, scales, i) + bias_of(bias, i)
     else:
-        for block in range(begin, end, TOGETHER):
-            r = 0
-            while r < columns.shape[0]:
-                n = _columns_at_once(columns.shape[0] - r)
-                for i in range(block, min(block + TOGETHER, end)):
-                    if r == 0:
-                        prefetch_row(rows, min(i + ahead, last))
-                    _row_times_some(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, x, columns, r, n)
-                r += n
+        project_listed(out, rows, scales, bias, x, columns, None, begin, end)
     return (end - begin) * row_bytes(rows)
 
 
@@ -285,18 +342,14 @@ def project_inputs(out, rows, scales, bias, x, sequence, weight, threshold, whic
 
 
 @njit(fastmath=FASTMATH)
-def project_listed(out, rows, scales, bias, x, columns, which):  # type: ignore[no-untyped-def]
-    """out[b, i] = rows[i] x[b] + bias[i] for the listed rows i, of all columns b."""
-    ahead, end = rows_ahead(rows), which.shape[0]
-    for block in range(0, end, TOGETHER):
+def project_listed(out, rows, scales, bias, x, columns, which, begin, end):  # type: ignore[no-untyped-def]
+    """out[b, i] = rows[i] x[b] + bias[i] for the begin-th to the end-th listed row i, of all columns b."""
+    for block in range(begin, end, TOGETHER):
         r = 0
         while r < columns.shape[0]:
-            n = _columns_at_once(columns.shape[0] - r)
-            for k in range(block, min(block + TOGETHER, end)):
-                i = which[k]
-                if r == 0:
-                    prefetch_row(rows, which[min(k + ahead, end - 1)])
-                _row_times_some(out, rows, scale_of(rows, scales, i), bias_of(bias, i), i, x, columns, r, n)
+            n = _columns_at_once(rows, columns.shape[0] - r)
+            block_end = min(block + TOGETHER, end)
+            _some_rows_times_some(out, rows, scales, bias, which, block, block_end, end - 1, x, columns, r, n)
             r += n
 
 
@@ -320,7 +373,7 @@ def _add_plain_listed(out, rows, which, factors):  # type: ignore[no-untyped-def
     for block in range(0, fours, TOGETHER):
         b = 0
         while b < batch:
-            n = min(4, _columns_at_once(batch - b))
+            n = _columns_at_once(rows, batch - b)
             for r in range(block, min(block + TOGETHER, fours), 4):
                 i0, i1, i2, i3 = four = (which[r], which[r + 1], which[r + 2], which[r + 3])
                 later = four_of(which, r + ahead)
@@ -334,9 +387,10 @@ def _add_plain_listed(out, rows, which, factors):  # type: ignore[no-untyped-def
                 if n == 2:
                     add_scaled_rows(out, (b, b + 1), rows, 0, four, two, later)
                     continue
-                p, q = factors[b + 2], factors[b + 3]
+                last = min(b + 3, batch - 1)  # of three the third twice: each is loaded before any is stored
+                p, q = factors[b + 2], factors[last]
                 others = (p[i0], p[i1], p[i2], p[i3], q[i0], q[i1], q[i2], q[i3])
-                add_scaled_rows(out, (b, b + 1, b + 2, b + 3), rows, 0, four, two + others, later)
+                add_scaled_rows(out, (b, b + 1, b + 2, last), rows, 0, four, two + others, later)
             b += n
     for r in range(fours, which.shape[0]):
         i = which[r]

@@ -7,7 +7,7 @@ from numba import njit
 
 from clada.cpu.kernels.arguments import READ_HEAD
 from clada.cpu.kernels.rows import FIRST, eight_of, prepared, project, project_rows, row_bytes, row_times, rows_ahead
-from clada.cpu.kernels.scalars import FASTMATH, fast_exp, scale_of
+from clada.cpu.kernels.scalars import FASTMATH, fast_exp
 from clada.cpu.kernels.team import barrier
 from clada.cpu.kernels.vectors import add_codes, highest
 from clada.methods.screen import BLOCK, CODE_OF_ZERO, CODES, LARGEST_SUM, LINE
@@ -118,7 +118,7 @@ def screen_head(t, threads, sync, x, w, s, select):  # type: ignore[no-untyped-d
                 if s.logits[b, i] >= floors[b]:
                     columns[n] = b
                     n += 1
-            scale, later = scale_of(w.head, w.head_scale, i), which[min(r + ahead, count - 1)]
-            row_times(s.logits, w.head, scale, np.float32(0), i, later, inputs, columns[:n])
+            later = which[min(r + ahead, count - 1)]
+            row_times(s.logits, w.head, w.head_scale, np.float32(0), i, later, inputs, columns[:n])
     s.reads[t, READ_HEAD] += count * row_bytes(w.head)
     barrier(sync, threads)
