@@ -55,18 +55,13 @@ KEPT = FIGURES / "studies"
 METRICS = ("cosine", "cosine_centred", "pearson", "jaccard", "cka_trimmed", "cka")
 
 
-def publish(rows: Sequence[RealStudy], former: Sequence[RealStudy]) -> None:
-    """Keep what says what was found, and write the page and the tables of everything that is kept.
-
-    Args:
-        rows: The list of studies.
-        former: Those of earlier versions, shown where their folders are still there.
-    """
+def publish(rows: Sequence[RealStudy]) -> None:
+    """Keep what says what was found, and write the page and the tables of all studies of the list that are kept."""
     for row in rows:
         if is_finished(row):
             copy_results(row)
     copy_people()
-    kept = kept_studies([*rows, *former])
+    kept = kept_studies(rows)
     for one in kept:
         if one.row.role not in ("pilot", "long"):  # longer prefixes are in the figure of the same pairs
             draw(one, kept)
@@ -365,7 +360,6 @@ def people_section(models: Mapping[str, str]) -> list[str]:
 def _studies(rows: Sequence[RealStudy], kept: Sequence[Kept]) -> Iterator[str]:
     """Every study of the list, those that are not finished too."""
     there = {one.row.name: one for one in kept}
-    listed = [*rows, *(one.row for one in kept if one.row not in rows)]
     table = pd.DataFrame(
         {
             "study": row.name,
@@ -375,9 +369,9 @@ def _studies(rows: Sequence[RealStudy], kept: Sequence[Kept]) -> Iterator[str]:
             "pairs": str(row.pairs),
             "shares": shares_text(row.ratios),
             "separator": separator_share(there[row.name].study) if row.name in there else "",
-            "state": "not finished" if row.name not in there else "finished" if row in rows else "earlier version",
+            "state": "finished" if row.name in there else "not finished",
         }
-        for row in listed
+        for row in rows
     )
     yield (
         "Each row is a study: what texts of a group are compared, and in how many pairs. `separator` is the share of "

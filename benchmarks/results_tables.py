@@ -376,7 +376,7 @@ def designs_page(kept: Sequence[Kept], listed: Sequence[RealStudy]) -> Page:
     parts = [
         "# What the studies are, and what they could see",
         "The first table has the texts of each study. `separator` is the share of its natural rows in which another "
-        "document begins between prefix and target; panels of earlier versions did not record it. The second has the "
+        "document begins between prefix and target. The second has the "
         "smallest slope of the prefix, in response points per 1,000 tokens, that a test at 5 % finds in four of five "
         f"such studies ({metric_title(SHOWN)}, columns 1 and 2, not corrected), and the equivalence margin, which "
         "`study.json` holds since before the study was made. A study of n times the pairs sees a slope smaller by the "
@@ -456,6 +456,4 @@ def smallest_slopes(study: Study) -> dict[str, float]:
 def separator_share(study: Study) -> str:
     """In how many natural rows a document begins between prefix and target."""
     panel = study.panel(SHOWN)
-    if "separator_between" not in panel:
-        return "not recorded"
     return f"{100 * panel.loc[panel['group'] == 'nls', 'separator_between'].mean():.3g} %"

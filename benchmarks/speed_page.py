@@ -18,6 +18,7 @@ from speed_rows import (
     code,
     drafts,
     engines,
+    lines,
     methods,
     number,
     percent,
@@ -148,6 +149,23 @@ TABLES = (
             ("allowed", number("allowed", 2)),
         ),
         drafts,
+    ),
+    Table(
+        "The same words",
+        "Each row compares greedy words of the dense method with those of another: prompts of 64 tokens, up to 128 new "
+        "ones. *Different* are texts with any other word. transformers, at `float32`, runs each text once and "
+        "says what it finds likeliest in every place.",
+        f"python benchmarks/same_words.py {TEXT} --dtype float32  # also bfloat16, --model gemma3-270m",
+        ("same-words.jsonl",),
+        (
+            ("model", words("model")),
+            ("precision", words("dtype")),
+            ("beside", words("beside")),
+            ("prompts", number("prompts")),
+            ("words", number("words")),
+            ("different", number("different")),
+        ),
+        lines,
     ),
     Table(
         "Several positions in a step",

@@ -118,15 +118,6 @@ MARGINS: dict[str, tuple[float, str]] = {
 """EQUIVALENCE MARGINS, by study: response points per 1,000 tokens, and their source. They are fixed here, from the
 pilot, before a study is made; without one the study is not made. Pilots keep the default of `cladastats corpus`."""
 
-_FORMER_2048 = RealStudy(
-    "real-smollm2-135m", SMOLLM2, "contrast", None, "stream", 2048, 100, whole="real-smollm2-135m-all"
-)
-FORMER = (
-    _FORMER_2048,
-    replace(_FORMER_2048, name="real-smollm2-135m-long", role="long", ratios=LONGER),
-)
-"""Studies of earlier versions that are still kept. They are shown as long as their folders are there, and not made."""
-
 
 def open_study(row: RealStudy, source: str | None, folder: Path | None = None) -> Study:
     """The study of a row, its corpus built where it is not there.
@@ -294,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no study is named {', '.join(unknown)}; there are {', '.join(row.name for row in STUDIES)}")
     rows = [row for row in STUDIES if row.name in args.names or not args.names]
     if args.what == "publish":
-        publish(STUDIES, FORMER)
+        publish(STUDIES)
     elif args.what == "run":
         for row in rows:
             if not is_finished(row):

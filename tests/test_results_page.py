@@ -10,12 +10,12 @@ import results_tables
 import study as real_studies
 
 ROOT = Path(__file__).parent.parent
-STUDIES, FORMER = real_studies.STUDIES, real_studies.FORMER
+STUDIES = real_studies.STUDIES
 
 
 @pytest.fixture(scope="module")
 def kept():
-    return results_page.kept_studies([*STUDIES, *FORMER])
+    return results_page.kept_studies(STUDIES)
 
 
 @pytest.fixture(scope="module")
