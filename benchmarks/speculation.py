@@ -67,11 +67,11 @@ class UntilLoad(ModelDrafter):
 
 def kinds_of_drafts(drafter: ModelDrafter) -> dict[str, Callable[[], Speculation]]:
     """What is compared, by name: each makes a new one."""
-    given = drafter.decoder, drafter.policy, drafter.rule
+    given = drafter.decoder, drafter.policy, drafter.rule, drafter.checked
     fixed = {f"{count} tokens": lambda count=count: Speculation(Whole(*given), most=count) for count in (2, 4, 7)}
     return fixed | {
         "until load": lambda: Speculation(UntilLoad(*given)),
-        "while likely, without loads": lambda: Speculation(ModelDrafter(*given[:2])),
+        "while likely, without loads": lambda: Speculation(ModelDrafter(*given[:2], None, drafter.checked)),
         "while likely": lambda: Speculation(ModelDrafter(*given)),
         "from the text": lambda: Speculation(NgramDrafter()),
     }
@@ -169,7 +169,8 @@ def main() -> None:
         return assemble(model, [choice], dtype, threads)[0]
 
     parts = assembled(DENSE, args.dtype)
-    drafter = drafter_of(assembled, Description.of(model), draft_precision(args.dtype, args.draft), None, NO_RULE)
+    precisions = args.dtype, draft_precision(args.dtype, args.draft)
+    drafter = drafter_of(assembled, Description.of(model), *precisions, None, NO_RULE)
     costs = cost_of_positions(parts, windows[0])
     print(f"{args.model}, {args.dtype}, {threads} threads: a step of one position takes {1e3 * costs[1]:.1f} ms\n")
     relative = [f"{costs[count] / costs[1]:.2f}" for count in POSITIONS]

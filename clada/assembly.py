@@ -30,7 +30,7 @@ from clada.methods.screen import Basis
 from clada.methods.selection import Norms
 from clada.models.description import Description
 from clada.models.open import check_device
-from clada.speculation import ModelDrafter
+from clada.speculation import CHECKED, CHECKED_BYTES, ModelDrafter
 
 if TYPE_CHECKING:
     import torch
@@ -247,6 +247,7 @@ def draft_precision(dtype: str, draft: str | None = None, device: str = "cpu") -
 def drafter_of(
     assembled: Callable[[Choice, str], Parts],
     description: Description,
+    dtype: str,
     draft: str,
     plan: Plan | str | Path | None,
     coefficients: Coefficients,
@@ -256,7 +257,8 @@ def drafter_of(
     Args:
         assembled: gives what decodes by a choice at a precision.
         description: of the model.
-        draft: precision of the weights that draft, see `draft_precision`.
+        dtype: precision of the weights that check.
+        draft: of those that draft, see `draft_precision`.
         plan: as `plan_and_rule` takes it; None for the shipped or cached plan, or everything where there is none.
         coefficients: their taus, or the plan's quantiles where they have none, say which tokens are under load.
 
@@ -275,7 +277,8 @@ def drafter_of(
         without_rule = replace(coefficients, lambda_=0.0, gamma=0.0)
         choice = choose("clada", known, without_rule, description.vocabulary, draft)
     parts = assembled(choice, draft)
-    return ModelDrafter(parts.decoder, parts.policy, coefficients.loads)
+    checked = CHECKED * CHECKED_BYTES / PRECISIONS[dtype].itemsize
+    return ModelDrafter(parts.decoder, parts.policy, coefficients.loads, checked)
 
 
 def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu") -> list[Parts]:

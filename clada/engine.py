@@ -220,7 +220,7 @@ class Engine:
         self._keep: threading.Thread | None = None  # begun once a prompt has run: a mistake says so alone
         self.speculation: Speculation | None = None
         if drafts_at is not None:
-            self.speculation = Speculation(drafter_of(assembled, description, drafts_at, plan, coefficients))
+            self.speculation = Speculation(drafter_of(assembled, description, dtype, drafts_at, plan, coefficients))
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip

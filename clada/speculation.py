@@ -24,7 +24,9 @@ from clada.methods.policy import Policy
 
 LONGEST = 7  # tokens of a draft: with the token before them eight positions, which share one pass over a row
 
-CHECKED = 0.1  # what a position more adds to a check, in steps of one position: `benchmarks/speculation.py` measures it
+# What a position more adds to a check, in steps of one position, where a weight has so many bytes. It takes as long to
+# compute whatever they are, while a step of fewer bytes is shorter. `benchmarks/speculation.py` measures it.
+CHECKED, CHECKED_BYTES = 0.06, 4
 
 ACCEPTED_BEFORE, DRAFTED_BEFORE = 4, 5  # drafted tokens as whose acceptance a drafter begins
 
@@ -62,6 +64,7 @@ class ModelDrafter:
         decoder: of the cheap form.
         policy: what it computes.
         rule: of load; None: no token is under load.
+        checked: what a position more adds to a check, in steps of one position.
         bytes_read: see `Drafter`.
         tallies: by whether they were under load, tokens that were accepted and all that were checked. The dense model
             looks at a token only if it accepted those before it, so others are not among them.
@@ -70,6 +73,7 @@ class ModelDrafter:
     decoder: Decoder
     policy: Policy
     rule: LoadRule | None = None
+    checked: float = CHECKED
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
     tallies: np.ndarray = field(default_factory=lambda: np.full((2, 2), (ACCEPTED_BEFORE, DRAFTED_BEFORE)))
     under_load: list[bool] = field(default_factory=list, init=False)  # tokens of the last draft
@@ -99,8 +103,8 @@ class ModelDrafter:
             likely: how likely all drafted so far are accepted.
             cost: of drafting it, in steps of the dense model: as the bytes that are read.
         """
-        accepted, checked = self.tallies.sum(0)
-        return bool(likely * accepted / checked > cost + CHECKED)
+        accepted, known = self.tallies.sum(0)
+        return bool(likely * accepted / known > cost + self.checked)
 
     def _acceptance(self, under_load: bool) -> float:
         accepted, checked = self.tallies[int(under_load)]

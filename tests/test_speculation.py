@@ -75,6 +75,7 @@ def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, most):
         "int8": drafter_of(
             lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
             Description.of(model),
+            "float32",
             "int8",
             "none",
             NEVER,
@@ -130,6 +131,18 @@ def test_a_draft_is_as_long_as_its_tokens_are_likely_to_be_accepted():
         expected = next(n for n in range(1, 21) if n == 20 or share ** (n + 1) <= cost + CHECKED)
         assert abs(length(accepted, 100) - expected) <= 1  # the cache grows, so that the cost does
     assert length(20, 100) == 1
+
+
+@pytest.mark.parametrize(("dtype", "times"), [("float32", 1), ("bfloat16", 2), ("int8", 4)])
+def test_a_position_more_costs_a_check_the_more_the_fewer_bytes_a_step_reads(dtype, times):
+    model = tiny_model("llama", seed=3)
+    drafter = drafter_of(
+        lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
+        Description.of(model), dtype, "int4", "none", NEVER,
+    )  # fmt: skip
+    assert drafter.checked == times * CHECKED
+    assert drafter.goes_on(1.0, 0.75 - drafter.checked)  # four of five are accepted at first
+    assert not drafter.goes_on(1.0, 0.85 - drafter.checked)
 
 
 def test_drafters_learn_how_often_tokens_under_load_are_accepted():

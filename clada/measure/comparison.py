@@ -106,8 +106,8 @@ def prepare(
 
     for entry in entries:
         if method_of(entry.method).drafts:
-            draft = draft_precision(args.dtype)
-            drafter = drafter_of(assembled, Description.of(model), draft, plan or args.plan, coefficients)
+            precisions = args.dtype, draft_precision(args.dtype)
+            drafter = drafter_of(assembled, Description.of(model), *precisions, plan or args.plan, coefficients)
             entry.speculation = Speculation(drafter)
     return entries
 
