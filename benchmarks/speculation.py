@@ -71,7 +71,7 @@ def kinds_of_drafts(drafter: ModelDrafter) -> dict[str, Callable[[], Speculation
     fixed = {f"{count} tokens": lambda count=count: Speculation(Whole(*given), most=count) for count in (2, 4, 7)}
     return fixed | {
         "until load": lambda: Speculation(UntilLoad(*given)),
-        "while likely, without loads": lambda: Speculation(ModelDrafter(*given[:2], None, drafter.checked)),
+        "while likely, no load": lambda: Speculation(ModelDrafter(*given[:2], None, drafter.checked)),
         "while likely": lambda: Speculation(ModelDrafter(*given)),
         "from the text": lambda: Speculation(NgramDrafter()),
     }

@@ -132,20 +132,22 @@ TABLES = (
     ),
     Table(
         "Speculative decoding",
-        "Each row is a kind of draft in a precision: SmolLM2-135M, eight prompts of 256 tokens, 96 new ones, greedy. "
+        "Each row is a kind of draft for a model: eight prompts of 256 tokens, 96 new ones, greedy. *Checks* and "
+        "*drafts* have the precision of the weights that do so. "
         "*While likely* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
         "means of a check, which is a step of the dense model over a draft and the token before it. "
-        "*Allowed* is the ratio that the measured costs and acceptance allow.",
+        "*Ratio* is the speed over dense, *allowed* what the measured costs and acceptance allow.",
         f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32  # also bfloat16, --draft int4",
         ("speculation.jsonl",),
         (
-            ("precision", words("dtype")),
+            ("model", words("model")),
+            ("checks", words("dtype")),
             ("drafts", words("drafts in")),
             ("draft", words("draft")),
             ("accepted", percent("accepted")),
             ("drafted", number("drafted a check", 2)),
             ("tokens", number("tokens a check", 2)),
-            ("over dense", number("x dense", 2)),
+            ("ratio", number("x dense", 2)),
             ("allowed", number("allowed", 2)),
         ),
         drafts,
@@ -173,7 +175,12 @@ TABLES = (
         "position, a median of fifteen rounds.",
         f"python benchmarks/speculation.py {TEXT} --dtype float32",
         ("speculation.jsonl",),
-        (("precision", words("dtype")), ("positions", words("positions")), ("cost", number("cost", 2))),
+        (
+            ("model", words("model")),
+            ("precision", words("dtype")),
+            ("positions", words("positions")),
+            ("cost", number("cost", 2)),
+        ),
         positions,
     ),
     Table(

@@ -193,10 +193,10 @@ def drafts(stored: Stored) -> Iterator[Row]:
 
 
 def positions(stored: Stored) -> Iterator[Row]:
-    """What a step over some positions costs, in steps of one; from the first run of a precision."""
-    first: dict[str, dict[str, Any]] = {}
+    """What a step over some positions costs, in steps of one; from the first run of a model at a precision."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
     for run in lines(stored):
-        first.setdefault(run["dtype"], run)
+        first.setdefault((run["model"], run["dtype"]), run)
     for run in first.values():
         for count, seconds in run["seconds"].items():
             yield {
