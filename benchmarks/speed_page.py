@@ -184,6 +184,24 @@ TABLES = (
         positions,
     ),
     Table(
+        "Prompts",
+        "Each row is a precision and a length of the prompt: tokens per second, medians of five interleaved rounds. "
+        "torch runs transformers' modules in `float32`, llama.cpp a file of the same precision (F32, F16, Q4_0). The "
+        "last columns are medians of the rounds' ratios.",
+        f"python benchmarks/prompts.py {TEXT}",
+        ("prompts.jsonl",),
+        (
+            ("precision", words("dtype")),
+            ("tokens", number("prompt_tokens")),
+            ("`clada`", number("clada")),
+            ("torch", number("torch")),
+            ("llama.cpp", number("llama.cpp")),
+            ("over torch", number("over_torch", 2)),
+            ("over llama.cpp", number("over_llama.cpp", 2)),
+        ),
+        lines,
+    ),
+    Table(
         "Every method",
         "Each row is a method with a plan: SmolLM2-135M in `bfloat16`. Speeds are medians of nine interleaved "
         "rounds; differences of 0.05 are noise. *Rise* is of 4,096 tokens of XSum, with a 95 % interval. `clada-"

@@ -260,6 +260,17 @@ def test_one_token_is_no_decoding(peer, tmp_path):
         opened.decode_speed(tokens(10), 1)
 
 
+@needs_llama_cpp
+def test_a_prompt_runs_whole_each_time_it_is_timed(tmp_path):
+    write_gguf(variant("llama"), tmp_path / "model.gguf", "F32")
+    with LlamaCpp(tmp_path / "model.gguf", 1, 64) as opened:
+        asked = []
+        complete = opened._complete
+        opened._complete = lambda *args, **options: asked.append(complete(*args, **options)) or asked[-1]
+        assert min(opened.prompt_speed(tokens(20)) for _ in range(2)) > 0
+    assert [answer["timings"]["prompt_n"] for answer in asked] == [20, 20]
+
+
 def test_transformers_is_timed_in_float32_only():
     with pytest.raises(ModelError, match="float32"):
         Transformers(variant("llama").bfloat16(), threads=1)

@@ -198,6 +198,21 @@ class LlamaCpp:
         # too many in `predicted_per_second`.
         return (new_tokens - 1) / (timings["predicted_ms"] / 1000)
 
+    def prompt_speed(self, prompt_ids: list[int]) -> float:
+        """Tokens per second of running a prompt, all of it.
+
+        Args:
+            prompt_ids: tokens of the prompt.
+
+        Returns:
+            tokens/s.
+
+        Raises:
+            ModelError: the prompt does not fit the context.
+        """
+        timings = self._complete(prompt_ids, 1, cache_prompt=False)["timings"]
+        return float(timings["prompt_n"] / (timings["prompt_ms"] / 1000))
+
     def _complete(self, prompt_ids: list[int], tokens: int, **options: Any) -> dict[str, Any]:
         """The server's answer: `tokens` greedy tokens after the prompt."""
         request = {
