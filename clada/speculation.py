@@ -22,7 +22,7 @@ from clada.cpu.decoder import Decoder, State
 from clada.decoding import Ends, LoadRule, Record, Sampler, decide
 from clada.methods.policy import Policy
 
-LONGEST = 7  # tokens of a draft: with the token before them eight positions, which share one pass over a row
+LONGEST = 7  # tokens of a draft: with the token before them eight positions, which a check computes well together
 
 # What a position more adds to a check, in steps of one position, where a weight has so many bytes. It takes as long to
 # compute whatever they are, while a step of fewer bytes is shorter. `benchmarks/speculation.py` measures it.

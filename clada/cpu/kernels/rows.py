@@ -154,7 +154,8 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
 def _columns_at_once(rows, left):  # type: ignore[no-untyped-def]
     """How many columns share one pass over some rows, where so many are left.
 
-    Three run as four and six or seven as eight, the last one more than once: that takes less time than another pass.
+    Three run as four, and six or seven as eight where eight share one, the last one more than once: that takes less
+    time than another pass.
     """
     raise NotImplementedError
 
