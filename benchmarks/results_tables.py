@@ -376,8 +376,8 @@ def designs_page(kept: Sequence[Kept], listed: Sequence[RealStudy]) -> Page:
     parts = [
         "# What the studies are, and what they could see",
         "The first table has the texts of each study. `separator` is the share of its natural rows in which another "
-        "document begins between prefix and target. The second has the "
-        "smallest slope of the prefix, in response points per 1,000 tokens, that a test at 5 % finds in four of five "
+        "document begins between prefix and target. The second has the smallest slope of the prefix, in response "
+        "points per 1,000 tokens, that a test at 5 % finds in four of five "
         f"such studies ({metric_title(SHOWN)}, columns 1 and 2, not corrected), and the equivalence margin, which "
         "`study.json` holds since before the study was made. A study of n times the pairs sees a slope smaller by the "
         "square root of n. [designs.csv](designs.csv) has both; `python benchmarks/study.py publish` recomputes them "

@@ -137,7 +137,8 @@ TABLES = (
         "*While likely* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
         "means of a check, which is a step of the dense model over a draft and the token before it. "
         "*Ratio* is the speed over dense, *allowed* what the measured costs and acceptance allow.",
-        f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32  # also bfloat16, --draft int4",
+        f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32\n"
+        "# also --dtype bfloat16 and int8, --draft int4, --model gemma3-270m",
         ("speculation.jsonl",),
         (
             ("model", words("model")),
@@ -157,7 +158,7 @@ TABLES = (
         "Each row compares greedy words of the dense method with those of another: prompts of 64 tokens, up to 128 new "
         "ones. *Different* are texts with any other word. transformers, at `float32`, runs each text once and "
         "says what it finds likeliest in every place.",
-        f"python benchmarks/same_words.py {TEXT} --dtype float32  # also bfloat16, --model gemma3-270m",
+        f"python benchmarks/same_words.py {TEXT} --dtype float32  # also bfloat16",
         ("same-words.jsonl",),
         (
             ("model", words("model")),
