@@ -262,8 +262,8 @@ def highest(_context: Any, values: Any) -> Any:
 
 
 @intrinsic
-def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, rows_ahead: Any) -> Any:
-    """Some rows times x[b] for some b; fetches as many `rows_ahead` into a cache meanwhile, none for None.
+def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, _rows_ahead: Any) -> Any:
+    """Some rows times x[b] for some b; fetches as many `_rows_ahead` into a cache meanwhile.
 
     Inputs of rows in blocks are rounded, see `clada.cpu.kernels.rows.prepared`.
 
@@ -278,10 +278,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
             _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(batch)
         ]
-        which, later_rows = (
-            [builder.extract_value(args[i], k) for k in range(kind.count if kind != types.none else 0)]
-            for i, kind in ((1, signature.args[1]), (4, signature.args[4]))
-        )
+        which, later_rows = ([builder.extract_value(args[i], k) for k in range(count)] for i in (1, 4))
         n = builder.extract_value(context.make_array(x_type)(context, builder, args[2]).shape, 1)
         if of_element(stored).in_blocks:
             for row in later_rows:
@@ -306,8 +303,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
             parts = [builder.add(j, INDEX(part * lanes)) for part in range(vectors)]
             loaded: dict[tuple[int, int], Any] = {}  # inputs, which all rows share
             for k, row in enumerate(starts):
-                for later in ahead[k : k + 1]:
-                    _prefetch_lines(builder, later, j, stored, vectors * lanes)
+                _prefetch_lines(builder, ahead[k], j, stored, vectors * lanes)
                 for part, at in enumerate(parts):
                     v = _load_wide(builder, row, at, stored, lanes)
                     for b, start in enumerate(inputs):
@@ -332,8 +328,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, row
         return cgutils.pack_array(builder, dots)
 
     i = types.UniTuple(types.int64, count)
-    later = types.none if rows_ahead in (None, types.none) else i
-    return types.UniTuple(types.float32, count * batch)(rows, i, x, columns, later), codegen
+    return types.UniTuple(types.float32, count * batch)(rows, i, x, columns, i), codegen
 
 
 @intrinsic
