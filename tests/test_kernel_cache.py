@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba import njit
 
 import clada
 from clada.cpu import kernel_cache
@@ -182,3 +183,27 @@ def test_that_nothing_can_be_kept_is_said_once(tmp_path, monkeypatch, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert "at every start because" in first
     assert second == "clada: compiling the kernels, again: a minute or two"
+
+
+def test_only_the_whole_kernel_is_wrapped_for_python(tmp_path, monkeypatch):
+    """Functions that it calls are linked into it alone; Python that calls one of them compiles it again."""
+    monkeypatch.setenv("CLADA_CACHE", str(tmp_path))
+
+    @njit
+    def half(x):
+        return x / 2
+
+    @njit
+    def quarter(x):
+        return half(half(x))
+
+    @kernel_cache.kernel()
+    def eighth(x):
+        return half(quarter(x))
+
+    assert eighth(20.0) == 2.5
+    (code,) = eighth.inspect_llvm().values()
+    defined = [line for line in code.splitlines() if line.startswith("define")]
+    assert len([line for line in defined if "cpython" in line]) == 1
+    assert not [line for line in defined if "cfunc" in line]
+    assert (half(20.0), quarter(20.0), eighth(40.0)) == (10, 5, 5)
