@@ -3,8 +3,9 @@
     python benchmarks/speculation.py --text jsonl:articles.jsonl:body --model smollm2-135m --dtype float32
 
 First what a step over T positions costs, in steps of one. Then every kind of draft decodes the same prompts greedily,
-in turn, beside dense. `allowed` is the speed-up that the measured costs and the measured acceptance allow: tokens a
-check / (tokens drafted a check x cost of drafting one + cost of the check). Results are appended to
+in turn, beside dense. A kind learns from prompt to prompt, as the engine does. `allowed` is the speed-up that the
+measured costs and the measured acceptance allow: tokens a check / (tokens drafted a check x cost of drafting one + cost
+of the check). Results are appended to
 `benchmarks/results/speculation.jsonl`.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,12 @@ from tabulate import tabulate
 from clada import load_model
 from clada.assembly import DENSE, Choice, Parts, assemble, draft_precision, drafter_of
 from clada.decoding import most_likely_words, steps
+from clada.drafters import ModelDrafter, NgramDrafter, TextOrModelDrafter
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import Coefficients
 from clada.models.description import Description
 from clada.models.open import model_revision
-from clada.speculation import ModelDrafter, NgramDrafter, Speculation
+from clada.speculation import Speculation
 from clada.system.machine import available_cores, set_threads
 
 POSITIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)
@@ -52,7 +53,7 @@ def cost_of_positions(parts: Parts, ids: list[int], rounds: int = 15) -> dict[in
 class Whole(ModelDrafter):
     """Drafts as many tokens as there is room for."""
 
-    def goes_on(self, likely: float, cost: float) -> bool:  # noqa: ARG002
+    def goes_on(self, likely: float) -> bool:  # noqa: ARG002
         """Always."""
         return True
 
@@ -60,43 +61,46 @@ class Whole(ModelDrafter):
 class UntilLoad(ModelDrafter):
     """Drafts up to the first token under load."""
 
-    def goes_on(self, likely: float, cost: float) -> bool:  # noqa: ARG002
+    def goes_on(self, likely: float) -> bool:  # noqa: ARG002
         """While there is none."""
-        return not self.under_load[-1]
+        return True not in self.under_load
 
 
-def kinds_of_drafts(drafter: ModelDrafter) -> dict[str, Callable[[], Speculation]]:
-    """What is compared, by name: each makes a new one."""
-    given = drafter.decoder, drafter.policy, drafter.rule, drafter.checked
-    fixed = {f"{count} tokens": lambda count=count: Speculation(Whole(*given), most=count) for count in (2, 4, 7)}
-    return fixed | {
-        "until load": lambda: Speculation(UntilLoad(*given)),
-        "while likely, no load": lambda: Speculation(ModelDrafter(*given[:2], None, drafter.checked)),
-        "while likely": lambda: Speculation(ModelDrafter(*given)),
-        "from the text": lambda: Speculation(NgramDrafter()),
+def kinds_of_drafts(engines: TextOrModelDrafter) -> dict[str, Speculation]:
+    """What is compared, by name."""
+    model, checked = engines.model, engines.model.checked
+    given = model.decoder, model.policy, model.rule, checked
+    kinds = {f"{count} tokens": Speculation(Whole(*given), count) for count in (2, 4, 7)}
+    return kinds | {
+        "until load": Speculation(UntilLoad(*given)),
+        "while likely, no load": Speculation(ModelDrafter(*given[:2], None, checked)),
+        "while likely": Speculation(ModelDrafter(*given)),
+        "from the text": Speculation(NgramDrafter(checked)),
+        "text or model": Speculation(TextOrModelDrafter(ModelDrafter(*given), NgramDrafter(checked))),
     }
 
 
 class Timed:
-    """A drafter whose time is noted."""
+    """A drafter whose time is noted, and how many tokens its drafts had."""
 
     def __init__(self, drafter: Any) -> None:
-        self.drafter, self.seconds = drafter, 0.0
+        self.drafter, self.seconds, self.lengths = drafter, 0.0, list[int]()
 
     @property
     def bytes_read(self) -> np.ndarray:
         """Of the drafter."""
         return self.drafter.bytes_read
 
-    def learn(self, accepted: int) -> None:
+    def learn(self, accepted: int, seconds: float) -> None:
         """As the drafter does."""
-        self.drafter.learn(accepted)
+        self.drafter.learn(accepted, seconds)
 
     def draft(self, *args: Any) -> list[int]:
         """As the drafter does."""
         begin = time.perf_counter()
         drafted = self.drafter.draft(*args)
         self.seconds += time.perf_counter() - begin
+        self.lengths.append(len(drafted))
         return drafted
 
 
@@ -114,38 +118,39 @@ def decode(parts: Parts, prompt: list[int], speculation: Speculation | None) -> 
     return [record.tokens[0] for record in records], time.perf_counter() - begin
 
 
-def compare(parts: Parts, drafter: ModelDrafter, prompts: list[list[int]], costs: dict[int, float]) -> dict[str, Any]:
+def compare(
+    parts: Parts, drafter: TextOrModelDrafter, prompts: list[list[int]], costs: dict[int, float]
+) -> dict[str, Any]:
     """Decode every prompt with every kind of draft; a row for each, and the speed of dense."""
     kinds = kinds_of_drafts(drafter)
+    timed = {name: Timed(speculation.drafter) for name, speculation in kinds.items()}
     spent = dict.fromkeys(["dense", *kinds], 0.0)
-    counted = {name: np.zeros(4) for name in kinds}  # checks, drafted, accepted, seconds of drafting
     for prompt in prompts:
         expected, seconds = decode(parts, prompt, None)
         spent["dense"] += seconds
-        for name, make in kinds.items():
-            speculation = make()
-            speculation.drafter = timed = Timed(speculation.drafter)
+        for name, speculation in kinds.items():
+            speculation.drafter = timed[name]
             found, seconds = decode(parts, prompt, speculation)
             if found != expected:
                 raise AssertionError(f"drafts of {name} changed the text")
             spent[name] += seconds
-            counted[name] += (speculation.checks, speculation.drafted, speculation.accepted, timed.seconds)
-    tokens = len(prompts) * NEW
-    rows = []
-    for name in kinds:
-        checks, drafted, accepted, drafting = counted[name]
-        mean, draft = drafted / checks, drafting / max(drafted, 1) / costs[1]
-        check = float(np.interp(mean + 1, POSITIONS, [costs[count] / costs[1] for count in POSITIONS]))
+    tokens, rows = len(prompts) * NEW, []
+    for name, done in kinds.items():
+        # In steps of one position.
+        checks = [
+            np.interp(length + 1, POSITIONS, [costs[count] for count in POSITIONS]) for length in timed[name].lengths
+        ]
+        check, draft = float(np.mean(checks)) / costs[1], timed[name].seconds / done.checks / costs[1]
         rows.append(
             {
                 "draft": name,
-                "accepted": accepted / max(drafted, 1),
-                "drafted a check": mean,
-                "tokens a check": tokens / checks,
-                "cost of one": draft,
+                "accepted": done.acceptance,
+                "drafted a check": done.drafted / done.checks,
+                "tokens a check": tokens / done.checks,
+                "cost of one": draft * done.checks / done.drafted,
                 "of a check": check,
                 "x dense": spent["dense"] / spent[name],
-                "allowed": tokens / checks / (mean * draft + check),
+                "allowed": tokens / done.checks / (draft + check),
             }
         )
     return {"dense_tokens_per_s": tokens / spent["dense"], "rows": rows}
@@ -178,7 +183,7 @@ def main() -> None:
     about = {
         "model": args.model,
         "dtype": args.dtype,
-        "draft": drafter.decoder.weights.dtype,
+        "draft": drafter.model.decoder.weights.dtype,
         "threads": threads,
         "prompts": args.prompts,
         "new_tokens": NEW,

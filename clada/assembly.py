@@ -21,6 +21,7 @@ from clada.cpu.kept import Kept, NotKeptError
 from clada.cpu.kernels.arguments import box
 from clada.cpu.precision import PRECISIONS
 from clada.cpu.weights import Weights
+from clada.drafters import CHECKED, CHECKED_BYTES, ModelDrafter, NgramDrafter, TextOrModelDrafter
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.plan import Plan, Setting, Shares, plan_of
@@ -30,7 +31,6 @@ from clada.methods.screen import Basis
 from clada.methods.selection import Norms
 from clada.models.description import Description
 from clada.models.open import check_device
-from clada.speculation import CHECKED, CHECKED_BYTES, ModelDrafter
 
 if TYPE_CHECKING:
     import torch
@@ -251,8 +251,8 @@ def drafter_of(
     draft: str,
     plan: Plan | str | Path | None,
     coefficients: Coefficients,
-) -> ModelDrafter:
-    """Whoever drafts for a model: its weights at a lower precision, less computed where a plan is known.
+) -> TextOrModelDrafter:
+    """Whoever drafts for a model: the text, or weights at a lower precision, less computed where a plan is known.
 
     Args:
         assembled: gives what decodes by a choice at a precision.
@@ -278,7 +278,8 @@ def drafter_of(
         choice = choose("clada", known, without_rule, description.vocabulary, draft)
     parts = assembled(choice, draft)
     checked = CHECKED * CHECKED_BYTES / PRECISIONS[dtype].itemsize
-    return ModelDrafter(parts.decoder, parts.policy, coefficients.loads, checked)
+    model = ModelDrafter(parts.decoder, parts.policy, coefficients.loads, checked)
+    return TextOrModelDrafter(model, NgramDrafter(checked))
 
 
 def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu") -> list[Parts]:

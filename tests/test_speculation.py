@@ -11,11 +11,22 @@ from tiny_models import tiny_model, tokens
 from clada import Engine, load_model
 from clada.assembly import DENSE, assemble, drafter_of
 from clada.decoding import decide, most_likely_words, steps
+from clada.drafters import (
+    CHECKED,
+    LONGEST,
+    TIMED,
+    TRIED,
+    ModelDrafter,
+    NgramDrafter,
+    TextOrModelDrafter,
+    best_draft,
+    found_again,
+)
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
 from clada.models.description import Description
 from clada.sampling import Sampling, draw
-from clada.speculation import CHECKED, LONGEST, ModelDrafter, NgramDrafter, Speculation
+from clada.speculation import Speculation
 
 PROMPT = tokens(30, seed=4)
 
@@ -28,7 +39,8 @@ class Wrong:
     def __init__(self, right):
         self.right, self.bytes_read, self.heard = right, np.zeros(4, np.int64), []
 
-    def learn(self, accepted):
+    def learn(self, accepted, seconds):
+        assert seconds > 0
         self.heard.append(accepted)
 
     def draft(self, state, token, sampler, most):
@@ -43,8 +55,14 @@ def dense_parts(model, dtype="float32"):
 class Whole(ModelDrafter):
     """Drafts as many tokens as there is room for."""
 
-    def goes_on(self, likely, cost):
+    def goes_on(self, likely):
         return True
+
+
+def whole(engine):
+    """Of an engine's drafter its model, which drafts whatever that costs: as often on every machine."""
+    model = engine.speculation.drafter.model
+    return Whole(model.decoder, model.policy, model.rule)
 
 
 def speculative_ids(parts, drafter, count, prompt=PROMPT, most=LONGEST):
@@ -72,7 +90,7 @@ def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, most):
     parts = dense_parts(model)
     dense = dense_ids(parts, 60)
     drafters = {
-        "int8": drafter_of(
+        "the engine's": drafter_of(
             lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
             Description.of(model),
             "float32",
@@ -80,7 +98,8 @@ def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, most):
             "none",
             NEVER,
         ),
-        "another model": Whole(*_of_other_weights(family)),
+        "int8": ModelDrafter(*_of_other_weights(family, 3)),
+        "another model": Whole(*_of_other_weights(family, 4)),
         "the text": NgramDrafter(),
         "wrong": Wrong(PROMPT + [token for token, _, _ in dense]),
     }
@@ -91,8 +110,8 @@ def test_greedy_tokens_are_the_dense_models_whoever_drafts(family, most):
         assert speculation.accepted + speculation.checks == 60
 
 
-def _of_other_weights(family):
-    other = dense_parts(tiny_model(family, seed=4), "int8")
+def _of_other_weights(family, seed):
+    other = dense_parts(tiny_model(family, seed=seed), "int8")
     return other.decoder, other.policy
 
 
@@ -126,11 +145,37 @@ def test_a_draft_is_as_long_as_its_tokens_are_likely_to_be_accepted():
     cost = drafter.bytes_read.sum() / state.outcome.bytes_read.sum()
     assert 0.2 < cost < 0.4  # a byte a weight in place of four, and scales, norms and the cache beside them
     for accepted in (50, 80, 95):
-        share = accepted / 100
-        # Token n + 1 is drafted while share^(n + 1) pays for it.
-        expected = next(n for n in range(1, 21) if n == 20 or share ** (n + 1) <= cost + CHECKED)
-        assert abs(length(accepted, 100) - expected) <= 1  # the cache grows, so that the cost does
-    assert length(20, 100) == 1
+        expected, speed = best_draft(accepted / 100, cost, CHECKED, LONGEST)
+        assert speed > 1
+        found = length(accepted, 100)
+        assert found == expected if expected < LONGEST else found >= LONGEST
+    # Less likely than it costs: nothing is drafted, but for a token now and then.
+    tried = [length(20, 100) for _ in range(2 * TRIED)]
+    assert tried == 2 * [*[0] * (TRIED - 1), 1]
+
+
+def test_the_best_draft_gives_the_most_tokens_in_a_time():
+    assert best_draft(0.2, 0.2, 0.1, 7) == (0, 1.0)
+    length, speed = best_draft(0.9, 0.3, 0.1, 7)
+    speeds = [sum(0.9**k for k in range(n + 1)) / (1 + 0.4 * n) for n in range(8)]
+    assert speeds[length] == max(speeds) == pytest.approx(speed, rel=1e-12)  # the same sums in another order
+    # Where it ends: one token more gives no more tokens in its time than the draft does on the whole.
+    assert 0.9**length > speed * 0.4 >= 0.9 ** (length + 1)
+    assert best_draft(1.0, 0.3, 0.1, 7)[0] == 7
+
+
+def test_drafting_costs_what_it_reads_until_times_are_known():
+    parts = dense_parts(tiny_model("llama", seed=3))
+    state = parts.decoder.prefill([PROMPT], 40, parts.policy.dense(1))
+    (token,) = decide(state, [0], most_likely_words, [NEVER.loads]).tokens
+    drafter = Whole(parts.decoder, parts.policy)
+    drafter.draft(state, token, most_likely_words, 7)
+    for place in range(TIMED):
+        assert 1 <= drafter.cost() < 1.02  # the model itself, whose cache has grown by the draft
+        # A check of four positions; the first ones take longer, as they do where weights come from a file.
+        drafter.draft(state, token, most_likely_words, 3)
+        drafter.learn(3, (1.0 if place > 2 else 9.0) * (1 + 3 * CHECKED))
+    assert 0 < drafter.cost() == min(drafter._drafted) < 1  # a step of the dense model took a second
 
 
 @pytest.mark.parametrize(("dtype", "times"), [("float32", 1), ("bfloat16", 2), ("int8", 4)])
@@ -140,9 +185,10 @@ def test_a_position_more_costs_a_check_the_more_the_fewer_bytes_a_step_reads(dty
         lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
         Description.of(model), dtype, "int4", "none", NEVER,
     )  # fmt: skip
-    assert drafter.checked == times * CHECKED
-    assert drafter.goes_on(1.0, 0.75 - drafter.checked)  # four of five are accepted at first
-    assert not drafter.goes_on(1.0, 0.85 - drafter.checked)
+    assert drafter.model.checked == drafter.text.checked == times * CHECKED
+    for cost, worth in ((0.75, True), (0.85, False)):  # four of five are accepted at first
+        drafter.model.cost = lambda cost=cost: cost - times * CHECKED
+        assert drafter.model.goes_on(1.0) is worth
 
 
 def test_drafters_learn_how_often_tokens_under_load_are_accepted():
@@ -150,9 +196,9 @@ def test_drafters_learn_how_often_tokens_under_load_are_accepted():
     drafter = ModelDrafter(parts.decoder, parts.policy)
     calm, loaded = drafter.tallies.tolist()
     drafter.under_load = [False, True, False, True]
-    drafter.learn(2)  # the third was refused, so that nobody looked at the fourth
+    drafter.learn(2, 0.01)  # the third was refused, so that nobody looked at the fourth
     assert drafter.tallies.tolist() == [[calm[0] + 1, calm[1] + 2], [loaded[0] + 1, loaded[1] + 1]]
-    drafter.learn(4)
+    drafter.learn(4, 0.01)
     assert drafter.tallies.tolist() == [[calm[0] + 3, calm[1] + 4], [loaded[0] + 3, loaded[1] + 3]]
 
 
@@ -186,6 +232,70 @@ def test_the_text_drafts_what_followed_its_end_before():
     assert drafter.draft(state, 4, None, 8) == [5, 6, 7]  # three tokens found again give three
     assert drafter.draft(state, 4, None, 2) == [5, 6]
     assert drafter.draft(state, 9, None, 8) == []
+    assert drafter.speed == 1
+
+
+def test_the_end_of_a_text_is_found_where_it_stood_last():
+    assert found_again([5, 6, 1, 5, 6, 2, 5, 6]) == (2, [2, 5, 6])
+    assert found_again([5, 5, 5]) == (2, [5])  # it may overlap with itself
+    assert found_again([1, 2, 3]) == found_again([1]) == (0, [])
+    # Tokens are found as a whole: the bytes of 256, 1 are those of 1, 256 seen from a byte later.
+    assert found_again([0x01000000, 0, 7, 0x00010000, 0x00000100, 1, 0]) == (0, [])
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        ids = rng.integers(0, 3, rng.integers(1, 40)).tolist()
+        places = [
+            (n, max((i for i in range(len(ids) - n) if ids[i : i + n] == ids[-n:]), default=-1))
+            for n in range(8, 1, -1) if n < len(ids)
+        ]  # fmt: skip
+        length, begin = next(((n, i) for n, i in places if i >= 0), (0, 0))
+        assert found_again(ids) == (length, ids[begin + length :] if length else [])
+
+
+def test_drafts_from_the_text_are_as_long_as_they_were_worth_it():
+    state, drafter = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]]), NgramDrafter(checked=0.2)
+    before = drafter.tallies.copy()
+    assert drafter.draft(state, 4, None, 8) == [5, 6, 7]
+    drafter.learn(1, 0.01)  # the second was refused, so that nobody looked at the third
+    assert (drafter.tallies - before)[3].tolist() == [1, 2]
+    drafter.tallies[3] = 6, 10
+    expected, speed = best_draft(0.6, 0.0, 0.2, 3)
+    assert len(drafter.draft(state, 4, None, 8)) == expected < 3
+    assert drafter.speed == speed > 1
+    drafter.tallies[3] = 1, 10  # less than a position more costs
+    assert drafter.draft(state, 4, None, 8) == []
+    drafter.learn(0, 0.01)
+    assert drafter.tallies[3].tolist() == [1, 10]
+
+
+def test_the_text_drafts_where_that_promises_more_than_the_model():
+    class Model:
+        speed, heard = 1.5, ()
+
+        def best(self, most):
+            return 3, self.speed
+
+        def draft(self, state, token, sampler, most):
+            return [9]
+
+        def learn(self, accepted, seconds):
+            self.heard = (*self.heard, accepted)
+
+        def learn_time(self, drafted, seconds):
+            self.heard = (*self.heard, (drafted, seconds))
+
+    state = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]])
+    drafter = TextOrModelDrafter(Model(), NgramDrafter())
+    assert drafter.draft(state, 4, None, 8) == [5, 6, 7]  # 2.95 tokens in the time of 1.18 steps
+    drafter.learn(2, 0.01)
+    assert drafter.model.heard == ((3, 0.01),)
+    assert drafter.draft(state, 1, None, 8) == [9]  # new text
+    drafter.learn(1, 0.01)
+    drafter.model.speed = 2.6
+    assert drafter.draft(state, 4, None, 8) == [9]
+    drafter.learn(0, 0.01)
+    assert drafter.model.heard == ((3, 0.01), 1, 0)
+    assert drafter.text.tallies.sum(0).tolist() == np.add(NgramDrafter().tallies.sum(0), (2, 3)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +304,7 @@ def test_the_text_drafts_what_followed_its_end_before():
 def test_drawn_tokens_are_the_dense_models_with_the_same_seed(options):
     model = tiny_model("llama", seed=3)
     dense, speculative = (Engine(model, None, method=method, plan="none") for method in ("dense", "speculative"))
+    speculative.speculation.drafter = whole(speculative)
     for seed in range(5):
         a, b = ([*engine.generate(PROMPT, 40, seed=seed, logprobs=3, **options)] for engine in (dense, speculative))
         assert a == [replace(step, drafted=None) for step in b]
@@ -252,7 +363,7 @@ def test_another_precision_drafts_where_it_is_asked_for(draft):
     model = tiny_model("llama", seed=3)
     dense = Engine(model, None, method="dense", plan="none")
     engine = Engine(model, None, method="speculative", plan="none", draft=draft)
-    assert engine.speculation.drafter.decoder.weights.dtype == draft
+    assert engine.speculation.drafter.model.decoder.weights.dtype == draft
     ids = [[step.token_id for step in each.generate(PROMPT, 30)] for each in (dense, engine)]
     assert ids[0] == ids[1]
 
@@ -265,5 +376,7 @@ def test_smollm2_says_the_same_with_its_shipped_plans_draft(dtype):
     for prompt in ("The minister said on Tuesday that", "Once upon a time", "1, 2, 3, 4, 5, 6, 7,"):
         texts = [[step.token_id for step in engine.generate(prompt, 48)] for engine in (dense, speculative)]
         assert texts[0] == texts[1]
+    speculative.speculation = Speculation(whole(speculative))
+    assert [step.token_id for step in speculative.generate(prompt, 48)] == texts[0]
     assert speculative.speculation.accepted > 24  # of 48: the draft is of use
     assert speculative.speculation.bytes_read.sum() > 0
