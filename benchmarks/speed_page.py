@@ -134,7 +134,7 @@ TABLES = (
         "Speculative decoding",
         "Each row is a kind of draft for a model: eight prompts of 256 tokens, 96 new ones, greedy. *Checks* and "
         "*drafts* have the precision of the weights that do so. "
-        "*While likely* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
+        "*Text or model* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
         "means of a check, which is a step of the dense model over a draft and the token before it. "
         "*Ratio* is the speed over dense, *allowed* what the measured costs and acceptance allow.",
         f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32\n"

@@ -38,6 +38,8 @@ PIECE = 1024  # tokens for which a matrix is widened once
 
 BLOCK = 256  # tokens at most that a thread takes at once; with fewer than some hundred, products are slower
 
+ATTENDING = 64  # tokens at most whose attention is computed at once: all of them as far as the last one of them sees
+
 POSITIONS = 256  # of the cache that a thread widens at once
 
 WIDENED = 2**17  # numbers of a matrix that a thread widens at once
@@ -212,20 +214,27 @@ class Prompts:
 
     def _attend(self, layer: int, piece: _Piece, block: slice) -> np.ndarray:
         """What attention gives to some tokens, [B, heads * D]."""
-        c, n = self.c, block.stop - block.start
+        c = self.c
+        attended = np.empty((block.stop - block.start, c.heads, c.head_dim), np.float32)
+        for start in range(block.start, block.stop, ATTENDING):
+            some = slice(start, min(start + ATTENDING, block.stop))
+            self._attend_some(layer, piece, some, attended[some.start - block.start : some.stop - block.start])
+        return attended.reshape(len(attended), -1)
+
+    def _attend_some(self, layer: int, piece: _Piece, some: slice, attended: np.ndarray) -> None:
+        """What attention gives to a few tokens, [B, heads, D]."""
+        c, n = self.c, len(attended)
         group = c.heads // c.kv_heads
-        at, end, window = piece.first + block.start, piece.first + block.stop, int(c.window[layer])
+        at, end, window = piece.first + some.start, piece.first + some.stop, int(c.window[layer])
         begin = max(0, at + 1 - window)
-        attended = np.empty((n, c.heads, c.head_dim), np.float32)
         totals = np.empty(n * group, np.float32)
         for kv in range(c.kv_heads):
             heads = slice(kv * group, (kv + 1) * group)  # those that share keys and values
-            scores = piece.query[block, heads].reshape(n * group, -1) @ piece.keys[kv, :, begin:end]
+            scores = piece.query[some, heads].reshape(n * group, -1) @ piece.keys[kv, :, begin:end]
             weigh(scores, totals, at, group, begin, window, c.softcap)
             mixed = scores @ piece.values[kv, begin:end]
             mixed /= totals[:, None]
             attended[:, heads] = mixed.reshape(n, group, -1)
-        return attended.reshape(n, -1)
 
     def _rest(self, layer: int, matrices: dict[str, _Matrix], piece: _Piece, block: slice) -> Any:
         """A layer of some tokens from attention on; returns `neuron_sums` of them."""

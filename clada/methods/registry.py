@@ -64,7 +64,7 @@ class Method:
         setting_of: the method whose measured setting it takes where the plan has none of its own; None: as many
             neurons are left out as `clada` leaves out, whatever that costs.
         settings_by_dtype: a precision at which leaving out neurons saves too little has a setting of its own.
-        drafts: the model's dense words, drafted by a cheaper form of its weights (`clada.speculation`).
+        drafts: the model's dense words, of which some are drafted and checked at once (`clada.speculation`).
         finer: shares that the search tests before the common ones.
     """
 
@@ -118,7 +118,7 @@ EVALUATED = {
     ),
     "dense": Method("everything", _of(), needs_plan=False),
     "speculative": Method(
-        "everything, drafted by a cheaper form of the weights and checked some tokens at once",
+        "everything; drafts of the text or of cheaper weights are checked some tokens at once",
         _of(),
         needs_plan=False,
         drafts=True,
