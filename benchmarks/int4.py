@@ -4,8 +4,8 @@
 
 SmolLM2-135M, and random weights of TinyLlama 1.1B's shape. llama.cpp reads Q4_0, whose rows it packs anew for the
 processor, and Q4_K_M, whose tensors have the types that its own quantiser gives them. No package that pip installs
-quantises to blocks of 256, so those hold random codes: what decoding takes does not depend on them. Everybody decodes
-in turn, at as many threads as there are cores. Results go to `benchmarks/results/int4.jsonl`.
+quantises to blocks of 256, so those hold random codes: what decoding takes does not depend on them. Each file decodes
+in turn with ours, at as many threads as there are cores. Results go to `benchmarks/results/int4.jsonl`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ LARGE = 256  # weights of a block that has steps
 WITHOUT_LARGE = {TYPES.Q4_K: TYPES.Q5_0, TYPES.Q6_K: TYPES.Q8_0}  # what llama.cpp takes where a row has no such blocks
 
 
-def of_medium(name: str, values: np.ndarray, layers: int) -> gguf.GGMLQuantizationType:
+def of_medium(name: str, values: np.ndarray, config: Any) -> gguf.GGMLQuantizationType:
     """The type of a tensor in a Q4_K_M file, as llama.cpp's quantiser has it."""
     if values.ndim == 1:
         return TYPES.F32
-    finer = name in ("token_embd.weight", "output.weight")
+    layers = config.num_hidden_layers
+    finer = name == ("token_embd.weight" if config.tie_word_embeddings else "output.weight")
     if ".attn_v." in name or ".ffn_down." in name:  # half of the layers: the first and last eighth, a third of the rest
         layer, eighth = int(name.split(".")[1]), layers // 8
         finer = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
@@ -68,9 +69,8 @@ def quantised(
 
 def write_medium(model: Any, path: Path) -> None:
     """A Q4_K_M file of a model's shape."""
-    layers = model.config.num_hidden_layers
     with (
-        mock.patch.object(gguf_export, "_stored_as", lambda name, values, _kind: of_medium(name, values, layers)),
+        mock.patch.object(gguf_export, "_stored_as", lambda name, values, _kind: of_medium(name, values, model.config)),
         mock.patch.object(gguf_export.gguf.quants, "quantize", quantised),
     ):
         gguf_export.write_gguf(model, path, "Q4_0")

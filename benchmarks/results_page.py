@@ -26,6 +26,7 @@ from results_tables import (
     separator_share,
     shares_text,
     smallest_slopes,
+    units,
     verdict_rule,
     write_tables,
 )
@@ -182,9 +183,9 @@ def page(rows: Sequence[RealStudy], kept: Sequence[Kept], people: Mapping[str, s
         "# Results",
         "Do the neurons of a language model follow the beginning of a text ('flocking'), and do surprising words "
         "disturb that? We exchange the beginning of a text A for that of another text B and compare the activations at "
-        "the last word. The response `toward` is 0 where this changes nothing, and 1 where they are those of B. NLS is "
-        "natural text, RTS random words. This page is written by `python benchmarks/study.py publish` from "
-        "`figures/studies`.",
+        "the last word. The response `toward` is 0 where this changes nothing, and 1 where they are those of B. "
+        "`matched` is the same of B with A's last word in the place of its own. NLS is natural text, RTS random words. "
+        "This page is written by `python benchmarks/study.py publish` from `figures/studies`.",
         *(_findings(rows, heads, kept, judged) if heads else ["No study of these models is finished."]),
         "## Reading times and brain responses",
         *(people_section(people) if people else ["No results are kept."]),
@@ -240,11 +241,11 @@ def _is_head(row: RealStudy, heads: Mapping[str, Kept]) -> bool:
 
 def _answer(heads: Mapping[str, Kept], kept: Sequence[Kept], judged: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     """Three sentences, by rule: how far, whether longer prefixes are followed more, whether load disturbs it."""
-    means = mean_responses(kept).query("group == 'nls' and response == 'toward'").set_index(["study", "ratio"])["mean"]
+    means = mean_responses(kept).query("group == 'nls'").set_index(["response", "study", "ratio"])["mean"]
     further = {model: other for model, one in heads.items() for other in longer(one, kept)}
 
-    def moved(studies: Mapping[str, Kept]) -> str:
-        longest = {model: (one.row.name, max(one.row.ratios)) for model, one in studies.items()}
+    def moved(studies: Mapping[str, Kept], response: str) -> str:
+        longest = {model: (response, one.row.name, max(one.row.ratios)) for model, one in studies.items()}
         return on_models({model: percent(means[place]) for model, place in longest.items()})
 
     def judged_as(studies: Mapping[str, Kept], column: int, term: str) -> str:
@@ -253,8 +254,9 @@ def _answer(heads: Mapping[str, Kept], kept: Sequence[Kept], judged: Mapping[str
     yield "\n".join(
         [
             f"1. **How far.** With {longest_share(heads)} of a natural text exchanged, the activations at its last "
-            f"word go this share of the way to the other text's: {moved(heads)}; with {longest_share(further)}: "
-            f"{moved(further)}.",
+            f"word go this share of the way to the other text's: {moved(heads, 'toward')}; with "
+            f"{longest_share(further)}: {moved(further, 'toward')}. Of the way to the other text's with the same last "
+            f"word: {moved(heads, 'matched')}; with {longest_share(further)}: {moved(further, 'matched')}.",
             "2. **Prefix.** That natural text follows a longer prefix is "
             f"{judged_as(heads, 2, 'prefix_len')} for the paper's prefixes, and for longer ones "
             f"{judged_as(further, 2, 'prefix_len')}.",
@@ -293,9 +295,8 @@ def _claims(heads: Mapping[str, Kept], judged: Mapping[str, pd.DataFrame]) -> It
     files = "; ".join(f"`{one.path}/fits/{SHOWN}.json`" for one in heads.values())
     commands = "; ".join(claims_command(one) for one in heads.values())
     yield (
-        f"Each row is a claim of the paper's section 2 on one model, by {metric_title(SHOWN)}. Effects of the prefix "
-        "are response points per 1,000 tokens, those of load points per log2 of the vocabulary, with 95 % intervals "
-        f"that are not corrected. From {files}; recomputed by {commands}. "
+        "Each row is a claim of the paper's section 2 on one model, of the response `toward` by "
+        f"{metric_title(SHOWN)}. {units()} From {files}; recomputed by {commands}. "
         "[What each verdict rests on](tables/claims.md)."
     )
     yield markdown(pd.DataFrame(rows), "claims")
@@ -327,8 +328,9 @@ def _contrast(heads: Mapping[str, Kept], kept: Sequence[Kept], judged: Mapping[s
             line[TITLES[model]] = estimate(row.estimate, row.ci_low, row.ci_high) if is_size else str(row.verdict)
     where = ", ".join(f"`{one.path}` ({separator_share(one.study)})" for one in contrasts.values())
     yield (
-        "The verdicts in the paper's own form, windows of joined documents. In parentheses is the share of natural "
-        f"rows in which another document begins between prefix and target: {where}."
+        f"The verdicts in the paper's own form, windows of joined documents, by {metric_title(SHOWN)}. Their texts are "
+        "of another source and fewer, so that a difference need not be one of windows. In parentheses is the share of "
+        f"natural rows in which another document begins between prefix and target: {where}."
     )
     yield markdown(pd.DataFrame(rows.values()).fillna("not judged"), "contrast")
 

@@ -179,9 +179,8 @@ def claims_page(kept: Sequence[Kept]) -> Page:
     """Every claim by every metric, with its verdict and what that rests on."""
     parts = [
         "# The claims, study by study",
-        "Each row is a claim of the paper's section 2, judged by one regression or test. Effects of the prefix are "
-        "response points per 1,000 tokens (response `toward`: 0 the prefix changes nothing, 1 the hybrid acts like the "
-        "text of its prefix); those of load are points per log2 of the vocabulary. Intervals are 95 %, not corrected. "
+        "Each row is a claim of the paper's section 2, judged by one regression or test of the response `toward`: 0 "
+        f"the prefix changes nothing, 1 the hybrid acts like the text of its prefix. {units()} "
         "NLS is natural text, RTS random words. [claims.csv](claims.csv) has all of this with every column.",
         f"{verdict_rule()} The list below each table says what each row's verdict rests on, and where its numbers are.",
     ]
@@ -207,6 +206,15 @@ def claims_page(kept: Sequence[Kept]) -> Page:
         notes = [note.replace(opened, shown_as) for note in found.attrs["notes"]]
         parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes))
     return parts, {"claims": stacked(tables)} if tables else {}
+
+
+def units() -> str:
+    """What a claim's estimate is in."""
+    return (
+        "Effects of the prefix are points of the response per 1,000 tokens, those of load points per log2 of the "
+        "vocabulary. 'Every longer prefix' has the mean response to the longest less that to the shortest. Intervals "
+        "are 95 %, not corrected. 2.1, 2.2 and Obs. 2 are places in the paper."
+    )
 
 
 def verdict_rule() -> str:

@@ -5,8 +5,7 @@
 First what a step over T positions costs, in steps of one. Then every kind of draft decodes the same prompts greedily,
 in turn, beside dense. A kind learns from prompt to prompt, as the engine does. `allowed` is the speed-up that the
 measured costs and the measured acceptance allow: tokens a check / (tokens drafted a check x cost of drafting one + cost
-of the check). Results are appended to
-`benchmarks/results/speculation.jsonl`.
+of the check). Results are appended to `benchmarks/results/speculation.jsonl`.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from tabulate import tabulate
 
 from clada import load_model
 from clada.assembly import DENSE, Choice, Parts, assemble, draft_precision, drafter_of
-from clada.decoding import most_likely_words, steps
-from clada.drafters import ModelDrafter, NgramDrafter, TextOrModelDrafter
+from clada.cpu.decoder import State
+from clada.decoding import Sampler, most_likely_words, steps
+from clada.drafters import LONGEST, Draft, Drafter, ModelDrafter, NgramDrafter, Pace, TextOrModelDrafter
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import Coefficients
 from clada.models.description import Description
@@ -53,7 +53,7 @@ def cost_of_positions(parts: Parts, ids: list[int], rounds: int = 15) -> dict[in
 class Whole(ModelDrafter):
     """Drafts as many tokens as there is room for."""
 
-    def goes_on(self, likely: float) -> bool:  # noqa: ARG002
+    def goes_on(self, draft: Draft, likely: float) -> bool:  # noqa: ARG002
         """Always."""
         return True
 
@@ -61,47 +61,53 @@ class Whole(ModelDrafter):
 class UntilLoad(ModelDrafter):
     """Drafts up to the first token under load."""
 
-    def goes_on(self, likely: float) -> bool:  # noqa: ARG002
+    def goes_on(self, draft: Draft, likely: float) -> bool:  # noqa: ARG002
         """While there is none."""
-        return True not in self.under_load
+        return self.loaded not in draft.kinds
 
 
-def kinds_of_drafts(engines: TextOrModelDrafter) -> dict[str, Speculation]:
-    """What is compared, by name."""
-    model, checked = engines.model, engines.model.checked
-    given = model.decoder, model.policy, model.rule, checked
-    kinds = {f"{count} tokens": Speculation(Whole(*given), count) for count in (2, 4, 7)}
+def kinds_of_drafts(drafter: TextOrModelDrafter) -> dict[str, Timed]:
+    """What is compared, by name; none knows anything yet."""
+    parts, rule = (drafter.model.decoder, drafter.model.policy), drafter.model.rule
+
+    def pace() -> Pace:
+        return Pace(drafter.pace.added, drafter.pace.drafted)
+
+    shared = pace()
+    kinds = {f"{count} tokens": Timed(Whole(*parts, rule, pace()), count) for count in (2, 4, 7)}
     return kinds | {
-        "until load": Speculation(UntilLoad(*given)),
-        "while likely, no load": Speculation(ModelDrafter(*given[:2], None, checked)),
-        "while likely": Speculation(ModelDrafter(*given)),
-        "from the text": Speculation(NgramDrafter(checked)),
-        "text or model": Speculation(TextOrModelDrafter(ModelDrafter(*given), NgramDrafter(checked))),
+        "until load": Timed(UntilLoad(*parts, rule, pace())),
+        "while likely, no load": Timed(ModelDrafter(*parts, None, pace())),
+        "while likely": Timed(ModelDrafter(*parts, rule, pace())),
+        "from the text": Timed(NgramDrafter(pace())),
+        "text or model": Timed(TextOrModelDrafter(ModelDrafter(*parts, rule, shared), NgramDrafter(shared))),
     }
 
 
 class Timed:
-    """A drafter whose time is noted, and how many tokens its drafts had."""
+    """A drafter with the time that it takes and the lengths of its drafts, and the speculation that uses it."""
 
-    def __init__(self, drafter: Any) -> None:
+    def __init__(self, drafter: Drafter, most: int = LONGEST) -> None:
         self.drafter, self.seconds, self.lengths = drafter, 0.0, list[int]()
+        self.speculation = Speculation(self, most)
+
+    @property
+    def pace(self) -> Pace:
+        """Of the drafter."""
+        return self.drafter.pace
 
     @property
     def bytes_read(self) -> np.ndarray:
         """Of the drafter."""
         return self.drafter.bytes_read
 
-    def learn(self, accepted: int, seconds: float) -> None:
-        """As the drafter does."""
-        self.drafter.learn(accepted, seconds)
-
-    def draft(self, *args: Any) -> list[int]:
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:
         """As the drafter does."""
         begin = time.perf_counter()
-        drafted = self.drafter.draft(*args)
+        draft = self.drafter.draft(state, token, sampler, most)
         self.seconds += time.perf_counter() - begin
-        self.lengths.append(len(drafted))
-        return drafted
+        self.lengths.append(len(draft.tokens))
+        return draft
 
 
 def decode(parts: Parts, prompt: list[int], speculation: Speculation | None) -> tuple[list[int], float]:
@@ -123,34 +129,32 @@ def compare(
 ) -> dict[str, Any]:
     """Decode every prompt with every kind of draft; a row for each, and the speed of dense."""
     kinds = kinds_of_drafts(drafter)
-    timed = {name: Timed(speculation.drafter) for name, speculation in kinds.items()}
     spent = dict.fromkeys(["dense", *kinds], 0.0)
     for prompt in prompts:
         expected, seconds = decode(parts, prompt, None)
         spent["dense"] += seconds
-        for name, speculation in kinds.items():
-            speculation.drafter = timed[name]
-            found, seconds = decode(parts, prompt, speculation)
+        for name, timed in kinds.items():
+            found, seconds = decode(parts, prompt, timed.speculation)
             if found != expected:
                 raise AssertionError(f"drafts of {name} changed the text")
             spent[name] += seconds
     tokens, rows = len(prompts) * NEW, []
-    for name, done in kinds.items():
+    for name, timed in kinds.items():
+        done = timed.speculation
         # In steps of one position.
-        checks = [
-            np.interp(length + 1, POSITIONS, [costs[count] for count in POSITIONS]) for length in timed[name].lengths
-        ]
-        check, draft = float(np.mean(checks)) / costs[1], timed[name].seconds / done.checks / costs[1]
+        lengths = np.array(timed.lengths) + 1
+        check = float(np.interp(lengths, POSITIONS, [costs[count] for count in POSITIONS]).mean()) / costs[1]
+        drafting = timed.seconds / done.checks / costs[1]
         rows.append(
             {
                 "draft": name,
                 "accepted": done.acceptance,
                 "drafted a check": done.drafted / done.checks,
                 "tokens a check": tokens / done.checks,
-                "cost of one": draft * done.checks / done.drafted,
+                "cost of one": timed.seconds / costs[1] / max(1, done.drafted),
                 "of a check": check,
                 "x dense": spent["dense"] / spent[name],
-                "allowed": tokens / done.checks / (draft + check),
+                "allowed": tokens / done.checks / (drafting + check),
             }
         )
     return {"dense_tokens_per_s": tokens / spent["dense"], "rows": rows}

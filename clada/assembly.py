@@ -21,7 +21,7 @@ from clada.cpu.kept import Kept, NotKeptError
 from clada.cpu.kernels.arguments import box
 from clada.cpu.precision import PRECISIONS
 from clada.cpu.weights import Weights
-from clada.drafters import CHECKED, CHECKED_BYTES, ModelDrafter, NgramDrafter, TextOrModelDrafter
+from clada.drafters import CHECKED, CHECKED_BYTES, ModelDrafter, NgramDrafter, Pace, TextOrModelDrafter
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.plan import Plan, Setting, Shares, plan_of
@@ -220,6 +220,8 @@ def vocabulary_of(model: Any) -> int:
 # What can draft for the weights' precision; first the one that does where none is named.
 DRAFTED_AT = {"float32": ("int8", "bfloat16", "int4"), "bfloat16": ("int8", "int4"), "int8": ("int4",)}
 
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.625}  # with its part of a group's scale
+
 
 def draft_precision(dtype: str, draft: str | None = None, device: str = "cpu") -> str:
     """The precision of the weights that draft.
@@ -277,9 +279,8 @@ def drafter_of(
         without_rule = replace(coefficients, lambda_=0.0, gamma=0.0)
         choice = choose("clada", known, without_rule, description.vocabulary, draft)
     parts = assembled(choice, draft)
-    checked = CHECKED * CHECKED_BYTES / PRECISIONS[dtype].itemsize
-    model = ModelDrafter(parts.decoder, parts.policy, coefficients.loads, checked)
-    return TextOrModelDrafter(model, NgramDrafter(checked))
+    pace = Pace(CHECKED * CHECKED_BYTES / WEIGHT_BYTES[dtype], WEIGHT_BYTES[draft] / WEIGHT_BYTES[dtype])
+    return TextOrModelDrafter(ModelDrafter(parts.decoder, parts.policy, coefficients.loads, pace), NgramDrafter(pace))
 
 
 def assemble(model: Any, choices: Sequence[Choice], dtype: str, threads: int, device: str = "cpu") -> list[Parts]:

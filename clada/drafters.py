@@ -1,20 +1,22 @@
-"""Who drafts tokens for `clada.speculation`: a cheaper form of the model, or the text so far.
+"""Who drafts tokens for `clada.speculation`: the text so far, or a cheaper form of the model.
 
 Greedy text often repeats what stood there before. Where the end of the text is found again, what followed it is a draft
 that costs nothing but its check. Elsewhere a cheaper form of the same weights drafts.
 
 Which of both, and how many tokens, is a question of speed. A draft of n tokens that are each accepted with probability
-a gives 1 + a + ... + a^n tokens on average, in the time of n drafted tokens and of a step over n + 1 positions. Drafts
-are chosen for the most tokens in a time (`best_draft`). Where even one token is not worth its time, nothing is drafted,
-so that decoding is no slower than dense.
+a gives a + a^2 + ... + a^n tokens more than none. It takes time to draft them, and to check more positions, and in that
+time decoding as it goes on the whole gives tokens too. The draft is made that gains most beyond those, which makes the
+speed on the whole the highest (`Pace.best`). Where none gains, nothing is drafted.
 
-How likely tokens are to be accepted follows from what was accepted so far. Tokens of the model's drafts that were under
-load are counted apart from others: this is the load rule.
+How likely tokens are to be accepted follows from what was accepted so far (`Chance`). Tokens of the model's drafts that
+were under load are counted apart from others: this is the load rule. How long things take is measured (`Pace`).
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -27,30 +29,153 @@ from clada.methods.policy import Policy
 
 LONGEST = 7  # tokens of a draft: with the token before them eight positions, which a check computes well together
 
-# What a position more adds to a check, in steps of one position, where a weight has so many bytes. It takes as long to
-# compute whatever they are, while a step of fewer bytes is shorter. `benchmarks/speculation.py` measures it.
+# What a position more adds to a check until it was measured, in steps of one position, where a weight has so many
+# bytes: it takes as long to compute whatever they are, while a step of fewer bytes is shorter.
 CHECKED, CHECKED_BYTES = 0.06, 4
 
-ACCEPTED_BEFORE, DRAFTED_BEFORE = 4, 5  # drafted tokens as whose acceptance a drafter begins
+ACCEPTED_BEFORE, DRAFTED_BEFORE = 4, 5  # drafted tokens as whose acceptance a chance begins
+LATEST = 256  # tokens of which a chance is: older ones count half
 
 SHORTEST_MATCH, LONGEST_MATCH = 2, 8  # tokens at the end of a text that are looked for earlier in it
 
-TIMED = 8  # times that are known before they count: the first step of weights fetches them from their file
-REMEMBERED = 32  # latest times of which the shortest counts
-TRIED = 32  # checks with nothing drafted after which one token is, to see whether it is worth it by now
+TRIED = 32  # drafts that are left out after which one is made, as it may be worth its time by now
+
+SURE = 3  # times of which the shortest counts: the first step of weights fetches them from their file
+TIMES = 32  # latest ones that are remembered
+DECAY = 0.98  # of what earlier checks count for the speed on the whole, from one to the next
+
+
+@dataclass(eq=False)
+class Chance:
+    """How likely tokens of a kind are accepted, if those before them are.
+
+    Attributes:
+        accepted: how many of them were.
+        checked: how many the dense model looked at; it looks at a token only if it accepted those before it.
+        left_out: drafts in turn that were not worth their time.
+    """
+
+    accepted: float = ACCEPTED_BEFORE
+    checked: float = DRAFTED_BEFORE
+    left_out: int = 0
+
+    @property
+    def share(self) -> float:
+        """As a probability."""
+        return self.accepted / self.checked
+
+    def learn(self, accepted: bool) -> None:
+        """Count a token that was checked."""
+        self.accepted, self.checked = self.accepted + accepted, self.checked + 1
+        if self.checked > LATEST:
+            self.accepted, self.checked = self.accepted / 2, self.checked / 2
+
+    def is_due(self, worth_it: bool) -> bool:
+        """Whether to draft: what is worth it, and now and then what is not."""
+        self.left_out = 0 if worth_it else (self.left_out + 1) % TRIED
+        return self.left_out == 0
+
+
+@dataclass
+class Draft:
+    """Tokens that somebody guessed.
+
+    Attributes:
+        tokens: at most `LONGEST`.
+        kinds: of each token, whose acceptance its own tells of; none where nobody wants to know.
+        seconds: that drafting took.
+        gain: tokens that were expected beyond what the time gives on the whole.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    kinds: list[Chance] = field(default_factory=list)
+    seconds: float = 0.0
+    gain: float = 0.0
+
+    def learn(self, accepted: int) -> None:
+        """Hear how many of the tokens were accepted, the first ones; nobody looked at those after the first refused."""
+        for place, kind in enumerate(self.kinds[: accepted + 1]):
+            kind.learn(place < accepted)
+
+
+class Pace:
+    """How long drafts and checks take, in steps of the dense model over one position.
+
+    The shortest of the latest times count, as whatever else the machine does only adds to them.
+
+    Args:
+        added: what a position more adds to a check, until checks of so many positions were timed.
+        drafted: what drafting a token with a model costs, until that was timed.
+    """
+
+    def __init__(self, added: float = CHECKED, drafted: float = 1.0) -> None:
+        self.added, self.drafted = added, drafted
+        self.checks = 1 + added * np.arange(LONGEST + 1)  # of so many drafted tokens and the one before them
+        self._step = math.nan  # seconds of a step over one position
+        self._check_seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=TIMES))  # by positions
+        self._draft_seconds: deque[float] = deque(maxlen=TIMES)
+        self._tokens = self._steps = 1.0  # tokens of late, and the steps that they took
+
+    def draft(self) -> float:
+        """What drafting a token with a model costs."""
+        if len(self._draft_seconds) < SURE or math.isnan(self._step):
+            return self.drafted
+        return min(self._draft_seconds) / self._step
+
+    def speed(self) -> float:
+        """Tokens in the time of a step of late; at least one, which decoding without drafts gives."""
+        return max(1.0, self._tokens / self._steps)
+
+    def best(self, chance: float, cost: float, most: int, drafted: int = 0, likely: float = 1.0) -> tuple[int, float]:
+        """How many tokens more to draft, and what they gain beyond what the time gives on the whole; 0 and 0 for none.
+
+        Args:
+            chance: that a token is accepted if those before it are.
+            cost: of drafting a token.
+            most: at most so many.
+            drafted: tokens of the draft so far.
+            likely: how likely they are all accepted.
+        """
+        counts = np.arange(1, min(most, LONGEST - drafted) + 1)
+        if len(counts) == 0:
+            return 0, 0.0
+        time = self.checks[drafted + counts] - self.checks[drafted] + cost * counts
+        gains = likely * np.cumsum(chance**counts) - self.speed() * time
+        best = int(gains.argmax())
+        return (best + 1, float(gains[best])) if gains[best] > 0 else (0, 0.0)
+
+    def see_draft(self, seconds: float) -> None:
+        """Hear how long a model drafted a token."""
+        self._draft_seconds.append(seconds)
+
+    def see_check(self, draft: Draft, accepted: int, seconds: float) -> None:
+        """Hear how long the check of a draft took, and how many of its tokens were accepted."""
+        self._check_seconds[len(draft.tokens) + 1].append(seconds)
+        known = {n: min(times) for n, times in sorted(self._check_seconds.items()) if len(times) >= SURE}
+        if not known:
+            return
+        fewest, most = min(known), max(known)
+        self._step = known[fewest] / (1 + self.added * (fewest - 1))
+        points = {1: 1.0} | {n: of / self._step for n, of in known.items()}
+        positions = np.arange(1, LONGEST + 2)  # between two that were timed on a line
+        line = np.interp(positions, list(points), list(points.values()))
+        self.checks = line + self.added * np.maximum(0, positions - most)
+        self._tokens = DECAY * self._tokens + accepted + 1
+        self._steps = DECAY * self._steps + (seconds + draft.seconds) / self._step
 
 
 class Drafter(Protocol):
     """Whoever guesses what comes next."""
 
     @property
+    def pace(self) -> Pace:
+        """What is known of the time that drafts and checks take."""
+
+    @property
     def bytes_read(self) -> np.ndarray:
         """For all drafts so far, of attention weights, MLP, output head and cache, [4]."""
 
-    def learn(self, accepted: int, seconds: float) -> None:
-        """Hear how many tokens of the last draft were accepted, its first ones, and how long their check took."""
-
-    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:
         """Guess the tokens that follow `token`, which is chosen and not run.
 
         Args:
@@ -61,21 +186,6 @@ class Drafter(Protocol):
         """
 
 
-def best_draft(accepted: float, cost: float, checked: float, most: int) -> tuple[int, float]:
-    """The draft that gives the most tokens in a time: how many tokens it has, and the speed over no drafts.
-
-    Args:
-        accepted: how likely a token is accepted if those before it were.
-        cost: of drafting a token, in steps of the dense model.
-        checked: what a position more adds to a check, in such steps.
-        most: tokens of a draft, at most.
-    """
-    lengths = np.arange(most + 1)
-    speeds = np.cumsum(accepted**lengths) / (1 + (cost + checked) * lengths)
-    best = int(speeds.argmax())
-    return best, float(speeds[best])
-
-
 @dataclass
 class ModelDrafter:
     """Drafts by decoding a cheaper form of the same model: lower precision, perhaps less computed.
@@ -84,86 +194,60 @@ class ModelDrafter:
         decoder: of the cheap form.
         policy: what it computes.
         rule: of load; None: no token is under load.
-        checked: what a position more adds to a check, in steps of one position.
+        pace: see `Drafter`.
         bytes_read: see `Drafter`.
-        tallies: by whether they were under load, tokens that were accepted and all that were checked. The dense model
-            looks at a token only if it accepted those before it, so others are not among them.
+        calm: chance of tokens that are not under load.
+        loaded: of those that are.
     """
 
     decoder: Decoder
     policy: Policy
     rule: LoadRule | None = None
-    checked: float = CHECKED
+    pace: Pace = field(default_factory=Pace)
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    tallies: np.ndarray = field(default_factory=lambda: np.full((2, 2), (ACCEPTED_BEFORE, DRAFTED_BEFORE)))
-    under_load: list[bool] = field(default_factory=list, init=False)  # tokens of the last draft
-    _share: float = field(default=0.0, init=False)  # of the dense model's bytes, that a drafted token reads
-    _drafted: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)  # seconds of a token
-    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)  # of the dense model
-    _idle: int = field(default=0, init=False)  # checks in turn with nothing drafted
+    calm: Chance = field(default_factory=Chance)
+    loaded: Chance = field(default_factory=Chance)
 
-    def cost(self) -> float:
-        """Of drafting a token, in steps of the dense model.
+    @property
+    def chance(self) -> float:
+        """Of a token whose load is not known yet."""
+        return (self.calm.accepted + self.loaded.accepted) / (self.calm.checked + self.loaded.checked)
 
-        At first the share of bytes that it reads. Once some were timed, the time: where computing takes longer than
-        reading, half the bytes are not half the time. The shortest times count, as other work of the machine only adds
-        to them.
-        """
-        if min(len(self._drafted), len(self._steps)) < TIMED:
-            return self._share
-        return min(self._drafted) / min(self._steps)
+    def gain(self, most: int) -> float:
+        """What a draft is expected to gain, as `Draft.gain`."""
+        return self.pace.best(self.chance, self.pace.draft(), most)[1]
 
-    def best(self, most: int) -> tuple[int, float]:
-        """As `best_draft`, as far as is known."""
-        accepted, known = self.tallies.sum(0)
-        return best_draft(accepted / known, self.cost(), self.checked, most)
-
-    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:
         """As `Drafter.draft`."""
-        self.under_load, drafted, likely = [], list[int](), 1.0
-        self._idle = 0 if self.goes_on(likely) else self._idle + 1
-        if most == 0 or self._idle % TRIED:
-            return drafted
+        draft, likely = Draft(gain=self.gain(most)), 1.0
+        if most == 0 or not self.calm.is_due(self.goes_on(draft, likely)):
+            return draft
+        begin = perf_counter()
         follower = self.decoder.follow(state)
         rules: list[LoadRule] = [self.rule or (lambda _surprisal, _entropy: (False, False))]
-        selection, whole = self.policy.selection([(False, False)], None), int(state.outcome.bytes_read.sum())
+        selection = self.policy.selection([(False, False)], None)
         while True:
-            begin = perf_counter()
             self.decoder.step(follower, [token], selection)
             guess = decide(follower, [0], sampler, rules)
-            self._drafted.append(perf_counter() - begin)
             self.bytes_read += follower.outcome.bytes_read
-            self._share = int(follower.outcome.bytes_read.sum()) / whole
             (token,) = guess.tokens
-            drafted.append(token)
-            self.under_load.append(any(guess.loads[0]))
-            likely *= self._acceptance(self.under_load[-1])
-            if len(drafted) == most or not self.goes_on(likely):
-                return drafted
+            draft.tokens.append(token)
+            draft.kinds.append(self.loaded if any(guess.loads[0]) else self.calm)
+            now = perf_counter()
+            self.pace.see_draft(now - begin - draft.seconds)
+            draft.seconds = now - begin
+            likely *= draft.kinds[-1].share
+            if len(draft.tokens) == most or not self.goes_on(draft, likely):
+                return draft
 
-    def goes_on(self, likely: float) -> bool:
-        """Whether to draft one more token: whether it gives more tokens in its time than drafts do on the whole.
+    def goes_on(self, draft: Draft, likely: float) -> bool:
+        """Whether to draft more tokens.
 
         Args:
-            likely: how likely all drafted so far are accepted; 1 before the first.
+            draft: so far.
+            likely: how likely all of it is accepted.
         """
-        accepted, known = self.tallies.sum(0)
-        _, speed = self.best(LONGEST)
-        return bool(likely * accepted / known > speed * (self.cost() + self.checked))
-
-    def _acceptance(self, under_load: bool) -> float:
-        accepted, checked = self.tallies[int(under_load)]
-        return float(accepted / checked)
-
-    def learn(self, accepted: int, seconds: float) -> None:
-        """As `Drafter.learn`."""
-        self.learn_time(len(self.under_load), seconds)
-        for place, loaded in enumerate(self.under_load[: accepted + 1]):
-            self.tallies[int(loaded)] += (place < accepted, 1)
-
-    def learn_time(self, drafted: int, seconds: float) -> None:
-        """Hear how long a check of so many drafted tokens took, whoever drafted them."""
-        self._steps.append(seconds / (1 + self.checked * drafted))
+        return self.pace.best(self.chance, self.pace.draft(), LONGEST, len(draft.tokens), likely)[0] > 0
 
 
 @dataclass
@@ -173,34 +257,33 @@ class NgramDrafter:
     Where a longer end of the text is found again, more is drafted: at most as many tokens as it has.
 
     Attributes:
-        checked: what a position more adds to a check, in steps of one position.
+        pace: see `Drafter`.
         bytes_read: see `Drafter`; none.
-        tallies: by how many tokens were found again, those of drafts that were accepted and that were checked.
+        chances: by how many tokens of the end were found again.
     """
 
-    checked: float = CHECKED
+    pace: Pace = field(default_factory=Pace)
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    tallies: np.ndarray = field(
-        default_factory=lambda: np.full((LONGEST_MATCH + 1, 2), (ACCEPTED_BEFORE, DRAFTED_BEFORE))
-    )
-    speed: float = field(default=1.0, init=False)  # that the last draft promised, over no drafts
-    _found: int = field(default=0, init=False)  # tokens of the end that were found again
-    drafted: int = field(default=0, init=False)  # tokens of the last draft
+    chances: dict[int, Chance] = field(default_factory=lambda: defaultdict(Chance))
 
-    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:  # noqa: ARG002
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:  # noqa: ARG002
         """As `Drafter.draft`."""
-        self._found, follows = found_again([*state.tokens[0], token])
-        accepted, checked = self.tallies[self._found]
-        most = min(most, self._found, len(follows))
-        self.drafted, self.speed = best_draft(accepted / checked, 0.0, self.checked, most)
-        return follows[: self.drafted]
+        found, follows = found_again([*state.tokens[0], token])
+        most = min(most, found)
+        if most == 0:
+            return Draft()
+        chance = self.chances[found]
+        length, gain = self.pace.best(chance.share, 0.0, most)
+        if not chance.is_due(length > 0):
+            return Draft()
+        if length == 0:
+            length, gain = 1, math.inf  # a trial, which must be made to tell
+        # Where the end overlaps with what was found, the text repeats what follows.
+        tokens = [follows[place % len(follows)] for place in range(length)]
+        return Draft(tokens, [chance] * length, gain=gain)
 
-    def learn(self, accepted: int, seconds: float) -> None:  # noqa: ARG002
-        """As `Drafter.learn`; the time does not matter."""
-        self.tallies[self._found] += (accepted, min(accepted + 1, self.drafted))
 
-
-def found_again(ids: list[int]) -> tuple[int, list[int]]:
+def found_again(ids: Sequence[int]) -> tuple[int, list[int]]:
     """How much of the end of a text stands in it before, and what followed there, where it stood last.
 
     Args:
@@ -216,39 +299,36 @@ def found_again(ids: list[int]) -> tuple[int, list[int]]:
         end, at = text[-size * length :], len(text) - size
         while (at := text.rfind(end, 0, at)) >= 0:
             if at % size == 0:
-                return length, ids[at // size + length :]
+                return length, list(ids[at // size + length :])
             at += len(end) - 1  # between two tokens: look before it
     return 0, []
 
 
 @dataclass
 class TextOrModelDrafter:
-    """Takes the draft of the text where that promises more tokens in a time, and else the model's.
+    """Takes the draft of the text where that gains more, and else the model's.
 
     Attributes:
         model: drafts where the text has nothing.
-        text: drafts from the text.
+        text: drafts from the text; its pace is the model's.
     """
 
     model: ModelDrafter
     text: NgramDrafter
-    _from_text: bool = field(default=False, init=False)  # the last draft
+
+    @property
+    def pace(self) -> Pace:
+        """See `Drafter`."""
+        return self.model.pace
 
     @property
     def bytes_read(self) -> np.ndarray:
         """See `Drafter`."""
         return self.model.bytes_read
 
-    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> list[int]:
+    def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:
         """As `Drafter.draft`."""
         found = self.text.draft(state, token, sampler, most)
-        self._from_text = bool(found) and self.text.speed >= self.model.best(most)[1]
-        return found if self._from_text else self.model.draft(state, token, sampler, most)
-
-    def learn(self, accepted: int, seconds: float) -> None:
-        """As `Drafter.learn`."""
-        if self._from_text:
-            self.text.learn(accepted, seconds)
-            self.model.learn_time(self.text.drafted, seconds)
-        else:
-            self.model.learn(accepted, seconds)
+        if found.tokens and found.gain >= self.model.gain(most):
+            return found
+        return self.model.draft(state, token, sampler, most)

@@ -3,7 +3,8 @@
 A step over several positions reads each weight once, so that checking some tokens costs little more than decoding one.
 What comes out is what the dense model would have given: the check decides every token as decoding one by one would,
 from the same bits, and drafts that it would not have chosen are dropped. Drawn tokens too: both draw with the same
-random numbers (`clada.sampling.Draws`), so that they mostly draw the same word, and always the dense model's.
+random numbers (`clada.sampling.Draws`), so that drafts of a model mostly draw the same word. What is given out is
+always the dense model's.
 
 Who drafts, and how many tokens, is the business of `clada.drafters`.
 """
@@ -69,8 +70,8 @@ class Speculation:
         while done < count:
             (token,) = record.tokens
             before = self.drafter.bytes_read.copy()
-            drafts = self.drafter.draft(state, token, sampler, min(self.most, count - done - 1))
-            begin = perf_counter()
+            draft = self.drafter.draft(state, token, sampler, min(self.most, count - done - 1))
+            drafts, begin = draft.tokens, perf_counter()
             checked = decoder.run(state, [[token, *drafts]], dense)
             seconds = perf_counter() - begin
             self.bytes_read += checked.bytes_read + self.drafter.bytes_read - before
@@ -88,4 +89,5 @@ class Speculation:
                     break
                 accepted += 1
                 self.accepted += 1
-            self.drafter.learn(accepted, seconds)
+            draft.learn(accepted)
+            self.drafter.pace.see_check(draft, accepted, seconds)

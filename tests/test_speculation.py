@@ -1,5 +1,6 @@
 """Speculative decoding: the dense model's tokens, whoever drafts them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,13 +14,16 @@ from clada.assembly import DENSE, assemble, drafter_of
 from clada.decoding import decide, most_likely_words, steps
 from clada.drafters import (
     CHECKED,
+    LATEST,
     LONGEST,
-    TIMED,
+    SURE,
     TRIED,
+    Chance,
+    Draft,
     ModelDrafter,
     NgramDrafter,
+    Pace,
     TextOrModelDrafter,
-    best_draft,
     found_again,
 )
 from clada.errors import InputError
@@ -37,15 +41,12 @@ class Wrong:
     """Drafts what the dense model does not say, after some tokens that it does."""
 
     def __init__(self, right):
-        self.right, self.bytes_read, self.heard = right, np.zeros(4, np.int64), []
-
-    def learn(self, accepted, seconds):
-        assert seconds > 0
-        self.heard.append(accepted)
+        self.right, self.bytes_read, self.pace, self.kind = right, np.zeros(4, np.int64), Pace(), Chance(0, 0)
 
     def draft(self, state, token, sampler, most):
         good = self.right[len(state.tokens[0]) + 1 :][:2]
-        return [*good, (good[-1] + 1) % 100 if good else 5, 7][:most]
+        tokens = [*good, (good[-1] + 1) % 100 if good else 5, 7][:most]
+        return Draft(tokens, [self.kind] * len(tokens))
 
 
 def dense_parts(model, dtype="float32"):
@@ -55,7 +56,7 @@ def dense_parts(model, dtype="float32"):
 class Whole(ModelDrafter):
     """Drafts as many tokens as there is room for."""
 
-    def goes_on(self, likely):
+    def goes_on(self, draft, likely):
         return True
 
 
@@ -121,7 +122,9 @@ def test_drafts_that_are_refused_cost_checks_and_those_accepted_save_them():
     right = PROMPT + [token for token, _, _ in dense_ids(parts, 40)]
     wrong = Wrong(right)
     _, speculation = speculative_ids(parts, wrong, 40)
-    assert speculation.accepted == sum(wrong.heard) > 0
+    assert speculation.accepted == wrong.kind.accepted > 0
+    # Those before a refused one were accepted, and nobody looked at those after it.
+    assert wrong.kind.checked == wrong.kind.accepted + speculation.checks - 1  # the last check tells nobody
     assert speculation.drafted > speculation.accepted
     assert speculation.tokens == 40
     _, speculation = speculative_ids(parts, Whole(parts.decoder, parts.policy), 40)
@@ -130,52 +133,92 @@ def test_drafts_that_are_refused_cost_checks_and_those_accepted_save_them():
     assert speculation.checks == int(np.ceil(40 / (LONGEST + 1)))
 
 
-def test_a_draft_is_as_long_as_its_tokens_are_likely_to_be_accepted():
+def test_the_best_draft_gains_most_beyond_what_its_time_gives():
+    pace = Pace(added=0.1)
+    assert pace.best(0.2, 0.2, 7) == (0, 0.0)
+    length, gain = pace.best(0.9, 0.3, 7)
+    gains = [sum(0.9**k for k in range(1, n + 1)) - 0.4 * n for n in range(8)]
+    assert gains[length] == max(gains) == pytest.approx(gain, rel=1e-12)  # the same sums in another order
+    assert pace.best(0.9, 0.3, 2) == (2, pytest.approx(gains[2], rel=1e-12))
+    # What is left of the same draft, and only if it is long enough.
+    assert pace.best(0.9, 0.3, 7, drafted=2, likely=0.81)[0] == length - 2 > 0
+    assert pace.best(0.9, 0.3, 7, drafted=LONGEST) == (0, 0.0)
+    # Where decoding is faster on the whole, time is worth more.
+    pace._tokens, pace._steps = 2.0, 1.0
+    assert 0 < pace.best(0.9, 0.3, 7)[0] < length
+
+
+def test_a_pace_goes_by_the_shortest_times_once_they_are_sure():
+    pace = Pace(added=0.1, drafted=0.5)
+    assert (pace.draft(), pace.speed(), pace.checks.tolist()) == (
+        0.5,
+        1,
+        pytest.approx([1 + 0.1 * n for n in range(8)]),
+    )
+    for seconds in [9.0, *[2.0] * (SURE - 2)]:
+        pace.see_check(Draft(), 0, seconds)
+        pace.see_draft(seconds / 4)
+    assert (pace.draft(), pace.speed()) == (0.5, 1)
+    pace.see_check(Draft(), 0, 3.0)
+    pace.see_draft(3.0)
+    assert pace.draft() == 0.25  # half a second, of two for a step
+    for _ in range(SURE):
+        pace.see_check(Draft([1, 2, 3, 4]), 4, 2.6)
+    # On lines between what is known, and as was said beyond.
+    assert pace.checks.tolist() == pytest.approx([1, 1.075, 1.15, 1.225, 1.3, 1.4, 1.5, 1.6])
+    for _ in range(500):
+        pace.see_check(Draft([1, 2, 3, 4], seconds=1.4), 4, 2.6)
+    assert pace.speed() == pytest.approx(2.5, rel=1e-3)  # five tokens in two steps; what came before fades
+
+
+def test_a_pace_without_steps_of_one_position_infers_them():
+    pace = Pace(added=0.1)
+    for _ in range(SURE):
+        pace.see_check(Draft([1] * 7), 7, 1.7)
+    assert pace.checks.tolist() == pytest.approx([1 + 0.1 * n for n in range(8)])
+    for _ in range(SURE):
+        pace.see_draft(0.3)
+    assert pace.draft() == pytest.approx(0.3)
+
+
+def test_a_chance_is_of_late_and_is_tried_now_and_then():
+    chance = Chance()
+    for _ in range(10_000):
+        chance.learn(True)
+    assert chance.share > 0.99
+    for _ in range(LATEST):
+        chance.learn(False)
+    assert chance.share < 0.5
+    due = [chance.is_due(False) for _ in range(2 * TRIED)]
+    assert due == 2 * [*[False] * (TRIED - 1), True]
+    assert chance.is_due(True)
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """A model's parts, those of its int8, a state after the prompt, and the token that is next."""
     model = tiny_model("llama", seed=3)
-    parts, cheap = dense_parts(model), dense_parts(model, "int8")
+    parts = dense_parts(model)
     state = parts.decoder.prefill([PROMPT], 20, parts.policy.dense(1))
     (token,) = decide(state, [0], most_likely_words, [NEVER.loads]).tokens
-    drafter = ModelDrafter(cheap.decoder, cheap.policy)
-
-    def length(accepted, checked):
-        drafter.tallies[:] = [[accepted, checked], [0, 0]]
-        return len(drafter.draft(state, token, most_likely_words, 20))
-
-    drafter.draft(state, token, most_likely_words, 1)
-    cost = drafter.bytes_read.sum() / state.outcome.bytes_read.sum()
-    assert 0.2 < cost < 0.4  # a byte a weight in place of four, and scales, norms and the cache beside them
-    for accepted in (50, 80, 95):
-        expected, speed = best_draft(accepted / 100, cost, CHECKED, LONGEST)
-        assert speed > 1
-        found = length(accepted, 100)
-        assert found == expected if expected < LONGEST else found >= LONGEST
-    # Less likely than it costs: nothing is drafted, but for a token now and then.
-    tried = [length(20, 100) for _ in range(2 * TRIED)]
-    assert tried == 2 * [*[0] * (TRIED - 1), 1]
+    return parts, dense_parts(model, "int8"), state, token
 
 
-def test_the_best_draft_gives_the_most_tokens_in_a_time():
-    assert best_draft(0.2, 0.2, 0.1, 7) == (0, 1.0)
-    length, speed = best_draft(0.9, 0.3, 0.1, 7)
-    speeds = [sum(0.9**k for k in range(n + 1)) / (1 + 0.4 * n) for n in range(8)]
-    assert speeds[length] == max(speeds) == pytest.approx(speed, rel=1e-12)  # the same sums in another order
-    # Where it ends: one token more gives no more tokens in its time than the draft does on the whole.
-    assert 0.9**length > speed * 0.4 >= 0.9 ** (length + 1)
-    assert best_draft(1.0, 0.3, 0.1, 7)[0] == 7
+def test_a_draft_is_as_long_as_its_tokens_are_likely_to_be_accepted(chosen):
+    _, cheap, state, token = chosen
 
+    def length(accepted):
+        # What drafting takes on this machine is not asked.
+        pace = SimpleNamespace(best=Pace(0.06).best, draft=lambda: 0.3, see_draft=lambda seconds: None)
+        drafter = ModelDrafter(cheap.decoder, cheap.policy, pace=pace, calm=Chance(accepted, 100), loaded=Chance(0, 0))
+        drafts = [drafter.draft(state, token, most_likely_words, 20) for _ in range(TRIED)]
+        return [len(draft.tokens) for draft in drafts]
 
-def test_drafting_costs_what_it_reads_until_times_are_known():
-    parts = dense_parts(tiny_model("llama", seed=3))
-    state = parts.decoder.prefill([PROMPT], 40, parts.policy.dense(1))
-    (token,) = decide(state, [0], most_likely_words, [NEVER.loads]).tokens
-    drafter = Whole(parts.decoder, parts.policy)
-    drafter.draft(state, token, most_likely_words, 7)
-    for place in range(TIMED):
-        assert 1 <= drafter.cost() < 1.02  # the model itself, whose cache has grown by the draft
-        # A check of four positions; the first ones take longer, as they do where weights come from a file.
-        drafter.draft(state, token, most_likely_words, 3)
-        drafter.learn(3, (1.0 if place > 2 else 9.0) * (1 + 3 * CHECKED))
-    assert 0 < drafter.cost() == min(drafter._drafted) < 1  # a step of the dense model took a second
+    for accepted in (50, 60, 80, 90):
+        expected, gain = Pace(0.06).best(accepted / 100, 0.3, LONGEST)
+        assert length(accepted) == [expected] * TRIED
+        assert gain > 0
+    assert length(30) == [*[0] * (TRIED - 1), 1]  # less likely than it costs
 
 
 @pytest.mark.parametrize(("dtype", "times"), [("float32", 1), ("bfloat16", 2), ("int8", 4)])
@@ -185,62 +228,60 @@ def test_a_position_more_costs_a_check_the_more_the_fewer_bytes_a_step_reads(dty
         lambda choice, dtype: assemble(model, [choice], dtype, 2)[0],
         Description.of(model), dtype, "int4", "none", NEVER,
     )  # fmt: skip
-    assert drafter.model.checked == drafter.text.checked == times * CHECKED
-    for cost, worth in ((0.75, True), (0.85, False)):  # four of five are accepted at first
-        drafter.model.cost = lambda cost=cost: cost - times * CHECKED
-        assert drafter.model.goes_on(1.0) is worth
+    assert drafter.model.pace is drafter.text.pace is drafter.pace
+    assert drafter.pace.added == times * CHECKED
+    assert drafter.pace.draft() == times * 0.625 / 4
 
 
-def test_drafters_learn_how_often_tokens_under_load_are_accepted():
-    parts = dense_parts(tiny_model("llama", seed=3))
-    drafter = ModelDrafter(parts.decoder, parts.policy)
-    calm, loaded = drafter.tallies.tolist()
-    drafter.under_load = [False, True, False, True]
-    drafter.learn(2, 0.01)  # the third was refused, so that nobody looked at the fourth
-    assert drafter.tallies.tolist() == [[calm[0] + 1, calm[1] + 2], [loaded[0] + 1, loaded[1] + 1]]
-    drafter.learn(4, 0.01)
-    assert drafter.tallies.tolist() == [[calm[0] + 3, calm[1] + 4], [loaded[0] + 3, loaded[1] + 3]]
-
-
-def test_a_token_under_load_that_is_mostly_refused_ends_the_draft():
-    model = tiny_model("llama", seed=3)
-    parts = dense_parts(model)
-    cheap = dense_parts(model, "int8")
-    state = parts.decoder.prefill([PROMPT], 20, parts.policy.dense(1))
-    (token,) = decide(state, [0], most_likely_words, [NEVER.loads]).tokens
+def test_a_token_under_load_that_is_mostly_refused_ends_the_draft(chosen):
+    _, cheap, state, token = chosen
     seen = []
 
     def rule(surprisal, entropy):
         seen.append((surprisal, entropy))
         return len(seen) == 4, False
 
-    tallies = np.array([[98, 100], [1, 10]])
-    drafter = ModelDrafter(cheap.decoder, cheap.policy, rule, tallies=tallies.copy())
-    drafted = drafter.draft(state, token, most_likely_words, 8)
-    assert len(drafted) == 4
-    assert drafter.under_load == [False, False, False, True]
+    def drafter(rule):
+        chances = {"calm": Chance(98, 100), "loaded": Chance(1, 10)}
+        pace = SimpleNamespace(best=Pace(0.06).best, draft=lambda: 0.3, see_draft=lambda seconds: None)
+        return ModelDrafter(cheap.decoder, cheap.policy, rule, pace, **chances)
+
+    loaded = drafter(rule)
+    ends = loaded.draft(state, token, most_likely_words, 8)
+    assert ends.kinds == [*[loaded.calm] * 3, loaded.loaded]
     assert state.tokens == [PROMPT]
     assert min(min(load) for load in seen) >= 0
-    calm = ModelDrafter(cheap.decoder, cheap.policy, tallies=tallies.copy())
-    longer = calm.draft(state, token, most_likely_words, 8)
-    assert longer[:4] == drafted
-    assert len(longer) == 8
+    longer = drafter(None).draft(state, token, most_likely_words, 8)
+    assert longer.tokens[:4] == ends.tokens
+    assert len(longer.tokens) > 4
+    assert longer.seconds > 0
+    # The third was refused, so that nobody looked at the one under load; then that one was.
+    ends.learn(2)
+    assert (loaded.calm.accepted, loaded.calm.checked, loaded.loaded.checked) == (100, 103, 10)
+    ends.learn(3)
+    assert (loaded.calm.accepted, loaded.calm.checked) == (103, 106)
+    assert (loaded.loaded.accepted, loaded.loaded.checked) == (1, 11)
 
 
 def test_the_text_drafts_what_followed_its_end_before():
     state, drafter = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]]), NgramDrafter()
-    assert drafter.draft(state, 4, None, 8) == [5, 6, 7]  # three tokens found again give three
-    assert drafter.draft(state, 4, None, 2) == [5, 6]
-    assert drafter.draft(state, 9, None, 8) == []
-    assert drafter.speed == 1
+    assert drafter.draft(state, 4, None, 8).tokens == [5, 6, 7]  # three tokens found again give three
+    assert drafter.draft(state, 4, None, 2).tokens == [5, 6]
+    assert drafter.draft(state, 4, None, 0).tokens == []
+    assert drafter.draft(state, 9, None, 8).tokens == []
+    # A text that repeats two tokens goes on doing so.
+    state.tokens = [[3, 4] * 5]
+    assert drafter.draft(state, 3, None, 7).tokens == [4, 3, 4, 3, 4, 3, 4]
 
 
 def test_the_end_of_a_text_is_found_where_it_stood_last():
     assert found_again([5, 6, 1, 5, 6, 2, 5, 6]) == (2, [2, 5, 6])
     assert found_again([5, 5, 5]) == (2, [5])  # it may overlap with itself
     assert found_again([1, 2, 3]) == found_again([1]) == (0, [])
-    # Tokens are found as a whole: the bytes of 256, 1 are those of 1, 256 seen from a byte later.
-    assert found_again([0x01000000, 0, 7, 0x00010000, 0x00000100, 1, 0]) == (0, [])
+    # Tokens are found as a whole, though their bytes stand elsewhere too, from a byte later on.
+    assert found_again([0x01000000, 0, 0, 7, 1, 0]) == (0, [])
+    ones = 0x01010101
+    assert found_again([ones, ones, 0x00010101, 7, ones, ones]) == (2, [0x00010101, 7, ones, ones])
     rng = np.random.default_rng(0)
     for _ in range(300):
         ids = rng.integers(0, 3, rng.integers(1, 40)).tolist()
@@ -253,49 +294,26 @@ def test_the_end_of_a_text_is_found_where_it_stood_last():
 
 
 def test_drafts_from_the_text_are_as_long_as_they_were_worth_it():
-    state, drafter = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]]), NgramDrafter(checked=0.2)
-    before = drafter.tallies.copy()
-    assert drafter.draft(state, 4, None, 8) == [5, 6, 7]
-    drafter.learn(1, 0.01)  # the second was refused, so that nobody looked at the third
-    assert (drafter.tallies - before)[3].tolist() == [1, 2]
-    drafter.tallies[3] = 6, 10
-    expected, speed = best_draft(0.6, 0.0, 0.2, 3)
-    assert len(drafter.draft(state, 4, None, 8)) == expected < 3
-    assert drafter.speed == speed > 1
-    drafter.tallies[3] = 1, 10  # less than a position more costs
-    assert drafter.draft(state, 4, None, 8) == []
-    drafter.learn(0, 0.01)
-    assert drafter.tallies[3].tolist() == [1, 10]
+    state, drafter = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]]), NgramDrafter(Pace(0.3))
+    drafter.draft(state, 4, None, 8).learn(1)  # the second was refused, so that nobody looked at the third
+    assert (drafter.chances[3].accepted, drafter.chances[3].checked) == (Chance().accepted + 1, Chance().checked + 2)
+    drafter.chances[3] = Chance(6, 10)
+    expected, gain = Pace(0.3).best(0.6, 0.0, 3)
+    draft = drafter.draft(state, 4, None, 8)
+    assert len(draft.tokens) == expected < 3
+    assert draft.gain == gain > 0
+    drafter.chances[3] = Chance(1, 10)  # less than a position more costs: one token now and then
+    assert [len(drafter.draft(state, 4, None, 8).tokens) for _ in range(TRIED)] == [*[0] * (TRIED - 1), 1]
 
 
-def test_the_text_drafts_where_that_promises_more_than_the_model():
-    class Model:
-        speed, heard = 1.5, ()
-
-        def best(self, most):
-            return 3, self.speed
-
-        def draft(self, state, token, sampler, most):
-            return [9]
-
-        def learn(self, accepted, seconds):
-            self.heard = (*self.heard, accepted)
-
-        def learn_time(self, drafted, seconds):
-            self.heard = (*self.heard, (drafted, seconds))
-
+def test_the_text_drafts_where_that_gains_more_than_the_model():
+    model = SimpleNamespace(gain=lambda most: 1.0, draft=lambda *_: Draft([9]))
     state = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]])
-    drafter = TextOrModelDrafter(Model(), NgramDrafter())
-    assert drafter.draft(state, 4, None, 8) == [5, 6, 7]  # 2.95 tokens in the time of 1.18 steps
-    drafter.learn(2, 0.01)
-    assert drafter.model.heard == ((3, 0.01),)
-    assert drafter.draft(state, 1, None, 8) == [9]  # new text
-    drafter.learn(1, 0.01)
-    drafter.model.speed = 2.6
-    assert drafter.draft(state, 4, None, 8) == [9]
-    drafter.learn(0, 0.01)
-    assert drafter.model.heard == ((3, 0.01), 1, 0)
-    assert drafter.text.tallies.sum(0).tolist() == np.add(NgramDrafter().tallies.sum(0), (2, 3)).tolist()
+    drafter = TextOrModelDrafter(model, NgramDrafter())
+    assert drafter.draft(state, 4, None, 8).tokens == [5, 6, 7]  # which gain 1.77
+    assert drafter.draft(state, 1, None, 8).tokens == [9]  # new text
+    model.gain = lambda most: 2.0
+    assert drafter.draft(state, 4, None, 8).tokens == [9]
 
 
 @pytest.mark.parametrize(
@@ -304,11 +322,32 @@ def test_the_text_drafts_where_that_promises_more_than_the_model():
 def test_drawn_tokens_are_the_dense_models_with_the_same_seed(options):
     model = tiny_model("llama", seed=3)
     dense, speculative = (Engine(model, None, method=method, plan="none") for method in ("dense", "speculative"))
-    speculative.speculation.drafter = whole(speculative)
+    drafters = speculative.speculation.drafter, whole(speculative)  # that of the engine first, then its model's
     for seed in range(5):
+        speculative.speculation.drafter = drafters[seed > 1]
         a, b = ([*engine.generate(PROMPT, 40, seed=seed, logprobs=3, **options)] for engine in (dense, speculative))
         assert a == [replace(step, drafted=None) for step in b]
     assert speculative.speculation.acceptance > 0.3  # draws of both with the same random numbers mostly agree
+
+
+def test_an_engine_that_drafts_serves_several_threads_and_generators_in_turn():
+    model = tiny_model("llama", seed=3)
+    model.generation_config.eos_token_id = None
+    engine = Engine(model, None, method="speculative", plan="none", threads=2)
+    prompts = [tokens(20 + i, seed=i) * 2 for i in range(4)]  # the text drafts too
+    alone = [[step.token_id for step in engine.generate(prompt, 24)] for prompt in prompts]
+    running = [engine.generate(prompt, 24) for prompt in prompts]
+    found = [[step.token_id for step in steps] for steps in zip(*running, strict=True)]
+    assert found == [list(row) for row in zip(*alone, strict=True)]
+
+    def ids_of(prompt):
+        return [step.token_id for step in engine.generate(prompt, 24)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(ids_of, prompts, timeout=300)) == alone
+    for chance in (engine.speculation.drafter.model.calm, *engine.speculation.drafter.text.chances.values()):
+        assert 0 <= chance.accepted <= chance.checked
 
 
 def test_steps_say_which_tokens_a_draft_had_too():

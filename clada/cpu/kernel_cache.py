@@ -185,7 +185,7 @@ def _linked_into(name: str, count: Callable[[], None]) -> Iterator[None]:
     """Within the block, what numba compiles is only linked into its callers, but for the function of this name.
 
     numba makes machine code of every function that a kernel calls, with all that this calls in turn, although Python
-    never calls it, with a wrapper for Python and one for C, and optimises the same code again in every caller. Here
+    never calls it, most with wrappers for Python and for C, and optimises the same code again in every caller. Here
     only the whole is optimised, made code of and wrapped. A kernel compiles in a third of the time. Python cannot call
     what was only linked: it is forgotten after the block, so that numba compiles it again if it must.
     """
@@ -223,7 +223,7 @@ def _linked_into(name: str, count: Callable[[], None]) -> Iterator[None]:
     patched = (
         (Dispatcher, "add_overload", add_and_note),
         (CPUContext, "create_cpython_wrapper", wrap_whole),
-        (CPUContext, "create_cfunc_wrapper", lambda *_: None),  # for functions that are passed to functions
+        (CPUContext, "create_cfunc_wrapper", lambda *_: None),  # of first-class functions, which kernels have not
         (CPUCodeLibrary, "_optimize_final_module", optimise_whole),
         (CPUCodeLibrary, "_finalize_final_module", finish_whole),
         (JITCPUCodegen, "set_env", set_env_of_whole),

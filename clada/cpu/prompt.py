@@ -38,7 +38,7 @@ PIECE = 1024  # tokens for which a matrix is widened once
 
 BLOCK = 256  # tokens at most that a thread takes at once; with fewer than some hundred, products are slower
 
-ATTENDING = 64  # tokens at most whose attention is computed at once: all of them as far as the last one of them sees
+ATTENDING = 64  # tokens at most whose scores are computed at once, all up to the position of the last of them
 
 POSITIONS = 256  # of the cache that a thread widens at once
 
@@ -222,7 +222,7 @@ class Prompts:
         return attended.reshape(len(attended), -1)
 
     def _attend_some(self, layer: int, piece: _Piece, some: slice, attended: np.ndarray) -> None:
-        """What attention gives to a few tokens, [B, heads, D]."""
+        """Write what attention gives to a few tokens into `attended` [B, heads, D]."""
         c, n = self.c, len(attended)
         group = c.heads // c.kv_heads
         at, end, window = piece.first + some.start, piece.first + some.stop, int(c.window[layer])
