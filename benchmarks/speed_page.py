@@ -18,9 +18,11 @@ from speed_rows import (
     code,
     drafts,
     engines,
+    int4_rounds,
     lines,
     methods,
     number,
+    one_command,
     percent,
     plans,
     positions,
@@ -92,6 +94,16 @@ TABLES = (
         engines,
     ),
     Table(
+        "All in one command",
+        "Each row is an engine in a run of one precision, as above, in one run of `clada bench` with all methods and "
+        "engines: medians of five rounds, and of the rounds' ratios. Drafts decode freely, the others the text's own "
+        "tokens.",
+        f"python benchmarks/engines.py {TEXT}",
+        ("engines-*.json",),
+        (*ENGINE_COLUMNS, ("`clada` speculative over it", number("speculative", 2))),
+        one_command,
+    ),
+    Table(
         "Plans over dense",
         "Each row is a precision and a plan: SmolLM2-135M, as above. *Over dense* is the median of fifteen rounds' "
         "ratios, *runs* the lowest and the highest median of the three runs. *Bytes allow* is the ratio if time "
@@ -129,6 +141,24 @@ TABLES = (
             ("file, MB", number("file_mb")),
         ),
         precisions,
+    ),
+    Table(
+        "Four bits beside llama.cpp",
+        "Each row is a model and a file of llama.cpp's: tokens per second of dense decoding in `int4` and of "
+        "llama.cpp, medians of eight interleaved rounds. *Ratio* is the median of the rounds' own, *rounds* the lowest and the "
+        "highest. Weights of TinyLlama's shape are random, and so are blocks of Q4_K and Q6_K.",
+        "python benchmarks/int4.py",
+        ("int4.jsonl",),
+        (
+            ("model", words("model")),
+            ("file", words("file")),
+            ("file, MB", number("file_mb")),
+            ("`clada` int4", number("clada", 1)),
+            ("llama.cpp", number("llama.cpp", 1)),
+            ("ratio", number("over", 2)),
+            ("rounds", words("range")),
+        ),
+        int4_rounds,
     ),
     Table(
         "Speculative decoding",
@@ -298,19 +328,20 @@ TABLES = (
         SHARE_COLUMNS,
         shares,
     ),
-)
-
-# Of plans, kernels or starts before the present ones.
-OLDER = (
     Table(
         "Start",
         "Each row is an engine: seconds to the first token of a prompt of 512, in a process of its own, medians of "
-        "four. *Memory* is beyond what imports take. *Grown* is what of it came after the model was opened. These are "
-        "starts from the open model. Packed weights are kept in the cache now, which this does not measure.",
+        "four. *Memory* is beyond what imports take. *Grown* is what of it came after the model was opened. Rows of "
+        "`clada` start from an open model. Those of `clada generate` are whole commands with a prompt of one word, "
+        "which start from the cache. At first use it has neither kernels nor packed weights: one run each.",
         "python benchmarks/start.py",
         ("start.jsonl",),
         START_COLUMNS,
     ),
+)
+
+# Of plans, kernels or starts before the present ones.
+OLDER = (
     Table(
         "Start on Zen 5",
         "Each row is an engine. Columns are those of the table before.",

@@ -68,6 +68,12 @@ def lines(stored: Stored) -> Iterator[Row]:
         yield from found
 
 
+def int4_rounds(stored: Stored) -> Iterator[Row]:
+    """Lines of `int4.py`, with the range of their rounds."""
+    for row in lines(stored):
+        yield {**row, "range": f"{row['low']:.2f} to {row['high']:.2f}"}
+
+
 def beside_dense(stored: Stored) -> Iterator[Row]:
     """Every method of runs of `clada bench`, with the settings of its run and the speed of dense in it."""
     for name, run in stored.items():
@@ -127,6 +133,16 @@ def engines(stored: Stored) -> Iterator[Row]:
                 over = {ours: float(np.median(speeds[ours] / speeds[engine])) for ours in ENGINES}
                 named = ENGINES.get(engine, engine)
                 yield {"dtype": dtype, "engine": named, "speed": float(np.median(speeds[engine])), **over}
+
+
+def one_command(stored: Stored) -> Iterator[Row]:
+    """Every engine of single runs, with medians of the rounds' ratios."""
+    for run in stored.values():
+        speeds, ours = pooled([run]), {**ENGINES, "speculative": "`clada`, speculative"}
+        for engine in sorted(speeds, key=lambda name: float(np.median(speeds[name]))):
+            over = {own: float(np.median(speeds[own] / speeds[engine])) for own in ours}
+            named = ours.get(engine, engine)
+            yield {"dtype": run["dtype"], "engine": named, "speed": float(np.median(speeds[engine])), **over}
 
 
 def plans(stored: Stored) -> Iterator[Row]:
