@@ -43,7 +43,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         )
     _dtype(parser)
     parser.add_argument(
-        "--draft", metavar="DTYPE", help="precision of the weights that draft, for --method speculative; default int8"
+        "--draft",
+        metavar="DTYPE",
+        help="precision of the weights that draft, for --method speculative; default int8, for weights in int8 int4",
     )
     _device(parser)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
