@@ -23,12 +23,13 @@ from clada import load_model
 from clada.assembly import DENSE, Choice, Parts, assemble, draft_precision, drafter_of
 from clada.cpu.decoder import State
 from clada.decoding import Sampler, most_likely_words, steps
-from clada.drafters import LONGEST, Draft, Drafter, ModelDrafter, NgramDrafter, Pace, TextOrModelDrafter
 from clada.measure.texts import read_windows
 from clada.methods.coefficients import Coefficients
 from clada.models.description import Description
 from clada.models.open import model_revision
-from clada.speculation import Speculation
+from clada.speculation.checks import Speculation
+from clada.speculation.drafters import Drafter, ModelDrafter, NgramDrafter, TextOrModelDrafter
+from clada.speculation.pace import LONGEST, Draft, Pace
 from clada.system.machine import available_cores, set_threads
 
 POSITIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)

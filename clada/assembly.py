@@ -21,7 +21,6 @@ from clada.cpu.kept import Kept, NotKeptError
 from clada.cpu.kernels.arguments import box
 from clada.cpu.precision import PRECISIONS
 from clada.cpu.weights import Weights
-from clada.drafters import CHECKED, CHECKED_BYTES, ModelDrafter, NgramDrafter, Pace, TextOrModelDrafter
 from clada.errors import InputError, ModelError
 from clada.methods.coefficients import Coefficients, resolve_coefficients
 from clada.methods.plan import Plan, Setting, Shares, plan_of
@@ -31,6 +30,8 @@ from clada.methods.screen import Basis
 from clada.methods.selection import Norms
 from clada.models.description import Description
 from clada.models.open import check_device
+from clada.speculation.drafters import ModelDrafter, NgramDrafter, TextOrModelDrafter
+from clada.speculation.pace import CHECKED, CHECKED_BYTES, Pace
 
 if TYPE_CHECKING:
     import torch

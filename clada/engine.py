@@ -56,7 +56,7 @@ from clada.sampling import (
     most_likely,
     stop_strings,
 )
-from clada.speculation import Speculation
+from clada.speculation.checks import Speculation
 from clada.streaming import StoppingStream, TextStream, special_ids, special_named
 from clada.system.machine import available_cores, set_threads
 

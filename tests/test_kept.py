@@ -391,8 +391,8 @@ def loaded(code, **environment):
 
 ON_THE_WAY = (
     "clada.assembly", "clada.cpu.decoder", "clada.cpu.kept", "clada.cpu.kernels.step", "clada.cpu.kernels.team",
-    "clada.cpu.weights", "clada.decoding", "clada.drafters", "clada.engine", "clada.generate", "clada.sampling",
-    "clada.speculation",
+    "clada.cpu.weights", "clada.decoding", "clada.engine", "clada.generate", "clada.sampling",
+    "clada.speculation.checks", "clada.speculation.drafters", "clada.speculation.pace",
     "clada.methods.coefficients", "clada.methods.plan", "clada.methods.policy", "clada.methods.registry",
     "clada.methods.screen", "clada.models.architectures", "clada.models.open", "clada.models.tokenizer",
     "clada.streaming", "clada.system.commandline", "clada.system.machine", "clada.trace.page",

@@ -12,25 +12,13 @@ from tiny_models import tiny_model, tokens
 from clada import Engine, load_model
 from clada.assembly import DENSE, assemble, drafter_of
 from clada.decoding import decide, most_likely_words, steps
-from clada.drafters import (
-    CHECKED,
-    LATEST,
-    LONGEST,
-    SURE,
-    TRIED,
-    Chance,
-    Draft,
-    ModelDrafter,
-    NgramDrafter,
-    Pace,
-    TextOrModelDrafter,
-    found_again,
-)
 from clada.errors import InputError
 from clada.methods.coefficients import Coefficients
 from clada.models.description import Description
 from clada.sampling import Sampling, draw
-from clada.speculation import Speculation
+from clada.speculation.checks import Speculation
+from clada.speculation.drafters import ModelDrafter, NgramDrafter, TextOrModelDrafter, found_again
+from clada.speculation.pace import CHECKED, LATEST, LONGEST, SURE, TRIED, Chance, Draft, Pace
 
 PROMPT = tokens(30, seed=4)
 

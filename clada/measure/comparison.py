@@ -36,7 +36,7 @@ from clada.methods.plan import Plan
 from clada.methods.registry import method_of
 from clada.models.description import Description
 from clada.models.open import OF_FILE, gguf_file
-from clada.speculation import Speculation
+from clada.speculation.checks import Speculation
 
 # llama.cpp's type for a precision; at OF_FILE it reads the model's file itself.
 MATCHING: dict[str, Kind] = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0", "int4": "Q4_0"}

@@ -6,7 +6,7 @@ from the same bits, and drafts that it would not have chosen are dropped. Drawn 
 random numbers (`clada.sampling.Draws`), so that drafts of a model mostly draw the same word. What is given out is
 always the dense model's.
 
-Who drafts, and how many tokens, is the business of `clada.drafters`.
+Who drafts, and how many tokens, is the business of `clada.speculation.drafters`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 
 from clada.cpu.decoder import Decoder, State
 from clada.decoding import Ends, LoadRule, Record, Sampler, decide
-from clada.drafters import LONGEST, Drafter
 from clada.methods.policy import Policy
+from clada.speculation.drafters import Drafter
+from clada.speculation.pace import LONGEST
 
 
 @dataclass
