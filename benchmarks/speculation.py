@@ -5,7 +5,8 @@
 First what a step over T positions costs, in steps of one. Then every kind of draft decodes the same prompts greedily,
 in turn, beside dense. A kind learns from prompt to prompt, as the engine does. `allowed` is the speed-up that the
 measured costs and the measured acceptance allow: tokens a check / (tokens drafted a check x cost of drafting one + cost
-of the check). Results are appended to `benchmarks/results/speculation.jsonl`.
+of the check). The result takes the place of the former one of the same model and precisions in
+`benchmarks/results/speculation.jsonl`.
 """
 
 from __future__ import annotations
@@ -196,8 +197,10 @@ def main() -> None:
     result = compare(parts, drafter, [window[:PROMPT] for window in windows[: args.prompts]], costs)
     print()
     print(tabulate(result["rows"], headers="keys", tablefmt="github", floatfmt=".2f"))
-    with (RESULTS / "speculation.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**about, "seconds": costs, **result}) + "\n")
+    path, line = RESULTS / "speculation.jsonl", {**about, "seconds": costs, **result}
+    kept = [json.loads(other) for other in path.read_text(encoding="utf-8").splitlines()]
+    kept = [other for other in kept if any(other[key] != line[key] for key in ("model", "dtype", "draft"))]
+    path.write_text("".join(json.dumps(other) + "\n" for other in [*kept, line]), encoding="utf-8")
 
 
 if __name__ == "__main__":
