@@ -135,7 +135,7 @@ for _ in range(2):
     folder = nowhere / "kernels" / kernel_cache.source_stamp()[:16]
     assert line == (
         f"clada: compiling the kernels, at every start because {folder} cannot be written to (Not a directory; "
-        "set CLADA_CACHE to a folder that you may write to): a minute or two"
+        "set CLADA_CACHE to a folder that you may write to): about half a minute"
     )
 
 
@@ -161,7 +161,7 @@ def test_compiling_is_said_only_when_it_happens(tmp_path, monkeypatch, capsys):
     def double(x):
         return 2 * x
 
-    for said in ("clada: compiling the kernels, once for each precision: a minute or two\n", ""):
+    for said in ("clada: compiling the kernels, once for each precision: about half a minute\n", ""):
         assert kernel_cache.kernel(announce=True)(double)(21) == 42
         assert capsys.readouterr().err == said
     assert kernel_cache.kernel()(double)(1.5) == 3
@@ -183,7 +183,7 @@ def test_that_nothing_can_be_kept_is_said_once(tmp_path, monkeypatch, capsys):
     assert (double(21), double(1.5)) == (42, 3)
     first, second = capsys.readouterr().err.splitlines()
     assert "at every start because" in first
-    assert second == "clada: compiling the kernels, again: a minute or two"
+    assert second == "clada: compiling the kernels, again: about half a minute"
 
 
 def test_only_the_whole_kernel_is_wrapped_for_python(tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ class KernelCache(FunctionCache):
             compiled = super().load_overload(sig, target_context)
         if compiled is None and self._announce:
             seconds, _ = last_compilation()
-            expected = f"{seconds:.0f} s the last time" if seconds else "a minute or two"
+            expected = f"{seconds:.0f} s the last time" if seconds else "about half a minute"
             print(f"clada: compiling the kernels, {self._how_often()}: {expected}", file=sys.stderr, flush=True)
         return compiled
 
