@@ -57,7 +57,7 @@ def test_a_primary_study_stands_before_the_contrast_in_its_place(kept):
     text = results_page.page(STUDIES, [results_tables.Kept(primary, contrast.study), contrast], {})
     assert "**The primary studies are not finished** (news-512-gemma3-270m)." in text
     assert f"`figures/studies/{primary.name}/fits/cka.json`" in text
-    assert "The verdicts in the paper's own form, windows of joined documents." in text
+    assert "The verdicts in the paper's own form, windows of joined documents, by r²" in text
     assert f"`figures/studies/{contrast.row.name}` ({results_tables.separator_share(contrast.study)})" in text
     assert len(text.splitlines()) <= 130  # as tests/test_docs.py asks of the committed page
 
