@@ -4,7 +4,8 @@
 
 Prompts of 64 tokens are continued greedily by up to 128. The dense method decodes them side by side, as it writes the
 same text alone. In float32, transformers runs every text once: it would have written this text greedily if each of its
-words is the likeliest after those before it. Results are appended to `benchmarks/results/same-words.jsonl`.
+words is the likeliest after those before it. Results take the place of former ones in
+`benchmarks/results/same-words.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from stored import RESULTS
+from stored import put
 from tqdm import tqdm
 
 from clada import Engine, load_model
@@ -59,13 +60,13 @@ def main() -> None:
     if args.dtype == "float32":
         pairs = tqdm(list(zip(prompts, words, strict=True)), "transformers")
         found["transformers"] = [likeliest(model, prompt, some) for prompt, some in pairs]
-    with (RESULTS / "same-words.jsonl").open("a", encoding="utf-8") as file:
-        for other, texts in found.items():
-            different = sum(a != b for a, b in zip(words, texts, strict=True))
-            about = {"model": args.model, "dtype": args.dtype, "beside": other, "prompts": len(prompts)}
-            line = json.dumps(about | {"words": sum(map(len, words)), "different": different})
-            print(line)
-            file.write(line + "\n")
+    lines = []
+    for other, texts in found.items():
+        different = sum(a != b for a, b in zip(words, texts, strict=True))
+        about = {"model": args.model, "dtype": args.dtype, "beside": other, "prompts": len(prompts)}
+        lines.append(about | {"words": sum(map(len, words)), "different": different})
+        print(json.dumps(lines[-1]))
+    put("same-words.jsonl", lines, ("model", "dtype", "beside"))
 
 
 if __name__ == "__main__":

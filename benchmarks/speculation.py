@@ -12,12 +12,11 @@ of the check). The result takes the place of the former one of the same model an
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
 import numpy as np
-from stored import RESULTS
+from stored import put
 from tabulate import tabulate
 
 from clada import load_model
@@ -197,10 +196,7 @@ def main() -> None:
     result = compare(parts, drafter, [window[:PROMPT] for window in windows[: args.prompts]], costs)
     print()
     print(tabulate(result["rows"], headers="keys", tablefmt="github", floatfmt=".2f"))
-    path, line = RESULTS / "speculation.jsonl", {**about, "seconds": costs, **result}
-    kept = [json.loads(other) for other in path.read_text(encoding="utf-8").splitlines()]
-    kept = [other for other in kept if any(other[key] != line[key] for key in ("model", "dtype", "draft"))]
-    path.write_text("".join(json.dumps(other) + "\n" for other in [*kept, line]), encoding="utf-8")
+    put("speculation.jsonl", [{**about, "seconds": costs, **result}], ("model", "dtype", "draft"))
 
 
 if __name__ == "__main__":
