@@ -193,7 +193,7 @@ TABLES = (
         "Each row compares greedy words of the dense method with those of another: prompts of 64 tokens, up to 128 new "
         "ones. *Different* are texts with any other word. transformers, at `float32`, runs each text once and "
         "says what it finds likeliest in every place.",
-        f"python benchmarks/same_words.py {TEXT} --dtype float32  # also bfloat16",
+        f"python benchmarks/same_words.py {TEXT} --dtype float32\n# also --dtype bfloat16, --model gemma3-270m",
         ("same-words.jsonl",),
         (
             ("model", words("model")),
