@@ -72,7 +72,7 @@ def kinds_of_drafts(drafter: TextOrModelDrafter) -> dict[str, Timed]:
     parts, rule = (drafter.model.decoder, drafter.model.policy), drafter.model.rule
 
     def pace() -> Pace:
-        return Pace(drafter.pace.added, drafter.pace.drafted)
+        return Pace(drafter.pace.position_cost, drafter.pace.token_cost())
 
     shared = pace()
     kinds = {f"{count} tokens": Timed(Whole(*parts, rule, pace()), count) for count in (2, 4, 7)}

@@ -18,7 +18,7 @@ from clada.models.description import Description
 from clada.sampling import Sampling, draw
 from clada.speculation.checks import Speculation
 from clada.speculation.drafters import ModelDrafter, NgramDrafter, TextOrModelDrafter, found_again
-from clada.speculation.pace import CHECKED, LATEST, LONGEST, SURE, TRIED, Chance, Draft, Pace
+from clada.speculation.pace import CHECKED, LATEST, LONGEST, SURE, TRIED, Acceptance, Draft, Pace
 
 PROMPT = tokens(30, seed=4)
 
@@ -29,7 +29,7 @@ class Wrong:
     """Drafts what the dense model does not say, after some tokens that it does."""
 
     def __init__(self, right):
-        self.right, self.bytes_read, self.pace, self.kind = right, np.zeros(4, np.int64), Pace(), Chance(0, 0)
+        self.right, self.bytes_read, self.pace, self.kind = right, np.zeros(4, np.int64), Pace(), Acceptance(0, 0)
 
     def draft(self, state, token, sampler, most):
         good = self.right[len(state.tokens[0]) + 1 :][:2]
@@ -122,7 +122,7 @@ def test_drafts_that_are_refused_cost_checks_and_those_accepted_save_them():
 
 
 def test_the_best_draft_gains_most_beyond_what_its_time_gives():
-    pace = Pace(added=0.1)
+    pace = Pace(position_cost=0.1)
     assert pace.best(0.2, 0.2, 7) == (0, 0.0)
     length, gain = pace.best(0.9, 0.3, 7)
     gains = [sum(0.9**k for k in range(1, n + 1)) - 0.4 * n for n in range(8)]
@@ -137,49 +137,49 @@ def test_the_best_draft_gains_most_beyond_what_its_time_gives():
 
 
 def test_a_pace_goes_by_the_shortest_times_once_they_are_sure():
-    pace = Pace(added=0.1, drafted=0.5)
-    assert (pace.draft(), pace.speed(), pace.checks.tolist()) == (
+    pace = Pace(position_cost=0.1, token_cost=0.5)
+    assert (pace.token_cost(), pace.speed(), pace.check_costs.tolist()) == (
         0.5,
         1,
         pytest.approx([1 + 0.1 * n for n in range(8)]),
     )
     for seconds in [9.0, *[2.0] * (SURE - 2)]:
         pace.see_check(Draft(), 0, seconds)
-        pace.see_draft(seconds / 4)
-    assert (pace.draft(), pace.speed()) == (0.5, 1)
+        pace.see_token(seconds / 4)
+    assert (pace.token_cost(), pace.speed()) == (0.5, 1)
     pace.see_check(Draft(), 0, 3.0)
-    pace.see_draft(3.0)
-    assert pace.draft() == 0.25  # half a second, of two for a step
+    pace.see_token(3.0)
+    assert pace.token_cost() == 0.25  # half a second, of two for a step
     for _ in range(SURE):
         pace.see_check(Draft([1, 2, 3, 4]), 4, 2.6)
     # On lines between what is known, and as was said beyond.
-    assert pace.checks.tolist() == pytest.approx([1, 1.075, 1.15, 1.225, 1.3, 1.4, 1.5, 1.6])
+    assert pace.check_costs.tolist() == pytest.approx([1, 1.075, 1.15, 1.225, 1.3, 1.4, 1.5, 1.6])
     for _ in range(500):
         pace.see_check(Draft([1, 2, 3, 4], seconds=1.4), 4, 2.6)
     assert pace.speed() == pytest.approx(2.5, rel=1e-3)  # five tokens in two steps; what came before fades
 
 
 def test_a_pace_without_steps_of_one_position_infers_them():
-    pace = Pace(added=0.1)
+    pace = Pace(position_cost=0.1)
     for _ in range(SURE):
         pace.see_check(Draft([1] * 7), 7, 1.7)
-    assert pace.checks.tolist() == pytest.approx([1 + 0.1 * n for n in range(8)])
+    assert pace.check_costs.tolist() == pytest.approx([1 + 0.1 * n for n in range(8)])
     for _ in range(SURE):
-        pace.see_draft(0.3)
-    assert pace.draft() == pytest.approx(0.3)
+        pace.see_token(0.3)
+    assert pace.token_cost() == pytest.approx(0.3)
 
 
-def test_a_chance_is_of_late_and_is_tried_now_and_then():
-    chance = Chance()
+def test_acceptance_is_of_late_and_is_tried_now_and_then():
+    acceptance = Acceptance()
     for _ in range(10_000):
-        chance.learn(True)
-    assert chance.share > 0.99
+        acceptance.learn(True)
+    assert acceptance.rate > 0.99
     for _ in range(LATEST):
-        chance.learn(False)
-    assert chance.share < 0.5
-    due = [chance.is_due(False) for _ in range(2 * TRIED)]
+        acceptance.learn(False)
+    assert acceptance.rate < 0.5
+    due = [acceptance.is_due(False) for _ in range(2 * TRIED)]
     assert due == 2 * [*[False] * (TRIED - 1), True]
-    assert chance.is_due(True)
+    assert acceptance.is_due(True)
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +197,10 @@ def test_a_draft_is_as_long_as_its_tokens_are_likely_to_be_accepted(chosen):
 
     def length(accepted):
         # What drafting takes on this machine is not asked.
-        pace = SimpleNamespace(best=Pace(0.06).best, draft=lambda: 0.3, see_draft=lambda seconds: None)
-        drafter = ModelDrafter(cheap.decoder, cheap.policy, pace=pace, calm=Chance(accepted, 100), loaded=Chance(0, 0))
+        pace = SimpleNamespace(best=Pace(0.06).best, token_cost=lambda: 0.3, see_token=lambda seconds: None)
+        drafter = ModelDrafter(
+            cheap.decoder, cheap.policy, pace=pace, calm=Acceptance(accepted, 100), loaded=Acceptance(0, 0)
+        )
         drafts = [drafter.draft(state, token, most_likely_words, 20) for _ in range(TRIED)]
         return [len(draft.tokens) for draft in drafts]
 
@@ -217,8 +219,8 @@ def test_a_position_more_costs_a_check_the_more_the_fewer_bytes_a_step_reads(dty
         Description.of(model), dtype, "int4", "none", NEVER,
     )  # fmt: skip
     assert drafter.model.pace is drafter.text.pace is drafter.pace
-    assert drafter.pace.added == times * CHECKED
-    assert drafter.pace.draft() == times * 0.625 / 4
+    assert drafter.pace.position_cost == times * CHECKED
+    assert drafter.pace.token_cost() == times * 0.625 / 4
 
 
 def test_a_token_under_load_that_is_mostly_refused_ends_the_draft(chosen):
@@ -230,9 +232,9 @@ def test_a_token_under_load_that_is_mostly_refused_ends_the_draft(chosen):
         return len(seen) == 4, False
 
     def drafter(rule):
-        chances = {"calm": Chance(98, 100), "loaded": Chance(1, 10)}
-        pace = SimpleNamespace(best=Pace(0.06).best, draft=lambda: 0.3, see_draft=lambda seconds: None)
-        return ModelDrafter(cheap.decoder, cheap.policy, rule, pace, **chances)
+        acceptances = {"calm": Acceptance(98, 100), "loaded": Acceptance(1, 10)}
+        pace = SimpleNamespace(best=Pace(0.06).best, token_cost=lambda: 0.3, see_token=lambda seconds: None)
+        return ModelDrafter(cheap.decoder, cheap.policy, rule, pace, **acceptances)
 
     loaded = drafter(rule)
     ends = loaded.draft(state, token, most_likely_words, 8)
@@ -284,13 +286,16 @@ def test_the_end_of_a_text_is_found_where_it_stood_last():
 def test_drafts_from_the_text_are_as_long_as_they_were_worth_it():
     state, drafter = SimpleNamespace(tokens=[[1, 2, 3, 4, 5, 6, 7, 2, 3]]), NgramDrafter(Pace(0.3))
     drafter.draft(state, 4, None, 8).learn(1)  # the second was refused, so that nobody looked at the third
-    assert (drafter.chances[3].accepted, drafter.chances[3].checked) == (Chance().accepted + 1, Chance().checked + 2)
-    drafter.chances[3] = Chance(6, 10)
+    assert (drafter.by_length[3].accepted, drafter.by_length[3].checked) == (
+        Acceptance().accepted + 1,
+        Acceptance().checked + 2,
+    )
+    drafter.by_length[3] = Acceptance(6, 10)
     expected, gain = Pace(0.3).best(0.6, 0.0, 3)
     draft = drafter.draft(state, 4, None, 8)
     assert len(draft.tokens) == expected < 3
     assert draft.gain == gain > 0
-    drafter.chances[3] = Chance(1, 10)  # less than a position more costs: one token now and then
+    drafter.by_length[3] = Acceptance(1, 10)  # less than a position more costs: one token now and then
     assert [len(drafter.draft(state, 4, None, 8).tokens) for _ in range(TRIED)] == [*[0] * (TRIED - 1), 1]
 
 
@@ -334,8 +339,8 @@ def test_an_engine_that_drafts_serves_several_threads_and_generators_in_turn():
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             assert list(pool.map(ids_of, prompts, timeout=300)) == alone
-    for chance in (engine.speculation.drafter.model.calm, *engine.speculation.drafter.text.chances.values()):
-        assert 0 <= chance.accepted <= chance.checked
+    for acceptance in (engine.speculation.drafter.model.calm, *engine.speculation.drafter.text.by_length.values()):
+        assert 0 <= acceptance.accepted <= acceptance.checked
 
 
 def test_steps_say_which_tokens_a_draft_had_too():

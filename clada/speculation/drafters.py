@@ -1,8 +1,9 @@
 """Who drafts tokens: the text so far, or a cheaper form of the model.
 
 Greedy text often repeats what stood there before. Where the end of the text is found again, what followed it is a draft
-that costs nothing but its check. Elsewhere a cheaper form of the same weights drafts. Which of both, and how many
-tokens, is a question of speed (`clada.speculation.pace`). Where no draft is worth its time, none is made.
+that costs nothing but its check (prompt lookup decoding, Saxena 2023). Elsewhere a cheaper form of the same weights
+drafts (self-speculative decoding, Zhang et al. 2024). Which of both, and how many tokens, is a question of speed
+(`clada.speculation.pace`). Where no draft is worth its time, none is made, but for a trial now and then.
 
 Tokens of the model's drafts that were under load are counted apart from others: this is the load rule.
 """
@@ -21,7 +22,7 @@ import numpy as np
 from clada.cpu.decoder import Decoder, State
 from clada.decoding import LoadRule, Sampler, decide
 from clada.methods.policy import Policy
-from clada.speculation.pace import LONGEST, Chance, Draft, Pace
+from clada.speculation.pace import LONGEST, Acceptance, Draft, Pace
 
 SHORTEST_MATCH, LONGEST_MATCH = 2, 8  # tokens at the end of a text that are looked for earlier in it
 
@@ -58,7 +59,7 @@ class ModelDrafter:
         rule: of load; None: no token is under load.
         pace: see `Drafter`.
         bytes_read: see `Drafter`.
-        calm: chance of tokens that are not under load.
+        calm: acceptance of tokens that are not under load.
         loaded: of those that are.
     """
 
@@ -67,21 +68,21 @@ class ModelDrafter:
     rule: LoadRule | None = None
     pace: Pace = field(default_factory=Pace)
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    calm: Chance = field(default_factory=Chance)
-    loaded: Chance = field(default_factory=Chance)
+    calm: Acceptance = field(default_factory=Acceptance)
+    loaded: Acceptance = field(default_factory=Acceptance)
 
     @property
-    def chance(self) -> float:
-        """Of a token whose load is not known yet."""
+    def rate(self) -> float:
+        """How likely a token is accepted whose load is not known yet."""
         return (self.calm.accepted + self.loaded.accepted) / (self.calm.checked + self.loaded.checked)
 
     def gain(self, most: int) -> float:
         """What a draft is expected to gain, as `Draft.gain`."""
-        return self.pace.best(self.chance, self.pace.draft(), most)[1]
+        return self.pace.best(self.rate, self.pace.token_cost(), most)[1]
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:
         """As `Drafter.draft`."""
-        draft, likely = Draft(gain=self.gain(most)), 1.0
+        draft, likely = Draft(), 1.0
         if most == 0 or not self.calm.is_due(self.goes_on(draft, likely)):
             return draft
         begin = perf_counter()
@@ -96,9 +97,9 @@ class ModelDrafter:
             draft.tokens.append(token)
             draft.kinds.append(self.loaded if any(guess.loads[0]) else self.calm)
             now = perf_counter()
-            self.pace.see_draft(now - begin - draft.seconds)
+            self.pace.see_token(now - begin - draft.seconds)
             draft.seconds = now - begin
-            likely *= draft.kinds[-1].share
+            likely *= draft.kinds[-1].rate
             if len(draft.tokens) == most or not self.goes_on(draft, likely):
                 return draft
 
@@ -109,7 +110,7 @@ class ModelDrafter:
             draft: so far.
             likely: how likely all of it is accepted.
         """
-        return self.pace.best(self.chance, self.pace.draft(), LONGEST, len(draft.tokens), likely)[0] > 0
+        return self.pace.best(self.rate, self.pace.token_cost(), LONGEST, len(draft.tokens), likely)[0] > 0
 
 
 @dataclass
@@ -121,12 +122,12 @@ class NgramDrafter:
     Attributes:
         pace: see `Drafter`.
         bytes_read: see `Drafter`; none.
-        chances: by how many tokens of the end were found again.
+        by_length: acceptance by how many tokens of the end were found again.
     """
 
     pace: Pace = field(default_factory=Pace)
     bytes_read: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    chances: dict[int, Chance] = field(default_factory=lambda: defaultdict(Chance))
+    by_length: dict[int, Acceptance] = field(default_factory=lambda: defaultdict(Acceptance))
 
     def draft(self, state: State, token: int, sampler: Sampler, most: int) -> Draft:  # noqa: ARG002
         """As `Drafter.draft`."""
@@ -134,15 +135,15 @@ class NgramDrafter:
         most = min(most, found)
         if most == 0:
             return Draft()
-        chance = self.chances[found]
-        length, gain = self.pace.best(chance.share, 0.0, most)
-        if not chance.is_due(length > 0):
+        acceptance = self.by_length[found]
+        length, gain = self.pace.best(acceptance.rate, 0.0, most)
+        if not acceptance.is_due(length > 0):
             return Draft()
         if length == 0:
             length, gain = 1, math.inf  # a trial, which must be made to tell
         # Where the end overlaps with what was found, the text repeats what follows.
         tokens = [follows[place % len(follows)] for place in range(length)]
-        return Draft(tokens, [chance] * length, gain=gain)
+        return Draft(tokens, [acceptance] * length, gain=gain)
 
 
 def found_again(ids: Sequence[int]) -> tuple[int, list[int]]:

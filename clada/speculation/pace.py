@@ -1,10 +1,12 @@
 """How long a draft should be: what its tokens gain, and what their time would give otherwise.
 
-A draft of n tokens that are each accepted with probability a gives a + a^2 + ... + a^n tokens more than none. It takes
-time to draft them, and to check more positions, and in that time decoding as it goes on the whole gives tokens too. The
-draft is made that gains most beyond those, which makes the speed on the whole the highest (`Pace.best`).
+A draft of n tokens that are each accepted with probability a gives a + a^2 + ... + a^n tokens more than none (Leviathan
+et al. 2023, Eq. 1). It takes time to draft them, and to check more positions, and in that time decoding as it goes on
+the whole gives tokens too. The draft is made that gains most beyond those, which makes the speed on the whole the
+highest (the renewal-reward theorem; `Pace.best`).
 
-How likely tokens are to be accepted follows from what was accepted so far (`Chance`). How long things take is measured.
+How likely tokens are to be accepted follows from what was accepted so far (`Acceptance`). How long things take is
+measured.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ LONGEST = 7  # tokens of a draft: with the token before them eight positions, wh
 # bytes: it takes as long to compute whatever they are, while a step of fewer bytes is shorter.
 CHECKED, CHECKED_BYTES = 0.06, 4
 
-ACCEPTED_BEFORE, DRAFTED_BEFORE = 4, 5  # drafted tokens as whose acceptance a chance begins
-LATEST = 256  # tokens of which a chance is: older ones count half
+ACCEPTED_BEFORE, CHECKED_BEFORE = 4, 5  # tokens as whose acceptance an estimate begins
+LATEST = 256  # tokens of which an estimate is: older ones count half
 
 TRIED = 32  # drafts that are left out after which one is made, as it may be worth its time by now
 
@@ -32,7 +34,7 @@ DECAY = 0.98  # of what earlier checks count for the speed on the whole, from on
 
 
 @dataclass(eq=False)
-class Chance:
+class Acceptance:
     """How likely tokens of a kind are accepted, if those before them are.
 
     Attributes:
@@ -42,11 +44,11 @@ class Chance:
     """
 
     accepted: float = ACCEPTED_BEFORE
-    checked: float = DRAFTED_BEFORE
+    checked: float = CHECKED_BEFORE
     left_out: int = 0
 
     @property
-    def share(self) -> float:
+    def rate(self) -> float:
         """As a probability."""
         return self.accepted / self.checked
 
@@ -68,13 +70,13 @@ class Draft:
 
     Attributes:
         tokens: at most `LONGEST`.
-        kinds: of each token, whose acceptance its own tells of; none where nobody wants to know.
+        kinds: the acceptance of tokens like each of them, which learns whether it was accepted; may be left out.
         seconds: that drafting took.
-        gain: tokens that were expected beyond what the time gives on the whole.
+        gain: of a draft from the text, tokens that are expected beyond what the time gives on the whole.
     """
 
     tokens: list[int] = field(default_factory=list)
-    kinds: list[Chance] = field(default_factory=list)
+    kinds: list[Acceptance] = field(default_factory=list)
     seconds: float = 0.0
     gain: float = 0.0
 
@@ -90,33 +92,36 @@ class Pace:
     The shortest of the latest times count, as whatever else the machine does only adds to them.
 
     Args:
-        added: what a position more adds to a check, until checks of so many positions were timed.
-        drafted: what drafting a token with a model costs, until that was timed.
+        position_cost: what a position more adds to a check, until checks of so many positions were timed.
+        token_cost: what drafting a token with a model costs, until that was timed.
+
+    Attributes:
+        check_costs: of checks of 0 to `LONGEST` drafted tokens and the one before them, [LONGEST + 1].
     """
 
-    def __init__(self, added: float = CHECKED, drafted: float = 1.0) -> None:
-        self.added, self.drafted = added, drafted
-        self.checks = 1 + added * np.arange(LONGEST + 1)  # of so many drafted tokens and the one before them
+    def __init__(self, position_cost: float = CHECKED, token_cost: float = 1.0) -> None:
+        self.position_cost, self._token_cost = position_cost, token_cost
+        self.check_costs = 1 + position_cost * np.arange(LONGEST + 1)
         self._step = math.nan  # seconds of a step over one position
         self._check_seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=TIMES))  # by positions
-        self._draft_seconds: deque[float] = deque(maxlen=TIMES)
+        self._token_seconds: deque[float] = deque(maxlen=TIMES)
         self._tokens = self._steps = 1.0  # tokens of late, and the steps that they took
 
-    def draft(self) -> float:
+    def token_cost(self) -> float:
         """What drafting a token with a model costs."""
-        if len(self._draft_seconds) < SURE or math.isnan(self._step):
-            return self.drafted
-        return min(self._draft_seconds) / self._step
+        if len(self._token_seconds) < SURE or math.isnan(self._step):
+            return self._token_cost
+        return min(self._token_seconds) / self._step
 
     def speed(self) -> float:
         """Tokens in the time of a step of late; at least one, which decoding without drafts gives."""
         return max(1.0, self._tokens / self._steps)
 
-    def best(self, chance: float, cost: float, most: int, drafted: int = 0, likely: float = 1.0) -> tuple[int, float]:
+    def best(self, rate: float, cost: float, most: int, drafted: int = 0, likely: float = 1.0) -> tuple[int, float]:
         """How many tokens more to draft, and what they gain beyond what the time gives on the whole; 0 and 0 for none.
 
         Args:
-            chance: that a token is accepted if those before it are.
+            rate: how likely a token is accepted if those before it are.
             cost: of drafting a token.
             most: at most so many.
             drafted: tokens of the draft so far.
@@ -125,14 +130,14 @@ class Pace:
         counts = np.arange(1, min(most, LONGEST - drafted) + 1)
         if len(counts) == 0:
             return 0, 0.0
-        time = self.checks[drafted + counts] - self.checks[drafted] + cost * counts
-        gains = likely * np.cumsum(chance**counts) - self.speed() * time
+        time = self.check_costs[drafted + counts] - self.check_costs[drafted] + cost * counts
+        gains = likely * np.cumsum(rate**counts) - self.speed() * time
         best = int(gains.argmax())
         return (best + 1, float(gains[best])) if gains[best] > 0 else (0, 0.0)
 
-    def see_draft(self, seconds: float) -> None:
+    def see_token(self, seconds: float) -> None:
         """Hear how long a model drafted a token."""
-        self._draft_seconds.append(seconds)
+        self._token_seconds.append(seconds)
 
     def see_check(self, draft: Draft, accepted: int, seconds: float) -> None:
         """Hear how long the check of a draft took, and how many of its tokens were accepted."""
@@ -141,10 +146,10 @@ class Pace:
         if not known:
             return
         fewest, most = min(known), max(known)
-        self._step = known[fewest] / (1 + self.added * (fewest - 1))
+        self._step = known[fewest] / (1 + self.position_cost * (fewest - 1))
         points = {1: 1.0} | {n: of / self._step for n, of in known.items()}
         positions = np.arange(1, LONGEST + 2)  # between two that were timed on a line
         line = np.interp(positions, list(points), list(points.values()))
-        self.checks = line + self.added * np.maximum(0, positions - most)
+        self.check_costs = line + self.position_cost * np.maximum(0, positions - most)
         self._tokens = DECAY * self._tokens + accepted + 1
         self._steps = DECAY * self._steps + (seconds + draft.seconds) / self._step
