@@ -196,7 +196,6 @@ def test_only_the_whole_kernel_is_wrapped_for_python(tmp_path, monkeypatch):
         wrap(context, library, *args, **options)
 
     monkeypatch.setattr(CPUContext, "create_cpython_wrapper", note)
-    monkeypatch.setattr(CPUContext, "create_cfunc_wrapper", None)  # nobody calls it
 
     @njit
     def half(x):
@@ -212,5 +211,7 @@ def test_only_the_whole_kernel_is_wrapped_for_python(tmp_path, monkeypatch):
 
     assert eighth(20.0) == 2.5
     assert wrapped == [eighth.py_func.__qualname__]
+    (code,) = eighth.inspect_llvm().values()
+    assert not [line for line in code.splitlines() if line.startswith("define") and "cfunc" in line]
     monkeypatch.undo()
     assert (half(20.0), quarter(20.0), eighth(40.0)) == (10, 5, 5)

@@ -57,10 +57,10 @@ def test_a_prompt_leaves_what_steps_of_the_kernels_leave(family, dtype, layout, 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_prompt_in_pieces_and_blocks_is_the_same(family, monkeypatch):
-    """Pieces of 37 tokens, blocks of 5 and parts of the cache of 10 positions, with windows of 16."""
+    """Pieces of 37 tokens, blocks of 5, attention of 2, parts of the cache of 10 positions, with windows of 16."""
     weights = packed(family)
     whole = prefilled(weights, monkeypatch)
-    for name, size in (("PIECE", 37), ("BLOCK", 5), ("POSITIONS", 10), ("WIDENED", 100)):
+    for name, size in (("PIECE", 37), ("BLOCK", 5), ("ATTENDING", 2), ("POSITIONS", 10), ("WIDENED", 100)):
         monkeypatch.setattr(prompt, name, size)
     pieces = prefilled(weights, monkeypatch, threads=3)
     close(pieces.outcome.logits, whole.outcome.logits, "float32")
