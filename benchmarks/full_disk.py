@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stored import RESULTS
+from stored import write_lines
 
 STAGES: tuple[tuple[str, ...], ...] = (
     ("corpus", "--source", "news", "--pairs", "8", "--length", "128"),
@@ -108,7 +108,7 @@ def main() -> None:
                 lines.append({**line, "written": written})
                 print(json.dumps(lines[-1]), flush=True)
     refused = sum(line["exit"] == 2 for line in lines)
-    (RESULTS / "full-disk.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines("full-disk.jsonl", lines)
     print(f"{len(lines)} trials: {refused} refused in one line, none lost anything, all finished when there was room")
 
 

@@ -10,7 +10,6 @@ in turn with ours, at as many threads as there are cores. Results go to `benchma
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ import gguf
 import numpy as np
 from fixed_share import smollm2, tinyllama
 from speed_page import publish
-from stored import RESULTS
+from stored import write_lines
 from tqdm import tqdm
 
 from clada.assembly import DENSE, Parts, assemble
@@ -119,7 +118,7 @@ def main() -> None:
         for name, make in (("smollm2-135m", smollm2), ("tinyllama-1.1b shape", tinyllama))
         for line in measure(name, make(), threads)
     ]
-    (RESULTS / "int4.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines("int4.jsonl", lines)
     publish()
 
 

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stored import RESULTS
+from stored import write_lines
 
 WAYS = ([], ["--cluster", "local:2"], ["--shard", "1/2"], ["--shard", "2/2"])
 SECONDS = (1.0, 25.0)  # from before the libraries are loaded until after the last part of most runs
@@ -85,7 +85,7 @@ def main() -> None:
         assert parts(study) == expected
         index = [(folder / "activations" / "index.parquet").read_bytes() for folder in (whole, study)]
         assert index[0] == index[1]
-    (RESULTS / "kills.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines("kills.jsonl", lines)
     print(f"{args.kills} kills: nothing lost, nothing twice, the same bits")
 
 

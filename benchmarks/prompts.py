@@ -10,7 +10,6 @@ F16, Q4_0. Results go to `benchmarks/results/prompts.jsonl`.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import median
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from speed_page import publish
-from stored import RESULTS
+from stored import write_lines
 from tqdm import tqdm
 
 from clada import load_model
@@ -71,7 +70,7 @@ def main() -> None:
     for length in LENGTHS:
         prompts, _ = read_windows(args.text, tokenizer, model_revision(MODEL), length, args.rounds + 1)
         lines += [measure(model, dtype, prompts) for dtype in DTYPES]
-    (RESULTS / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines("prompts.jsonl", lines)
     publish()
 
 

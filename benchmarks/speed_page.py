@@ -171,7 +171,8 @@ TABLES = (
         "*drafts* have the precision of the weights that do so. "
         "*Text or model* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
         "means of a check, which is a step of the dense model over a draft and the token before it. "
-        "*Ratio* is the speed over dense, *allowed* what the measured costs and acceptance allow.",
+        "*Ratio* is the speed over dense. *Allowed* is what acceptance allows by costs that were measured before, one "
+        "step after the other; drafts can find the memory faster or slower.",
         f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32\n"
         "# also --dtype bfloat16 and int8, --draft int4, --model gemma3-270m",
         ("speculation.jsonl",),

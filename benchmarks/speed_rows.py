@@ -128,21 +128,21 @@ def engines(stored: Stored) -> Iterator[Row]:
     """Every engine of the runs that had other engines beside, with medians of the rounds' ratios."""
     for (dtype, _), runs in _runs(stored).items():
         if runs[0]["peers"]:
-            speeds = pooled(runs)
-            for engine in sorted(speeds, key=lambda name: float(np.median(speeds[name]))):
-                over = {ours: float(np.median(speeds[ours] / speeds[engine])) for ours in ENGINES}
-                named = ENGINES.get(engine, engine)
-                yield {"dtype": dtype, "engine": named, "speed": float(np.median(speeds[engine])), **over}
+            yield from _engines(dtype, runs, ENGINES)
 
 
 def one_command(stored: Stored) -> Iterator[Row]:
-    """Every engine of single runs, with medians of the rounds' ratios."""
+    """The same of single runs in which `clada` drafts too."""
     for run in stored.values():
-        speeds, ours = pooled([run]), {**ENGINES, "speculative": "`clada`, speculative"}
-        for engine in sorted(speeds, key=lambda name: float(np.median(speeds[name]))):
-            over = {own: float(np.median(speeds[own] / speeds[engine])) for own in ours}
-            named = ours.get(engine, engine)
-            yield {"dtype": run["dtype"], "engine": named, "speed": float(np.median(speeds[engine])), **over}
+        yield from _engines(run["dtype"], [run], {**ENGINES, "speculative": "`clada`, speculative"})
+
+
+def _engines(dtype: str, runs: list[Any], named: Mapping[str, str]) -> Iterator[Row]:
+    """Every engine of some runs at a precision, the slowest first, beside those of ours that have a name."""
+    speeds = pooled(runs)
+    for engine in sorted(speeds, key=lambda name: float(np.median(speeds[name]))):
+        over = {ours: float(np.median(speeds[ours] / speeds[engine])) for ours in named}
+        yield {"dtype": dtype, "engine": named.get(engine, engine), "speed": float(np.median(speeds[engine])), **over}
 
 
 def plans(stored: Stored) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from speed_page import publish
-from stored import RESULTS
+from stored import write_lines
 
 import clada
 from clada.system.cache import cache_dir
@@ -111,7 +111,7 @@ def main() -> None:
         names = [name for name in ("resident_mb", "grown_mb") if name in results[0]]
         memory = {name: round(median(r[name] for r in results), 1) for name in names}
         lines.append({"engine": kind, "first_token_s": round(first, 2), "ratio": round(first / base, 2), **memory})
-    (RESULTS / "start.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines("start.jsonl", lines)
     publish()
 
 

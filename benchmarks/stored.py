@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,18 @@ def bench(name: str, text: str | None, options: str, folder: Path = RESULTS) -> 
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+def write_lines(name: str, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a JSONL file of results."""
+    (RESULTS / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def put(name: str, lines: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
     """Add lines to a JSONL file of results, in the place of those that are the same in these keys."""
     path = RESULTS / name
     kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     new = [[line[key] for key in keys] for line in lines]
     kept = [line for line in kept if [line[key] for key in keys] not in new]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, *lines]), encoding="utf-8")
+    write_lines(name, [*kept, *lines])
 
 
 def save(figure: Any, name: str) -> None:
