@@ -38,7 +38,7 @@ WITHOUT_LARGE = {TYPES.Q4_K: TYPES.Q5_0, TYPES.Q6_K: TYPES.Q8_0}  # what llama.c
 
 
 def of_medium(name: str, values: np.ndarray, config: Any) -> gguf.GGMLQuantizationType:
-    """The type of a tensor in a Q4_K_M file, as llama.cpp's quantiser has it."""
+    """The type of a tensor in a Q4_K_M file: the rules of llama.cpp's quantiser (`src/llama-quant.cpp`)."""
     if values.ndim == 1:
         return TYPES.F32
     layers = config.num_hidden_layers
