@@ -239,6 +239,26 @@ TABLES = (
         lines,
     ),
     Table(
+        "Scoring",
+        "Each row is a precision and a method: the second halves of 16 windows of 512 tokens of XSum scored by SmolLM2-"
+        "135M, all tokens *at once* and token *by token*, eight windows side by side. Tokens per second, medians of "
+        "three interleaved rounds, without the prompts. *Loss* is in nats per token. *Difference* is of both ways, with "
+        "its standard error: a neuron at its threshold may fall on either side. At `int8` the plan leaves out words "
+        "alone, so that its layers are those of dense, which ran before.",
+        f"python benchmarks/scoring.py {TEXT}",
+        ("scoring.jsonl",),
+        (
+            ("precision", words("dtype")),
+            ("method", code("method")),
+            ("at once", number("at_once")),
+            ("by token", number("by_steps")),
+            ("ratio", number("ratio", 2)),
+            ("loss", number("nll", 4)),
+            ("difference", lambda row: f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"),
+        ),
+        lines,
+    ),
+    Table(
         "Every method",
         "Each row is a method with a plan: SmolLM2-135M in `bfloat16`. Speeds are medians of nine interleaved "
         "rounds; differences of 0.05 are noise. *Rise* is of 4,096 tokens of XSum, with a 95 % interval. `clada-"

@@ -4,12 +4,14 @@ import argparse
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_kernels import basis_for
 from tiny_models import tiny_model, tokens
 
 from clada import calibrate as module
@@ -61,7 +63,6 @@ def test_a_search_that_was_finished_is_not_done_again(small_search, monkeypatch,
     """An interrupted command goes on, another rule or budget is searched for, and what was found stays."""
     monkeypatch.setattr(module, "TABLE_WINDOWS", 2)
     monkeypatch.setattr(module, "SCORED_WINDOWS", 4)
-    monkeypatch.setattr("clada.measure.search.DIVERGENCE_WINDOWS", 2)
     monkeypatch.setattr(module, "load_model", lambda _name: (tiny_model("llama"), None))
     monkeypatch.setattr(module, "read_windows", lambda *_args: (windows_of(6), "0" * 64))
     searched = []
@@ -122,14 +123,15 @@ def test_tables_are_the_quantiles_of_what_torch_computes(family, small_search, m
     np.testing.assert_allclose(basis @ basis.T, np.eye(len(basis)), atol=1e-5)  # float32 rounding of unit rows
 
 
-def test_scored_loss_is_the_engines_token_by_token(small_search, monkeypatch):
+@pytest.mark.parametrize("rule", [RULE, NONE], ids=["by steps", "at once"])
+def test_scored_loss_is_the_engines_token_by_token(rule, small_search, monkeypatch):
     """Windows side by side, teacher-forced, against the engine's steps one by one, under the same loads."""
     monkeypatch.setattr("clada.methods.policy.LEAST_POSITIONS", 8)  # so that the mean of all values is used
     model = tiny_model("llama", seed=5)
     plan = tabulate(model, "tiny", windows_of(4), {})
     shares = Shares(neurons=0.4, gate=0.2, output=0.2, prompt=0.1, attention=0.9)
     weights = pack(model, "float32")
-    policy = make_policy("clada", weights, plan, shares, RULE)
+    policy = make_policy("clada", weights, plan, shares, rule)
     windows, decoder = windows_of(3), Decoder(weights, 2)
     dense = make_policy("dense", weights, None, Shares())
     scorer = Scorer(decoder, windows, 16, dense, "magnitude")
@@ -145,19 +147,44 @@ def test_scored_loss_is_the_engines_token_by_token(small_search, monkeypatch):
             outcome = state.outcome
             s = float(outcome.log_total[0] - outcome.logits[0, token]) / math.log(2)
             own.append(s * math.log(2))
-            loads = RULE.loads(s, float(outcome.entropy[0]) / math.log(2))
+            loads = rule.loads(s, float(outcome.entropy[0]) / math.log(2))
             states.add(loads)
             if at + 1 < len(window):
                 decoder.step(state, [token], policy.selection([loads], needed))
                 active.append(state.outcome.active[0] / weights.down_norm.size)
         nll.append(np.mean(own))
-    assert len(states) > 1
+    assert (len(states) > 1) == (rule is RULE)
     # Sums of a batch and of one sequence run in another order; a magnitude may round across its threshold.
     np.testing.assert_allclose(loss.nll, nll, rtol=2e-3)
     assert loss.active == pytest.approx(np.mean(active), abs=0.005)
     assert 0.3 < loss.active < 0.75
     assert loss.kl is not None
     assert (loss.kl > 0).all()
+    # Of the first batch of windows alone, here the only one; and of what scored before, nothing is left.
+    (first,) = scorer.score_all([policy], dense, 1)
+    assert np.array_equal(first.nll, loss.nll)
+    assert np.array_equal(first.kl, loss.kl)
+
+
+def test_layers_that_leave_nothing_out_run_once_for_all_policies(monkeypatch):
+    weights = pack(tiny_model("llama", seed=5), "float32", basis_for(32))
+    decoder, windows = Decoder(weights, 2), windows_of(10)
+    dense = make_policy("dense", weights, None, Shares())
+    words_alone = replace(dense, screen=0.5, shares=Shares(margin=2.0, attention=0.5, screen=0.5))
+    read = []
+    monkeypatch.setattr(Decoder, "read", lambda *given, to=Decoder.read: (read.append(given[3] is None), to(*given))[1])
+    scorer = Scorer(decoder, windows, 16, dense)
+    loss, whole = scorer.score_all([words_alone, dense], dense)
+    assert read == [True, True]  # a batch of eight windows, and one of two
+    assert (loss.kl > 0).all()
+    assert np.abs(whole.kl).max() == 0
+    assert not np.array_equal(loss.nll, whole.nll)
+    alone = Scorer(decoder, windows, 16, dense).score(words_alone)
+    assert np.array_equal(loss.nll, alone.nll)
+    scorer.score(make_policy("dense", weights, None, Shares()))
+    assert len(read) == 4
+    scorer.score(replace(dense, magnitude=dense.magnitude + np.float32(1)))
+    assert read[4:] == [False, False]
 
 
 def test_the_dense_policy_loses_nothing_and_equals_transformers(small_search):

@@ -1,16 +1,17 @@
-"""Prompts: many tokens at once in products of a BLAS, against steps of the kernels and transformers' modules."""
+"""Prompts and texts: many tokens at once in products of a BLAS, against steps and transformers' modules."""
 
 import itertools
 
 import numpy as np
 import pytest
 import threadpoolctl
-from test_kernels import everything
+from test_kernels import PROMPTS, continuous, drop_some, everything
 from test_positions import packed
 from tiny_models import CONFIGS, tokens
 
 from clada.cpu import decoder, prompt
 from clada.cpu.decoder import Decoder
+from clada.errors import InputError
 from clada.reference.decoder import TorchDecoder
 
 TEXT = tokens(90, seed=3)  # longer than five of the sliding windows of 16
@@ -115,3 +116,100 @@ def test_the_blas_has_its_threads_again_afterwards(monkeypatch):
     assert during
     assert all(set(each) <= {1} for each in during)
     assert threads() == before
+
+
+# -- texts, whose every token is known ---------------------------------------------------------------------------------
+
+PIECES = [tokens(14, seed=6), tokens(5, seed=7), tokens(9, seed=8)]
+
+
+def read_at_once(weights, selection, pieces=PIECES):
+    """Logits after every token and neurons of every layer, by sequence; and where the state stands then."""
+    decoder = Decoder(weights, 2)
+    state = decoder.prefill(PROMPTS, 20, everything(weights, 3))
+    read = decoder.read(state, pieces, selection)
+    which = np.repeat(np.arange(3), [len(piece) for piece in pieces])
+    rest = everything(weights, 3) if selection is None else selection
+    logits = np.concatenate([outcome.logits.copy() for outcome in decoder.words(read.residual, which, rest)])
+    return [(logits[which == b], read.neurons[which == b]) for b in range(3)], state
+
+
+def read_by_steps(weights, selection):
+    """The same token by token, every sequence by itself."""
+    decoder, found, states = Decoder(weights, 2), [], []
+    for b, piece in enumerate(PIECES):
+        # Arrays of thresholds have a row a sequence; what belongs to neurons and inputs is the same for all.
+        names = [n for n in selection._fields if n.endswith(("threshold", "margin")) or n == "needed"]
+        own = selection._replace(**{name: getattr(selection, name)[b : b + 1] for name in names})
+        state = decoder.prefill([PROMPTS[b]], 20, everything(weights, 1))
+        logits, neurons = [], []
+        for token in piece:
+            decoder.step(state, [token], own)
+            logits.append(state.outcome.logits[0].copy())
+            neurons.append(state.outcome.neurons[0].copy())
+        found.append((np.array(logits), np.array(neurons)))
+        states.append(state)
+    return found, states
+
+
+# One value that rounds across its threshold changes logits by the size of a threshold, as in test_kernels.
+SELECTIONS = {"everything": (everything, 1e-5, 0), "continuous": (continuous, 1e-5, 0), "some": (drop_some, 5e-2, 1)}
+
+
+@pytest.mark.parametrize("which", SELECTIONS)
+@pytest.mark.parametrize("layout", ["matrix", "input"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_texts_read_at_once_leave_out_what_steps_leave_out(family, layout, which, monkeypatch):
+    """Small pieces, blocks and parts, so that every edge between them is there."""
+    for name, size in (("PIECE", 12), ("BLOCK", 5), ("ATTENDING", 2), ("POSITIONS", 10)):
+        monkeypatch.setattr(prompt, name, size)
+    selection_of, tolerance, flips = SELECTIONS[which]
+    weights = packed(family, layout=layout)
+    selection = selection_of(weights, 3)
+    expected, alone = read_by_steps(weights, selection)
+    found, state = read_at_once(weights, selection)
+    for b, ((logits, neurons), (of_steps, counted)) in enumerate(zip(found, expected, strict=True)):
+        assert np.abs(logits - of_steps).max() <= tolerance * np.abs(of_steps).max()
+        assert np.abs(neurons - counted).max() <= flips
+        assert state.tokens[b] == [*PROMPTS[b], *PIECES[b]]
+        sums = alone[b].memory.scratch.value_sum[0]
+        assert np.abs(state.memory.scratch.value_sum[b] - sums).max() <= 10 * tolerance * np.abs(sums).max()
+
+
+def test_a_selection_of_nothing_and_none_are_the_same_and_leave_layers_whole():
+    weights = packed("llama")
+    dense = everything(weights, 3)
+    for (logits, neurons), (again, counted) in zip(
+        read_at_once(weights, None)[0], read_at_once(weights, dense)[0], strict=True
+    ):
+        assert np.array_equal(logits, again)
+        assert (neurons == counted).all()
+        assert (neurons == weights.down_norm.shape[1]).all()
+    assert not dense.leaves_out_in_layers(10**6)
+    # Of the head, and of values where more positions are seen than there are.
+    assert not dense._replace(head_margin=np.ones(3, np.float32)).leaves_out_in_layers(10**6)
+    some_values = dense._replace(attention_threshold=np.ones(3, np.float32), attention_from=100)
+    assert [some_values.leaves_out_in_layers(n) for n in (99, 100)] == [False, True]
+    for name in ("gate_threshold", "threshold", "output_threshold", "input_threshold"):
+        assert dense._replace(**{name: getattr(dense, name) + 1}).leaves_out_in_layers(1)
+    assert drop_some(weights, 3)._replace(threshold=dense.threshold).leaves_out_in_layers(1)
+
+
+def test_a_text_is_read_as_if_it_were_alone():
+    weights = packed("gemma3_text", "bfloat16")
+    together, _ = read_at_once(weights, drop_some(weights, 3))
+    others, _ = read_at_once(weights, drop_some(weights, 3), [PIECES[0], PIECES[2], PIECES[1]])
+    assert all(np.array_equal(a, b) for a, b in zip(together[0], others[0], strict=True))
+
+
+def test_texts_without_room_or_with_unknown_tokens_are_refused():
+    weights = packed("llama")
+    dense, decoder = everything(weights, 3), Decoder(weights, 2)
+    state = decoder.prefill(PROMPTS, 5, dense)
+    with pytest.raises(IndexError, match="ask prefill for more"):
+        decoder.read(state, PIECES, dense)
+    with pytest.raises(InputError, match="are not all of the model's"):
+        decoder.read(state, [[1], [10**6], [2]], dense)
+    with pytest.raises(InputError, match="without tokens"):
+        decoder.read(state, [[1], [], [2]], dense)
+    assert state.tokens == PROMPTS

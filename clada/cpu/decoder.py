@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,13 +17,15 @@ from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
-from clada.cpu.prompt import Prompts
+from clada.cpu.prompt import Prompts, Read, Text
 from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection
 from clada.system.machine import aligned, return_memory
 
 COLUMNS = 48  # tokens at most of a prompt that runs in one step; more take less time in products of matrices
+
+WORDS_OF = 16  # columns whose words are computed at once: more keep the processor no busier
 
 
 @dataclass
@@ -242,15 +244,16 @@ class Decoder:
         self, state: State, prompts: Sequence[Sequence[int]], dense: Selection, statistics: str | None
     ) -> np.ndarray | None:
         """Run prompts but their last tokens; statistics [B, L, N], or None."""
-        together = Prompts(self.weights, self.team.threads, statistics)
+        texts = [Text(b, 0, prompt[:-1]) for b, prompt in enumerate(prompts) if len(prompt) > 1]
+        long = [text for text in texts if len(text.tokens) > COLUMNS or statistics is not None]
         values = np.zeros((len(prompts), *self.weights.down_norm.shape), np.float32)
-        for b, prompt in enumerate(prompts):
-            tokens = prompt[:-1]
-            if len(tokens) > COLUMNS or (len(tokens) > 0 and statistics is not None):
-                found = together.run(tokens, state.memory.scratch, b)
-                values[b] = 0 if found is None else found
-                state.tokens[b] = list(tokens)
-            elif len(tokens) > 0:
+        if long:
+            found = Prompts(self.weights, self.team.threads, statistics).run(long, state.memory.scratch)
+            for text, of_text in zip(long, found, strict=True):
+                state.tokens[text.sequence] = list(text.tokens)
+                values[text.sequence] = of_text
+        for b, _, tokens in texts:
+            if not state.tokens[b]:
                 pieces = [tokens if other == b else [] for other in range(len(prompts))]
                 self._run(state, pieces, dense, self._wider(state, len(tokens)), asked=len(tokens))
         state.memory.wider.clear()
@@ -290,6 +293,55 @@ class Decoder:
         outcome = _outcome(scratch)
         state.outcome = outcome.rows(np.cumsum([len(piece) for piece in pieces]) - 1)
         return outcome
+
+    def read(self, state: State, pieces: Sequence[Sequence[int]], selection: Selection | None) -> Read:
+        """Run many tokens of every sequence through the layers, in products of matrices as prompts.
+
+        Rules are those of a step, sums are in another order. What follows for the words, `words` says.
+
+        Args:
+            state: from `prefill`, with room left; it moves along, without an outcome.
+            pieces: tokens of every sequence, at least one each.
+            selection: as in `step`; what it leaves out saves no time here. None: nothing is left out.
+        """
+        texts = []
+        for b, (tokens, piece) in enumerate(zip(state.tokens, pieces, strict=True)):
+            check_tokens(self.weights, piece)
+            if len(tokens) + len(piece) > len(state.memory.rotary):
+                raise IndexError(f"no room for {len(piece)} tokens after {len(tokens)}; ask prefill for more")
+            texts.append(Text(b, len(tokens), piece))
+        with self.lock:
+            read = Prompts(self.weights, self.team.threads).read(texts, state.memory.scratch, selection)
+        for tokens, piece in zip(state.tokens, pieces, strict=True):
+            tokens.extend(piece)
+        return read
+
+    def words(self, residual: np.ndarray, sequences: np.ndarray, selection: Selection) -> Iterator[Outcome]:
+        """What the layers' output says of the next word, for some rows at a time.
+
+        Args:
+            residual: float32 [n, H], of `read`.
+            sequences: [n], of which sequence of the selection each row is.
+            selection: what is left out of the output head.
+
+        Yields:
+            of `WORDS_OF` rows, or what is left of them, in their order; overwritten by the next ones.
+        """
+        tensors, batch = self.weights.tensors, len(selection.head_margin)
+        arguments = box(tensors), box(self.weights.constants), box(selection)
+        scratches = {}
+        for begin in range(0, len(residual), WORDS_OF):
+            rows = residual[begin : begin + WORDS_OF]
+            if len(rows) not in scratches:
+                scratch = self._buffers(len(rows), self._caches(batch, 1))
+                scratch.layers_done[0] = len(tensors.output)
+                scratches[len(rows)] = scratch, box(scratch)
+            scratch, boxed = scratches[len(rows)]
+            scratch.residual[:] = rows
+            scratch.sequence[:] = sequences[begin : begin + WORDS_OF]
+            with self.lock:
+                self.team.run(decode_step, arguments[0], arguments[1], boxed, arguments[2])
+            yield _outcome(scratch)
 
     def keep(self, state: State, counts: Sequence[int]) -> None:
         """Stand within the last `run`: of the tokens that it ran, every sequence has the first so many, and no others.
@@ -422,14 +474,16 @@ class Decoder:
 
     def _scratch(self, batch: int, positions: int) -> Scratch:
         """Caches for so many sequences of so many positions, and buffers for one column of each."""
+        return self._buffers(batch, self._caches(batch, positions))
+
+    def _caches(self, batch: int, positions: int) -> _Caches:
         c, layers = self.weights.constants, len(self.weights.tensors.output)
         blocks, cached = -(-positions // LANES), self.weights.precision.unscaled.dtype
-        caches = _Caches(
+        return _Caches(
             aligned((batch, layers, c.kv_heads, blocks, c.head_dim * LANES), cached),
             aligned((batch, layers, c.kv_heads, blocks * LANES, c.head_dim), cached),
             _zeros(batch, layers, c.kv_heads, c.head_dim),
         )
-        return self._buffers(batch, caches)
 
     def _buffers(self, batch: int, caches: _Caches | Scratch) -> Scratch:
         """Caches with buffers for so many columns."""
@@ -444,6 +498,7 @@ class Decoder:
             position=np.zeros(batch, np.int64),
             columns=np.arange(batch),
             asked_from=np.zeros(1, np.int64),
+            layers_done=np.zeros(1, np.int64),
             rotary=f(batch, *rotary.shape[1:]),
             keys=caches.keys,
             values=caches.values,

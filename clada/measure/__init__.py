@@ -1,6 +1,6 @@
 """What leaving out costs and gains: loss, speed, tasks, and other engines.
 
-    loss.py          perplexity and divergence of a text, by the engine's own steps
+    loss.py          perplexity and divergence of a text, by the engine's own rules
     tables.py        the tables of a plan, from a calibration text
     search.py        the largest share that may be left out within a loss
     comparison.py    speed and loss of methods on the same work

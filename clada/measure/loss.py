@@ -1,27 +1,28 @@
-"""What a policy costs: loss of a text's own tokens, decoded by the engine's own steps, against the dense model's.
+"""What a policy costs: loss of a text's own tokens under the engine's own rules, against the dense model's.
 
-Windows of text are run as a prompt, dense, and then as the policy says: some tokens of each window in one step where
-every token computes the same, else token by token, as loads are those of the policy's own distributions.
+Windows of text are run as a prompt, dense, and then as the policy says. Where loads change nothing, all tokens go
+through the layers at once, and the kernels' own output head says what it makes of them; layers that leave nothing out
+run once for all policies. Under a load rule a window is decoded token by token, as loads are those of the policy's own
+distributions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from clada.cpu.decoder import Bookmark, Decoder, Outcome, State
+from clada.cpu.prompt import Read
 from clada.decoding import decide, given, steps
 from clada.methods.policy import Policy
+from clada.methods.selection import Selection
 
 BATCH = 8  # windows side by side: a row of weights is read once for all
-
-PIECE = 2  # tokens of each window in a step, where they may be: more keep the processor no busier
 
 
 @dataclass(frozen=True)
@@ -79,39 +80,36 @@ class Scorer:
         progress: Callable[[], Any] = lambda: None,
     ) -> None:
         self.decoder, self.prompt, self.progress = decoder, prompt, progress
-        self.windows = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
+        self.windows = [np.array(windows[i : i + BATCH]) for i in range(0, len(windows), BATCH)]
         self.starts: list[tuple[State, Bookmark]] = []
         for batch in self.windows:
-            room = len(batch[0]) - prompt
-            state = decoder.prefill([w[:prompt] for w in batch], room, dense.dense(len(batch)), statistics)
+            room = batch.shape[1] - prompt
+            state = decoder.prefill(batch[:, :prompt].tolist(), room, dense.dense(len(batch)), statistics)
             self.starts.append((state, decoder.bookmark(state)))
+        self._dense: dict[int, Read] = {}  # by batch, of layers that leave nothing out
 
     def score(self, policy: Policy, reference: Policy | None = None) -> Loss:
-        """Decode every window's own tokens as the policy says.
+        """Score every window's own tokens as the policy says.
 
         Args:
             policy: of the weights that the decoder runs.
-            reference: also measure the divergence from this one; costs its decoding on top.
+            reference: also measure the divergence from this one, which has no load rule.
         """
         return self.score_all([policy], reference)[0]
 
-    def score_all(self, policies: Sequence[Policy], reference: Policy | None = None) -> list[Loss]:
-        """The same for several policies, against one run of the reference."""
-        parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in policies]
-        for i, batch in enumerate(self.windows):
-            windows = np.array(batch)
-            expected: list[np.ndarray] = []
-            if reference is not None:
-                self._run(i, windows, reference, expected.append)
-            for policy, measured in zip(policies, parts, strict=True):
-                divergence: list[np.ndarray] = []
-
-                see = partial(_compare, expected, divergence) if expected else None
-                measured.append((*self._run(i, windows, policy, see), np.array(divergence).T))
+    def score_all(
+        self, policies: Sequence[Policy], reference: Policy | None = None, batches: int | None = None
+    ) -> list[Loss]:
+        """The same for several policies; `batches` of windows of `BATCH`, None for all of them."""
+        parts: list[list[_Scored]] = [[] for _ in policies]
+        for i in range(len(self.windows))[:batches]:
+            for policy, scored in zip(policies, parts, strict=True):
+                run = self._run_by_steps if policy.coefficients.has_rule else self._run_at_once
+                scored.append(run(i, policy, reference))
             self.progress()
-        return [self._loss(measured, reference is not None) for measured in parts]
+        return [self._loss(scored, diverges=reference is not None) for scored in parts]
 
-    def _loss(self, parts: list[tuple[np.ndarray, ...]], diverges: bool) -> Loss:
+    def _loss(self, parts: list[_Scored], *, diverges: bool) -> Loss:
         surprisal, entropy, active, divergence = (np.concatenate(values) for values in zip(*parts, strict=True))
         return Loss(
             nll=surprisal.mean(1) * math.log(2),
@@ -122,73 +120,109 @@ class Scorer:
             entropy=entropy,
         )
 
-    def _run(
-        self, i: int, windows: np.ndarray, policy: Policy, see: Callable[[np.ndarray], Any] | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Surprisal and entropy of every scored token in bits, and neurons active in every step, [windows, steps].
-
-        Args:
-            i: number of the batch.
-            windows: its token ids.
-            policy: what is computed.
-            see: given the log-probabilities [B, V] before every scored token.
-        """
+    def _run_by_steps(self, i: int, policy: Policy, reference: Policy | None) -> _Scored:
+        """Score a batch of windows token by token."""
         state, mark = self.starts[i]
-        self.decoder.rewind(state, mark)
-        if not policy.coefficients.has_rule:
-            return self._run_in_pieces(state, windows[:, self.prompt :], policy, see)
-        own_tokens = given(windows[:, self.prompt :].T.tolist())
+        tokens = self.windows[i][:, self.prompt :]
+        own_tokens, divergence = given(tokens.T.tolist()), _Divergence(self._expected(i, reference))
+        self.decoder.rewind(state, mark)  # the reference has moved it
 
         def sampler(state: State, sequences: Sequence[int]) -> list[int]:
-            if see is not None:
-                outcome = state.outcome
-                see((outcome.logits - outcome.log_total[:, None]).astype(np.float32))
+            divergence.note(state.outcome)
             return own_tokens(state, sequences)
 
         # The last token is scored, but nothing follows that it would have to run for.
-        active = []
-        records = []
-        for record in steps(self.decoder, policy, state, sampler, windows.shape[1] - self.prompt - 1):
+        active, records = [], []
+        for record in steps(self.decoder, policy, state, sampler, tokens.shape[1] - 1):
             records.append(record)
             active.append(state.outcome.active.copy())
-        rules = [policy.coefficients.loads] * len(windows)
-        records.append(decide(state, list(range(len(windows))), sampler, rules))
+        rules = [policy.coefficients.loads] * len(tokens)
+        records.append(decide(state, list(range(len(tokens))), sampler, rules))
         loads = [(record.surprisal, record.entropy) for record in records]
         surprisal, entropy = np.ascontiguousarray(np.array(loads).transpose(1, 2, 0))
-        return surprisal, entropy, np.array(active or [np.zeros(len(windows))], float).T
+        return _Scored(
+            surprisal, entropy, np.array(active or [np.zeros(len(tokens))], float).T, divergence.of(len(tokens))
+        )
 
-    def _run_in_pieces(
-        self, state: State, tokens: np.ndarray, policy: Policy, see: Callable[[np.ndarray], Any] | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same of a policy under which no load changes anything; `tokens` [windows, scored] follow the state."""
-        n, length = tokens.shape
-        selection = policy.selection([(False, False)] * n, policy.needed(state.statistics))
-        loads, active = np.empty((2, n, length)), np.zeros((n, max(1, length - 1)))
-
-        def look(outcome: Outcome, begin: int, count: int) -> None:
-            """Note what was known before each of the tokens that follow `count` positions of every window."""
+    def _run_at_once(self, i: int, policy: Policy, reference: Policy | None) -> _Scored:
+        """The same where no load changes anything: tokens of all windows side by side, one after the other."""
+        tokens = self.windows[i][:, self.prompt :]
+        n, following, loads = len(tokens), iter(tokens.T.ravel().tolist()), []
+        divergence = _Divergence(self._expected(i, reference))
+        read = self._read(i, policy)
+        for outcome in self._outcomes(i, policy, read):
             outcome.check()
-            for k in range(count):
-                rows = np.arange(k, n * count, count)
-                loads[:, :, begin + k] = [
-                    *zip(
-                        *(outcome.load(int(row), int(tokens[b, begin + k])) for b, row in enumerate(rows)), strict=True
-                    )
-                ]
-                if see is not None:
-                    see((outcome.logits[rows] - outcome.log_total[rows, None]).astype(np.float32))
+            loads += [outcome.load(row, next(following)) for row in range(len(outcome.best))]
+            divergence.note(outcome)
+        surprisal, entropy = np.array(loads).T.reshape(2, -1, n).transpose(0, 2, 1)
+        active = np.zeros((n, 1)) if read is None else read.neurons.sum(-1, dtype=float).reshape(n, -1)
+        return _Scored(surprisal, entropy, active, divergence.of(n))
 
-        look(state.outcome, 0, 1)
-        # The last token is scored, but nothing follows that it would have to run for.
-        for begin in range(0, length - 1, PIECE):
-            end = min(begin + PIECE, length - 1)
-            outcome = self.decoder.run(state, tokens[:, begin:end].tolist(), selection)
-            active[:, begin:end] = outcome.active.reshape(n, -1)
-            look(outcome, begin + 1, end - begin)
-        return loads[0], loads[1], active
+    def _selection(self, i: int, policy: Policy) -> Selection:
+        state, _ = self.starts[i]
+        return policy.selection([(False, False)] * len(self.windows[i]), policy.needed(state.statistics))
+
+    def _read(self, i: int, policy: Policy) -> Read | None:
+        """What the layers make of all tokens but the last, after which nothing is scored; None where there is one."""
+        state, mark = self.starts[i]
+        pieces = self.windows[i][:, self.prompt : -1].tolist()
+        if not pieces[0]:
+            return None
+        selection = self._selection(i, policy)
+        if not selection.leaves_out_in_layers(self.windows[i].shape[1]):
+            if i not in self._dense:
+                self.decoder.rewind(state, mark)
+                self._dense[i] = self.decoder.read(state, pieces, None)
+            return self._dense[i]
+        self.decoder.rewind(state, mark)
+        return self.decoder.read(state, pieces, selection)
+
+    def _outcomes(self, i: int, policy: Policy, read: Read | None) -> Iterator[Outcome]:
+        """What is known before every scored token, for some rows at a time: of all windows, position by position."""
+        _, mark = self.starts[i]
+        yield mark.outcome
+        if read is not None:
+            n = len(self.windows[i])
+            order = np.arange(len(read.residual)).reshape(n, -1).T.ravel()
+            yield from self.decoder.words(
+                read.residual[order], np.tile(np.arange(n), len(order) // n), self._selection(i, policy)
+            )
+
+    def _expected(self, i: int, reference: Policy | None) -> Iterator[np.ndarray] | None:
+        """Log-probabilities [V] before every scored token, in the order of `_outcomes`."""
+        if reference is None:
+            return None
+        outcomes = self._outcomes(i, reference, self._read(i, reference))
+        return (_log_p(outcome, row) for outcome in outcomes for row in range(len(outcome.best)))
 
 
-def _compare(expected: list[np.ndarray], divergence: list[np.ndarray], log_p: np.ndarray) -> None:
-    """Note the divergence of a step's log-probabilities [B, V] from those expected at that step."""
-    reference = expected[len(divergence)]
-    divergence.append(np.einsum("bv,bv->b", np.exp(reference), reference - log_p))
+class _Scored(NamedTuple):
+    """Of a batch of windows."""
+
+    surprisal: np.ndarray  # [windows, tokens] bits
+    entropy: np.ndarray  # [windows, tokens] bits
+    active: np.ndarray  # [windows, steps], neurons
+    divergence: np.ndarray  # [windows, tokens] nats, or [0, 0]
+
+
+class _Divergence:
+    """Notes the divergence of distributions from those expected at their places, nothing where none are."""
+
+    def __init__(self, expected: Iterator[np.ndarray] | None) -> None:
+        self.expected = expected
+        self.noted: list[float] = []
+
+    def note(self, outcome: Outcome) -> None:
+        """Of the next rows."""
+        if self.expected is not None:
+            for row in range(len(outcome.best)):
+                reference = next(self.expected)
+                self.noted.append(float(np.exp(reference) @ (reference - _log_p(outcome, row))))
+
+    def of(self, windows: int) -> np.ndarray:
+        """All of it, [windows, tokens]."""
+        return np.array(self.noted).reshape(-1, windows).T
+
+
+def _log_p(outcome: Outcome, row: int) -> np.ndarray:
+    return np.asarray(outcome.logits[row] - outcome.log_total[row], np.float32)

@@ -1,9 +1,9 @@
 """The largest share that a method may leave out within a loss budget (Eq. 10).
 
 The share grows step by step as long as the loss stays within three quarters of the budget, the rest being for other
-texts: the rise of perplexity over the dense model, its upper 95 % bound, on held windows, decoded by the engine's own
-steps with the load rule active. Steps are fixed beforehand and the first failure ends the search (fixed-sequence
-testing), so the bound of the chosen step holds although several were tried on the same text.
+texts: the rise of perplexity over the dense model, its upper 95 % bound, on held windows, by the engine's own rules
+with the load rule active. Steps are fixed beforehand and the first failure ends the search (fixed-sequence testing), so
+the bound of the chosen step holds although several were tried on the same text.
 
 Thresholds are judged by the model's output alone. Giving every layer the same error of its own is ruinous: a few
 massive activations own it.
@@ -29,7 +29,7 @@ from clada.methods.registry import method_of, shares_of
 
 PROMPT = 256
 
-DIVERGENCE_WINDOWS = 16
+DIVERGENCE_BATCHES = 2  # of windows
 
 # Shares that are tested, one after the other; below the first little is saved.
 SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
@@ -89,11 +89,7 @@ def search(
 
     dense = DENSE.policy(parts.weights)
     with tqdm(desc=f"calibrate {method} {dtype}", unit="batch", file=sys.stderr) as progress:
-
-        def scorer(part: Sequence[Sequence[int]]) -> Scorer:
-            return Scorer(parts.decoder, part, PROMPT, dense, parts.policy.statistics, progress.update)
-
-        held_out = scorer(windows)
+        held_out = Scorer(parts.decoder, windows, PROMPT, dense, parts.policy.statistics, progress.update)
         dense_loss = held_out.score(dense)
         best: dict[float, tuple[Shares, Loss]] = {budget: (Shares(), dense_loss) for budget in budgets}
         open_budgets = list(budgets)
@@ -110,8 +106,8 @@ def search(
         # The divergence from the model that leaves nothing out; it varies far less than the loss, so that a part of
         # the windows is enough for what needs the dense model's every distribution beside the method's own.
         chosen = list(dict.fromkeys(shares for shares, _ in best.values()))
-        part = scorer(windows[:DIVERGENCE_WINDOWS])
-        diverged = dict(zip(chosen, part.score_all([policy(shares) for shares in chosen], dense), strict=True))
+        some = held_out.score_all([policy(shares) for shares in chosen], dense, DIVERGENCE_BATCHES)
+        diverged = dict(zip(chosen, some, strict=True))
     settings = []
     for budget, (shares, loss) in best.items():
         rise, _, upper = loss.rise(dense_loss)

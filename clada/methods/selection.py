@@ -31,6 +31,12 @@ class Selection(NamedTuple):
     screen_threshold: np.ndarray  # [B], on |z_k| screen_weight_k
     head_margin: np.ndarray  # [B], words whose screened log-probability is below the negative of it keep it
 
+    def leaves_out_in_layers(self, positions: int) -> bool:
+        """Whether anything before the output head may be left out, within so many positions."""
+        thresholds = (self.gate_threshold, self.threshold, self.output_threshold, self.input_threshold)
+        values = positions >= self.attention_from and self.attention_threshold.any()
+        return bool(values or len(self.needed) or any(threshold.any() for threshold in thresholds))
+
 
 @dataclass(frozen=True)
 class Norms:

@@ -95,6 +95,7 @@ class Scratch(NamedTuple):
     position: np.ndarray  # [B]
     columns: np.ndarray  # [B], 0 to B - 1: lists of them are arguments
     asked_from: np.ndarray  # [1], the first column whose logits are asked for; later ones are too
+    layers_done: np.ndarray  # [1], layers that ran elsewhere, which `residual` comes out of; 0: columns begin as tokens
     rotary: np.ndarray  # [B, R, 2, rotary width], cosines and sines
     keys: np.ndarray  # [S, L, kv heads, C / 16, D * 16], blocks of positions, which lie side by side for each of D
     values: np.ndarray  # [S, L, kv heads, C, D]

@@ -127,12 +127,13 @@ def decode_step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-d
 @njit(fastmath=FASTMATH, _nrt=False, error_model="numpy")
 def _step(t, threads, sync, w, c, s, select):  # type: ignore[no-untyped-def]
     begin_call(t, sync)
-    _embed_tokens(t, w, c, s)
+    if s.layers_done[0] == 0:
+        _embed_tokens(t, w, c, s)
     for i in range(s.reads.shape[1]):
         s.reads[t, i] = 0
     rows = s.qkv.shape[1]
     begin, end = rows * t // threads, rows * (t + 1) // threads
-    for layer in range(w.qkv.shape[0]):
+    for layer in range(s.layers_done[0], w.qkv.shape[0]):
         _into_normed(t, layer, BEFORE_ATTENTION, w, c, s)
         if c.layout == BY_INPUT:
             s.reads[t, READ_ATTENTION] += project_inputs(
