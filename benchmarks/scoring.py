@@ -35,7 +35,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 METHODS = ("dense", "clada")
 
 # Every token's load is judged, and none is high: scored as under any other rule, with the thresholds of no rule.
-NO_EFFECT = Coefficients(1e-12, 0.0, tau_surprisal_bits=math.inf, tau_entropy_bits=math.inf)
+NO_EFFECT = Coefficients(1e-12, 0.0, tau_surprisal_bits=1e6, tau_entropy_bits=1e6)
 
 
 def measure(model: Any, dtype: str, windows: list[list[int]]) -> list[dict[str, Any]]:
