@@ -242,9 +242,9 @@ TABLES = (
         "Scoring",
         "Each row is a precision and a method: the second halves of 16 windows of 512 tokens of XSum scored by SmolLM2-"
         "135M, all tokens *at once* and token *by token*, eight windows side by side. Tokens per second, medians of "
-        "three interleaved rounds, without the prompts. *Loss* is in nats per token. *Difference* is of both ways, with "
-        "its standard error: a neuron at its threshold may fall on either side. At `int8` the plan leaves out words "
-        "alone, so that its layers are those of dense, which ran before.",
+        "three interleaved rounds, without the prompts. *Loss* is in nats per token. *Difference* is of both ways, "
+        "with its standard error: a neuron at its threshold may fall on either side. At `int8` the plan leaves out "
+        "words alone, so that its layers are those of dense, which ran before.",
         f"python benchmarks/scoring.py {TEXT}",
         ("scoring.jsonl",),
         (
