@@ -336,11 +336,9 @@ class Prompts:
         group = c.heads // c.kv_heads
         at, end, window = piece.first + some.start, piece.first + some.stop, int(c.window[layer])
         begin = max(0, at + 1 - window)
-        least = (
-            0
-            if select is None or min(end, window) < select.attention_from
-            else (select.attention_threshold[piece.sequence])
-        )
+        least, least_positions = 0.0, 0
+        if select is not None and min(end, window) >= select.attention_from:
+            least, least_positions = float(select.attention_threshold[piece.sequence]), select.attention_from
         totals = np.empty(n * group, np.float32)
         for kv in range(c.kv_heads):
             heads = slice(kv * group, (kv + 1) * group)  # those that share keys and values
@@ -348,9 +346,8 @@ class Prompts:
             weigh(scores, totals, at, group, begin, window, c.softcap)
             values = piece.values[kv, begin:end]
             if least > 0:
-                assert select is not None
                 scores /= totals[:, None]
-                mixed = _mix_some(scores.reshape(n, group, -1), values, at, begin, window, least, select.attention_from)
+                mixed = _mix_some(scores.reshape(n, group, -1), values, at, begin, window, least, least_positions)
             else:
                 mixed = scores @ values
                 mixed /= totals[:, None]
