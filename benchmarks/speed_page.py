@@ -254,7 +254,7 @@ TABLES = (
             ("by token", number("by_steps")),
             ("ratio", number("ratio", 2)),
             ("loss", number("nll", 4)),
-            ("difference", lambda row: f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"),
+            ("difference", lambda row: f"{row['difference']:+.2g} ± {row['standard_error']:.2g}"),
         ),
         lines,
     ),

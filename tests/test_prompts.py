@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import threadpoolctl
-from test_kernels import PROMPTS, continuous, drop_some, everything
+from test_kernels import PROMPTS, TOLERANCE, continuous, drop_some, everything
 from test_positions import packed
 from tiny_models import CONFIGS, tokens
 
@@ -127,11 +127,11 @@ def read_at_once(weights, selection, pieces=PIECES):
     """Logits after every token and neurons of every layer, by sequence; and where the state stands then."""
     decoder = Decoder(weights, 2)
     state = decoder.prefill(PROMPTS, 20, everything(weights, 3))
-    read = decoder.read(state, pieces, selection)
+    hidden = decoder.read(state, pieces, selection)
     which = np.repeat(np.arange(3), [len(piece) for piece in pieces])
     rest = everything(weights, 3) if selection is None else selection
-    logits = np.concatenate([outcome.logits.copy() for outcome in decoder.words(read.residual, which, rest)])
-    return [(logits[which == b], read.neurons[which == b]) for b in range(3)], state
+    logits = np.concatenate([outcome.logits.copy() for outcome in decoder.output_head(hidden.residual, which, rest)])
+    return [(logits[which == b], hidden.neurons[which == b]) for b in range(3)], state
 
 
 def read_by_steps(weights, selection):
@@ -174,6 +174,19 @@ def test_texts_read_at_once_leave_out_what_steps_leave_out(family, layout, which
         assert state.tokens[b] == [*PROMPTS[b], *PIECES[b]]
         sums = alone[b].memory.scratch.value_sum[0]
         assert np.abs(state.memory.scratch.value_sum[b] - sums).max() <= 10 * tolerance * np.abs(sums).max()
+
+
+@pytest.mark.parametrize("selection_of", [everything, continuous])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_texts_read_at_once_are_those_of_steps_at_every_precision(family, dtype, selection_of):
+    weights = packed(family, dtype)
+    selection = selection_of(weights, 3)
+    for (logits, neurons), (of_steps, counted) in zip(
+        read_at_once(weights, selection)[0], read_by_steps(weights, selection)[0], strict=True
+    ):
+        assert np.abs(logits - of_steps).max() <= TOLERANCE[dtype] * np.abs(of_steps).max()
+        assert np.array_equal(neurons, counted)
 
 
 def test_a_selection_of_nothing_and_none_are_the_same_and_leave_layers_whole():

@@ -17,7 +17,7 @@ from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
-from clada.cpu.prompt import Prompts, Read, Text
+from clada.cpu.prompt import HiddenStates, Prompts, Text
 from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection
@@ -25,7 +25,7 @@ from clada.system.machine import aligned, return_memory
 
 COLUMNS = 48  # tokens at most of a prompt that runs in one step; more take less time in products of matrices
 
-WORDS_OF = 16  # columns whose words are computed at once: more keep the processor no busier
+HEAD_COLUMNS = 16  # that the output head computes at once: more keep the processor no busier
 
 
 @dataclass
@@ -294,15 +294,22 @@ class Decoder:
         state.outcome = outcome.rows(np.cumsum([len(piece) for piece in pieces]) - 1)
         return outcome
 
-    def read(self, state: State, pieces: Sequence[Sequence[int]], selection: Selection | None) -> Read:
+    def read(self, state: State, pieces: Sequence[Sequence[int]], selection: Selection | None) -> HiddenStates:
         """Run many tokens of every sequence through the layers, in products of matrices as prompts.
 
-        Rules are those of a step, sums are in another order. What follows for the words, `words` says.
+        Rules are those of a step, sums are in another order. Logits of what comes out gives `output_head`.
 
         Args:
-            state: from `prefill`, with room left; it moves along, without an outcome.
+            state: from `prefill`, with room left; it moves along, but its outcome stays as it was.
             pieces: tokens of every sequence, at least one each.
             selection: as in `step`; what it leaves out saves no time here. None: nothing is left out.
+
+        Returns:
+            of all tokens, those of the first sequence first.
+
+        Raises:
+            InputError: a piece without tokens, or a token without an embedding.
+            IndexError: there is no room.
         """
         texts = []
         for b, (tokens, piece) in enumerate(zip(state.tokens, pieces, strict=True)):
@@ -311,34 +318,34 @@ class Decoder:
                 raise IndexError(f"no room for {len(piece)} tokens after {len(tokens)}; ask prefill for more")
             texts.append(Text(b, len(tokens), piece))
         with self.lock:
-            read = Prompts(self.weights, self.team.threads).read(texts, state.memory.scratch, selection)
+            hidden = Prompts(self.weights, self.team.threads).read(texts, state.memory.scratch, selection)
         for tokens, piece in zip(state.tokens, pieces, strict=True):
             tokens.extend(piece)
-        return read
+        return hidden
 
-    def words(self, residual: np.ndarray, sequences: np.ndarray, selection: Selection) -> Iterator[Outcome]:
-        """What the layers' output says of the next word, for some rows at a time.
+    def output_head(self, residual: np.ndarray, sequences: np.ndarray, selection: Selection) -> Iterator[Outcome]:
+        """Logits of the next token and what follows from them, of hidden states.
 
         Args:
             residual: float32 [n, H], of `read`.
-            sequences: [n], of which sequence of the selection each row is.
+            sequences: [n], of which sequence of the selection each row is, in any order.
             selection: what is left out of the output head.
 
         Yields:
-            of `WORDS_OF` rows, or what is left of them, in their order; overwritten by the next ones.
+            of `HEAD_COLUMNS` rows, or what is left of them, in their order; overwritten by the next ones.
         """
         tensors, batch = self.weights.tensors, len(selection.head_margin)
         arguments = box(tensors), box(self.weights.constants), box(selection)
         scratches = {}
-        for begin in range(0, len(residual), WORDS_OF):
-            rows = residual[begin : begin + WORDS_OF]
+        for begin in range(0, len(residual), HEAD_COLUMNS):
+            rows = residual[begin : begin + HEAD_COLUMNS]
             if len(rows) not in scratches:
                 scratch = self._buffers(len(rows), self._caches(batch, 1))
                 scratch.layers_done[0] = len(tensors.output)
                 scratches[len(rows)] = scratch, box(scratch)
             scratch, boxed = scratches[len(rows)]
             scratch.residual[:] = rows
-            scratch.sequence[:] = sequences[begin : begin + WORDS_OF]
+            scratch.sequence[:] = sequences[begin : begin + HEAD_COLUMNS]
             with self.lock:
                 self.team.run(decode_step, arguments[0], arguments[1], boxed, arguments[2])
             yield _outcome(scratch)

@@ -80,7 +80,7 @@ class Text(NamedTuple):
     tokens: Sequence[int]
 
 
-class Read(NamedTuple):
+class HiddenStates(NamedTuple):
     """What the layers made of some tokens, those of the first text first; n of them."""
 
     residual: np.ndarray  # float32 [n, H], after the last layer
@@ -168,7 +168,7 @@ class Prompts:
             for some, prompt in zip(sums, prompts, strict=True)
         ]
 
-    def read(self, texts: Sequence[Text], scratch: Scratch, select: Selection | None) -> Read:
+    def read(self, texts: Sequence[Text], scratch: Scratch, select: Selection | None) -> HiddenStates:
         """Run texts whose every token is known, each as if it were alone.
 
         Args:
@@ -178,7 +178,9 @@ class Prompts:
         """
         sums = [np.empty((len(self.weights.down_norm), 0))] * len(texts)
         pieces = self._through_layers(texts, scratch, sums, select, 1, whole=True)
-        return Read(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in Read._fields))
+        return HiddenStates(
+            *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in HiddenStates._fields)
+        )
 
     def _through_layers(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from clada.cpu.decoder import Bookmark, Decoder, Outcome, State
-from clada.cpu.prompt import Read
+from clada.cpu.prompt import HiddenStates
 from clada.decoding import decide, given, steps
 from clada.methods.policy import Policy
 from clada.methods.selection import Selection
@@ -86,7 +86,7 @@ class Scorer:
             room = batch.shape[1] - prompt
             state = decoder.prefill(batch[:, :prompt].tolist(), room, dense.dense(len(batch)), statistics)
             self.starts.append((state, decoder.bookmark(state)))
-        self._dense: dict[int, Read] = {}  # by batch, of layers that leave nothing out
+        self._dense: dict[int, HiddenStates] = {}  # by batch, of layers that leave nothing out
 
     def score(self, policy: Policy, reference: Policy | None = None) -> Loss:
         """Score every window's own tokens as the policy says.
@@ -149,50 +149,52 @@ class Scorer:
         tokens = self.windows[i][:, self.prompt :]
         n, following, loads = len(tokens), iter(tokens.T.ravel().tolist()), []
         divergence = _Divergence(self._expected(i, reference))
-        read = self._read(i, policy)
-        for outcome in self._outcomes(i, policy, read):
+        selection = self._selection(i, policy)
+        hidden = self._hidden_states(i, selection)
+        for outcome in self._outcomes(i, selection, hidden):
             outcome.check()
             loads += [outcome.load(row, next(following)) for row in range(len(outcome.best))]
             divergence.note(outcome)
         surprisal, entropy = np.array(loads).T.reshape(2, -1, n).transpose(0, 2, 1)
-        active = np.zeros((n, 1)) if read is None else read.neurons.sum(-1, dtype=float).reshape(n, -1)
+        active = np.zeros((n, 1)) if hidden is None else hidden.neurons.sum(-1, dtype=float).reshape(n, -1)
         return _Scored(surprisal, entropy, active, divergence.of(n))
 
     def _selection(self, i: int, policy: Policy) -> Selection:
+        """What a policy needs of a batch of windows, whatever the load."""
         state, _ = self.starts[i]
         return policy.selection([(False, False)] * len(self.windows[i]), policy.needed(state.statistics))
 
-    def _read(self, i: int, policy: Policy) -> Read | None:
-        """What the layers make of all tokens but the last, after which nothing is scored; None where there is one."""
+    def _hidden_states(self, i: int, selection: Selection) -> HiddenStates | None:
+        """Of all tokens but the last, after which nothing is scored; None where there is one alone."""
         state, mark = self.starts[i]
         pieces = self.windows[i][:, self.prompt : -1].tolist()
         if not pieces[0]:
             return None
-        selection = self._selection(i, policy)
-        if not selection.leaves_out_in_layers(self.windows[i].shape[1]):
-            if i not in self._dense:
-                self.decoder.rewind(state, mark)
-                self._dense[i] = self.decoder.read(state, pieces, None)
+        dense = not selection.leaves_out_in_layers(self.windows[i].shape[1])
+        if dense and i in self._dense:
             return self._dense[i]
         self.decoder.rewind(state, mark)
-        return self.decoder.read(state, pieces, selection)
+        hidden = self.decoder.read(state, pieces, None if dense else selection)
+        if dense:
+            self._dense[i] = hidden
+        return hidden
 
-    def _outcomes(self, i: int, policy: Policy, read: Read | None) -> Iterator[Outcome]:
+    def _outcomes(self, i: int, selection: Selection, hidden: HiddenStates | None) -> Iterator[Outcome]:
         """What is known before every scored token, for some rows at a time: of all windows, position by position."""
         _, mark = self.starts[i]
         yield mark.outcome
-        if read is not None:
+        if hidden is not None:
             n = len(self.windows[i])
-            order = np.arange(len(read.residual)).reshape(n, -1).T.ravel()
-            yield from self.decoder.words(
-                read.residual[order], np.tile(np.arange(n), len(order) // n), self._selection(i, policy)
-            )
+            order = np.arange(len(hidden.residual)).reshape(n, -1).T.ravel()
+            windows = np.tile(np.arange(n), len(order) // n)
+            yield from self.decoder.output_head(hidden.residual[order], windows, selection)
 
     def _expected(self, i: int, reference: Policy | None) -> Iterator[np.ndarray] | None:
         """Log-probabilities [V] before every scored token, in the order of `_outcomes`."""
         if reference is None:
             return None
-        outcomes = self._outcomes(i, reference, self._read(i, reference))
+        selection = self._selection(i, reference)
+        outcomes = self._outcomes(i, selection, self._hidden_states(i, selection))
         return (_log_p(outcome, row) for outcome in outcomes for row in range(len(outcome.best)))
 
 
