@@ -6,7 +6,7 @@
     engine.generate(prompt)             both, for one prompt
     engine.generate_batch(prompts)      both, for several side by side
 
-Prompts run many tokens at once, in products of matrices (`clada.cpu.prompt`); short ones in one step of the kernels.
+Prompts run many tokens at once, in products of matrices (`clada.cpu.prompts`); short ones in one step of the kernels.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from numba import njit
 from clada.cpu.blocks.kinds import BY_NAME
 from clada.cpu.blocks.matrix import coded, coded_of_gguf
 from clada.cpu.kernels.rows import add_listed, add_rows, prepared, prepared_size, project, project_rows
+from clada.cpu.precision import PRECISIONS
+from clada.cpu.prompts import matrices
 from clada.cpu.storage import BlockRows
 
 OUTPUTS, INPUTS = 72, 768
@@ -149,3 +151,91 @@ def test_inputs_that_are_not_numbers_stay_so():
         room = np.zeros((1, prepared_size(64)), np.int16)
         some_products(out, rows.array, rows.scales, x, room, np.arange(40))
         assert not np.isfinite(out).any()
+
+
+# -- tiles, which prompts are multiplied with --------------------------------------------------------------------------
+
+
+def in_tiles(rows, scale, inputs, outputs, *, by_input, precision="file"):
+    """A matrix as prompts have it, unpacked in several parts; its memory held something else before."""
+    room = matrices.TileRoom(PRECISIONS[precision], inputs, outputs, by_input)
+    for array in (room.codes, room.scales, room.minima):
+        array.fill(77)
+    tiles, work = room.of(rows, scale, np.arange(outputs, dtype=np.float32))
+    for part in work:
+        part()
+    return tiles
+
+
+def check_tiles(tiles, wide, x):
+    """Products of inputs, none above 5, side by side and alone, are those with the weights [outputs, inputs]."""
+    found = tiles.times(tiles.prepared(x))
+    # Inputs are rounded to 16 bits of the largest of 32; biases are up to 100, float32 sums of them at 1e-5.
+    error = np.abs(wide).sum(1) * 5 / 65534 + 1e-5 * (len(wide) + np.abs(wide) @ np.abs(x).max(0))
+    assert np.abs(x).max() < 5
+    assert (np.abs(found - (x.astype(np.float64) @ wide.T + np.arange(len(wide)))) <= error).all()
+    for b, own in enumerate(x):
+        assert np.array_equal(tiles.times(tiles.prepared(own[None]))[0], found[b])
+
+
+@pytest.mark.parametrize("by_input", [False, True])
+@pytest.mark.parametrize("outputs", [1, 72, 96])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_products_with_tiles_are_those_with_the_weights(name, outputs, by_input, monkeypatch):
+    monkeypatch.setattr(matrices, "WIDENED", 5000)
+    rng = np.random.default_rng(outputs)
+    inputs = 256 if BY_NAME[name].stepped else 96
+    rows = rows_of(coded_of_gguf(random_blocks(name, outputs, inputs)[0], name), name, transposed=by_input)
+    wide = rows.wide().numpy()
+    tiles = in_tiles(rows.array, rows.scales, inputs, outputs, by_input=by_input)
+    assert tiles.minima.size == (tiles.scales.size if BY_NAME[name].minimum else 0)
+    check_tiles(tiles, wide.T if by_input else wide, rng.standard_normal((7, inputs)).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q8_0"])
+@pytest.mark.parametrize("inputs", [16, 100])
+def test_tiles_of_inputs_that_fill_no_group(name, inputs):
+    rng = np.random.default_rng(inputs)
+    matrix = coded(rng.standard_normal((40, inputs)).astype(np.float32), name)
+    x = rng.standard_normal((3, inputs)).astype(np.float32)
+    for transposed in (False, True):
+        rows = rows_of(matrix, name, transposed=transposed)
+        wide = rows.wide().numpy()
+        tiles = in_tiles(rows.array, rows.scales, inputs, 40, by_input=transposed)
+        check_tiles(tiles, wide.T if transposed else wide, x)
+
+
+def test_tiles_of_rows_of_several_kinds():
+    """As queries, keys and values of a file may be: groups of 32 and of 16, with minima and without."""
+    rng = np.random.default_rng(0)
+    names = {"Q4_K": 40, "Q6_K": 30, "Q8_0": 10}
+    parts = [coded_of_gguf(random_blocks(name, outputs, 512)[0], name) for name, outputs in names.items()]
+    rows = BlockRows.empty([[*names.items()]], 512)[0]
+    rows.put(parts)
+    tiles = in_tiles(rows.array, rows.scales, 512, 80, by_input=False)
+    check_tiles(tiles, rows.wide().numpy(), rng.standard_normal((5, 512)).astype(np.float32))
+
+
+@pytest.mark.parametrize("by_input", [False, True])
+def test_tiles_of_whole_numbers_with_a_scale_for_each_output(by_input):
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-127, 128, (72, 100)).astype(np.int8)
+    scale = rng.random(72).astype(np.float32) / 100
+    rows = np.ascontiguousarray(codes.T) if by_input else codes
+    tiles = in_tiles(rows, scale, 100, 72, by_input=by_input, precision="int8")
+    check_tiles(tiles, codes * scale[:, None], rng.standard_normal((6, 100)).astype(np.float32))
+
+
+def test_the_largest_sums_of_a_tile_are_whole():
+    """Codes of eight bits and inputs of sixteen, all as large as they can be."""
+    rows = np.array([[127] * 64, [-127] * 64], np.int8)
+    tiles = in_tiles(rows, np.ones(2, np.float32), 64, 2, by_input=False, precision="int8")
+    found = tiles.times(tiles.prepared(np.full((1, 64), 3, np.float32)))
+    assert np.allclose(found, [[127 * 64 * 3, 1 - 127 * 64 * 3]], rtol=1e-6, atol=0)  # some float32 roundings
+
+
+def test_inputs_of_tiles_that_are_not_numbers_stay_so():
+    rows = rows_of(coded(np.ones((40, 64), np.float32), "Q4_1"), "Q4_1")
+    tiles = in_tiles(rows.array, rows.scales, 64, 40, by_input=False)
+    for value in (np.nan, np.inf):
+        assert not np.isfinite(tiles.times(tiles.prepared(np.full((1, 64), value, np.float32)))).any()

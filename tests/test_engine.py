@@ -268,7 +268,7 @@ def test_prompts_run_in_pieces(family, method, monkeypatch):
     plan = plan_of(model, Shares(prompt=0.5), methods=[method])
     engine = Engine(model, None, method=method, plan=plan, coefficients="none")
     whole = engine.prefill([PROMPT])
-    monkeypatch.setattr("clada.cpu.prompt.PIECE", 7)
+    monkeypatch.setattr("clada.cpu.prompts.layers.PIECE", 7)
     pieces = engine.prefill([PROMPT])
     # float32 sums in another order
     assert np.abs(pieces.outcome.logits - whole.outcome.logits).max() < 1e-4

@@ -43,17 +43,25 @@ def copied(tmp_path):
     return tmp_path / "copy"
 
 
+def imports_of(file):
+    """The modules of ours that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("clada"))
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("clada"):
+            yield node.module
+
+
 def test_every_source_that_kernels_import_is_in_the_stamp():
-    """A constant of another module is compiled into the kernels too."""
-    imported = set()
-    for file in kernel_cache.KERNELS.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported.update(name.name for name in node.names if name.name.startswith("clada"))
-            elif isinstance(node, ast.ImportFrom) and node.module.startswith("clada"):
-                imported.add(node.module)
-    outside = {name for name in imported if not name.startswith("clada.cpu.kernels.")}
-    # The cache itself decides what is compiled when, not what it is compiled to.
+    """A constant of another module is compiled into the kernels too; so is what the modules of instructions import."""
+    seen, files = set(), list(kernel_cache.KERNELS.glob("*.py"))
+    while files:
+        for name in set(imports_of(files.pop())) - seen:
+            seen.add(name)
+            # The cache itself decides what is compiled when, not what it is compiled to.
+            if name.startswith("clada.cpu.") and name != "clada.cpu.kernel_cache":
+                files.append(PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"))
+    outside = {name for name in seen if not name.startswith("clada.cpu.kernels.")}
     assert outside == {module.__name__ for module in kernel_cache.COMPILED_IN} | {"clada.cpu.kernel_cache"}
 
 

@@ -16,8 +16,8 @@ from tiny_models import CONFIGS, tiny_model, tokens
 
 from clada.cpu.decoder import Decoder
 from clada.cpu.kernels.arguments import READ_CACHE
+from clada.cpu.kernels.head import SCREEN_TILE
 from clada.cpu.kernels.rows import add_rows, project_rows
-from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES, highest
 from clada.cpu.pack import pack

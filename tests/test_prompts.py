@@ -9,8 +9,9 @@ from test_kernels import PROMPTS, TOLERANCE, continuous, drop_some, everything
 from test_positions import packed
 from tiny_models import CONFIGS, tokens
 
-from clada.cpu import decoder, prompt
+from clada.cpu import decoder
 from clada.cpu.decoder import Decoder
+from clada.cpu.prompts import layers, matrices
 from clada.errors import InputError
 from clada.reference.decoder import TorchDecoder
 
@@ -42,12 +43,20 @@ def prefilled(weights, monkeypatch, text=TEXT, *, in_steps=False, threads=2, sta
     return Decoder(weights, threads).prefill([text], 1, everything(weights, 1), statistics)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "layout"),
-    [*itertools.product(["float32", "bfloat16", "int8"], ["matrix", "input"]), ("int4", "matrix")],
-)
+# Precision, layout, and whether codes are multiplied as whole numbers, which the processor decides elsewhere.
+FORMS = [
+    *itertools.product(["float32", "bfloat16", "int8"], ["matrix", "input"], [False]),
+    ("int8", "matrix", True),
+    ("int8", "input", True),
+    ("int4", "matrix", False),
+    ("int4", "matrix", True),
+]
+
+
+@pytest.mark.parametrize(("dtype", "layout", "whole_numbers"), FORMS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_a_prompt_leaves_what_steps_of_the_kernels_leave(family, dtype, layout, monkeypatch):
+def test_a_prompt_leaves_what_steps_of_the_kernels_leave(family, dtype, layout, whole_numbers, monkeypatch):
+    monkeypatch.setattr(matrices, "IN_ONE_INSTRUCTION", whole_numbers)
     weights = packed(family, dtype, layout)
     ours, theirs = prefilled(weights, monkeypatch), prefilled(weights, monkeypatch, in_steps=True)
     close(ours.outcome.logits, theirs.outcome.logits, dtype)
@@ -61,8 +70,9 @@ def test_a_prompt_in_pieces_and_blocks_is_the_same(family, monkeypatch):
     """Pieces of 37 tokens, blocks of 5, attention of 2, parts of the cache of 10 positions, with windows of 16."""
     weights = packed(family)
     whole = prefilled(weights, monkeypatch)
-    for name, size in (("PIECE", 37), ("BLOCK", 5), ("ATTENDING", 2), ("POSITIONS", 10), ("WIDENED", 100)):
-        monkeypatch.setattr(prompt, name, size)
+    for name, size in (("PIECE", 37), ("BLOCK", 5), ("ATTENDING", 2), ("POSITIONS", 10)):
+        monkeypatch.setattr(layers, name, size)
+    monkeypatch.setattr(matrices, "WIDENED", 100)
     pieces = prefilled(weights, monkeypatch, threads=3)
     close(pieces.outcome.logits, whole.outcome.logits, "float32")
     expected = cache_of(whole, "float32")
@@ -85,7 +95,7 @@ def test_statistics_are_those_of_transformers_modules(family, kind, monkeypatch)
 def test_bits_are_the_same_at_every_run(monkeypatch):
     """Whichever thread takes which block."""
     weights = packed("llama", "bfloat16")
-    monkeypatch.setattr(prompt, "BLOCK", 5)
+    monkeypatch.setattr(layers, "BLOCK", 5)
     first, again = (prefilled(weights, monkeypatch, statistics="magnitude") for _ in range(2))
     assert np.array_equal(first.outcome.logits, again.outcome.logits)
     assert np.array_equal(first.statistics, again.statistics)
@@ -110,8 +120,8 @@ def test_the_blas_has_its_threads_again_afterwards(monkeypatch):
     before = threads()
     weights = packed("llama")
     during = []
-    begin = prompt.Prompts._begin
-    monkeypatch.setattr(prompt.Prompts, "_begin", lambda *given: (during.append(threads()), begin(*given))[1])
+    begin = layers.Prompts._begin
+    monkeypatch.setattr(layers.Prompts, "_begin", lambda *given: (during.append(threads()), begin(*given))[1])
     prefilled(weights, monkeypatch)
     assert during
     assert all(set(each) <= {1} for each in during)
@@ -162,7 +172,7 @@ SELECTIONS = {"everything": (everything, 1e-5, 0), "continuous": (continuous, 1e
 def test_texts_read_at_once_leave_out_what_steps_leave_out(family, layout, which, monkeypatch):
     """Small pieces, blocks and parts, so that every edge between them is there."""
     for name, size in (("PIECE", 12), ("BLOCK", 5), ("ATTENDING", 2), ("POSITIONS", 10)):
-        monkeypatch.setattr(prompt, name, size)
+        monkeypatch.setattr(layers, name, size)
     selection_of, tolerance, flips = SELECTIONS[which]
     weights = packed(family, layout=layout)
     selection = selection_of(weights, 3)
@@ -177,9 +187,14 @@ def test_texts_read_at_once_leave_out_what_steps_leave_out(family, layout, which
 
 
 @pytest.mark.parametrize("selection_of", [everything, continuous])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("dtype", "whole_numbers"), [("bfloat16", False), *itertools.product(["int8", "int4"], [False, True])]
+)
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_texts_read_at_once_are_those_of_steps_at_every_precision(family, dtype, selection_of):
+def test_texts_read_at_once_are_those_of_steps_at_every_precision(
+    family, dtype, whole_numbers, selection_of, monkeypatch
+):
+    monkeypatch.setattr(matrices, "IN_ONE_INSTRUCTION", whole_numbers)
     weights = packed(family, dtype)
     selection = selection_of(weights, 3)
     for (logits, neurons), (of_steps, counted) in zip(

@@ -13,10 +13,10 @@ from clada.assembly import DENSE
 from clada.cpu.decoder import Decoder
 from clada.cpu.kernels.arguments import READ_HEAD, READ_MLP
 from clada.cpu.kernels.attention import _choose
+from clada.cpu.kernels.head import screen_head
 from clada.cpu.kernels.mlp import _list_kept, _list_needed, _still_needed, mlp_by_input
 from clada.cpu.kernels.rows import project_inputs
 from clada.cpu.kernels.scalars import fast_exp
-from clada.cpu.kernels.screen import screen_head
 from clada.cpu.pack import pack
 from clada.engine import Engine
 from clada.methods import rules

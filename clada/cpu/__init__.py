@@ -11,7 +11,7 @@
     kept.py          packed models in the cache, read without torch
     kernels/         the compiled functions of a step
     kernel_cache.py  where compiled kernels are kept between processes
-    prompt.py        prompts and known texts: many tokens at once, with products of a BLAS
+    prompts/         prompts and known texts: many tokens at once, with products of matrices
     decoder.py       the state of decoding, and a step of it
 
 Knows the arrays of a selection. Must not know which method chose them, nor what they are measured for.

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from clada.cpu.kernels.arguments import Boxed, Scratch, Tensors, box
+from clada.cpu.kernels.head import SCREEN_TILE
 from clada.cpu.kernels.rows import prepared_size
-from clada.cpu.kernels.screen import SCREEN_TILE
 from clada.cpu.kernels.step import decode_step
 from clada.cpu.kernels.team import Team
 from clada.cpu.kernels.vectors import LANES
-from clada.cpu.prompt import HiddenStates, Prompts, Text
+from clada.cpu.prompts.layers import HiddenStates, Prompts, Text
 from clada.cpu.weights import Weights
 from clada.errors import InputError, ModelError
 from clada.methods.selection import BY_MATRIX, Selection

@@ -52,7 +52,8 @@ SCREEN = ("screen", "screen_scale", "screen_basis", "screen_offset", "screen_wei
 
 # What decides the content of a form: another version of these makes another one.
 SOURCES = (
-    "cpu/blocks/compiled.py", "cpu/blocks/kinds.py", "cpu/blocks/matrix.py", "cpu/fused.py", "cpu/kept.py",
+    "cpu/blocks/compiled.py", "cpu/blocks/kinds.py", "cpu/blocks/matrix.py", "cpu/blocks/rows.py", "cpu/fused.py",
+    "cpu/kept.py",
     "cpu/kernels/arguments.py", "cpu/kernels/rows.py", "cpu/kernels/scalars.py", "cpu/kernels/vectors.py",
     "cpu/llvm.py", "cpu/pack.py", "cpu/precision.py", "cpu/sources.py", "cpu/storage.py", "cpu/weights.py",
     "methods/observed.py",

@@ -25,14 +25,14 @@ from numba.core.cpu import CPUContext
 from numba.core.dispatcher import Dispatcher
 
 from clada.cpu import llvm, precision
-from clada.cpu.blocks import compiled, kinds
+from clada.cpu.blocks import compiled, kinds, rows, tiles
 from clada.methods import screen, selection
 from clada.system.cache import cache_dir, sources_stamp
 
 KERNELS = Path(__file__).parent / "kernels"
 
 # What else is part of compiled code: instructions that precisions give, constants.
-COMPILED_IN = (compiled, kinds, llvm, precision, screen, selection)
+COMPILED_IN = (compiled, kinds, llvm, precision, rows, screen, selection, tiles)
 
 _DAMAGED = (EOFError, pickle.UnpicklingError)  # what reading a file ends in that is not whole
 
@@ -249,7 +249,8 @@ def kernel(*, announce: bool = False, **options: Any) -> Callable[[Callable[...,
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(**options)(function)
+        # As numpy divides by zero: a check for it in a loop would keep vector instructions out of it.
+        dispatcher = njit(error_model="numpy", **options)(function)
         dispatcher._cache = KernelCache(function, announce)  # what enable_caching() does with numba's own
         compiler = dispatcher._compiler
         compile_all = compiler._compile_core

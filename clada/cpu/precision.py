@@ -34,6 +34,7 @@ class Precision(ABC):
         scaled: whether every output of a matrix has a float32 scale, which all its inputs share.
         copied: whether widening makes a copy.
         in_blocks: a stored number says where a whole row lies, see `clada.cpu.blocks`.
+        coded: weights are whole numbers times scales; see `clada.cpu.blocks.tiles` for how prompts multiply them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Precision(ABC):
     scaled = False
     copied = True
     in_blocks = False
+    coded = False
 
     @property
     def storage(self) -> torch.dtype:
@@ -164,7 +166,7 @@ class Int8(Precision):
     the others, and a scale across outputs would round the others away.
     """
 
-    name, element, llvm, scaled = "int8", types.int8, ir.IntType(8), True
+    name, element, llvm, scaled, coded = "int8", types.int8, ir.IntType(8), True, True
 
     @property
     def unscaled(self) -> Precision:
@@ -193,7 +195,7 @@ class Blocks(Precision):
         name: as users give it.
     """
 
-    element, llvm, in_blocks = types.int64, INDEX, True
+    element, llvm, in_blocks, coded = types.int64, INDEX, True, True
 
     def __init__(self, name: str) -> None:
         self.name = name

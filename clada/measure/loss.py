@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from clada.cpu.decoder import Bookmark, Decoder, Outcome, State
-from clada.cpu.prompt import HiddenStates
+from clada.cpu.prompts.layers import HiddenStates
 from clada.decoding import decide, given, steps
 from clada.methods.policy import Policy
 from clada.methods.selection import Selection

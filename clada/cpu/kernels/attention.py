@@ -1,6 +1,6 @@
 """Attention of every column over the key-value cache of its sequence, which threads share by positions.
 
-Of a prompt, what lies before and between the products of matrices (`clada.cpu.prompt`).
+Of a prompt, what lies before and between the products of matrices (`clada.cpu.prompts`).
 """
 
 from __future__ import annotations

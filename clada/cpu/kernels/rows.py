@@ -14,6 +14,8 @@ from clada.cpu.kernels.vectors import (
     add_scaled_rows,
     add_tile,
     dots_of_rows,
+    largest_of_shared,
+    round_shared,
     row_across_into,
     row_into,
 )
@@ -86,7 +88,7 @@ def prepared(x, room, rows):  # type: ignore[no-untyped-def]
 @overload(prepared)
 def _typed_prepared(x, room, rows):  # type: ignore[no-untyped-def]
     def round_them(x, room, rows):  # type: ignore[no-untyped-def]
-        _round(x, room)
+        round_inputs(x, room)
         return room
 
     return round_them if of_element(rows.dtype).in_blocks else lambda x, room, rows: x
@@ -99,28 +101,40 @@ def prepared_size(width):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FASTMATH)
-def _round(x, room):  # type: ignore[no-untyped-def]
-    size, width = room.shape[1], x.shape[1]
-    filled = size * SHARED // (SHARED + 4)
-    groups = filled // SHARED
+def round_inputs(x, room):  # type: ignore[no-untyped-def]
+    """Round inputs into `room` as rows in blocks take them, see `prepared`."""
+    filled = room.shape[1] * SHARED // (SHARED + 4)
     for b in range(x.shape[0]):
-        row = x[b]
-        numbers, factors = room[b, :filled], room[b, filled:size].view(np.float32)
-        for g in range(groups):
-            begin, end = g * SHARED, min((g + 1) * SHARED, width)
-            most = np.float32(0)
-            for j in range(begin, end):
-                most = most if most > abs(row[j]) else abs(row[j])  # NaN stays
-            inverse = np.float32(32767) / most if most > 0 else np.float32(0)
-            total = np.int32(0)
-            for j in range(begin, end):
-                number = np.int32(np.rint(row[j] * inverse))
-                numbers[j] = number
-                total += number
-            for j in range(max(begin, end), (g + 1) * SHARED):
-                numbers[j] = 0
-            factors[g] = most / np.float32(32767)
-            factors[groups + g] = factors[g] * total
+        round_input(x[b], room[b, :filled], room[b, filled:].view(np.float32))
+
+
+@njit(fastmath=FASTMATH)
+def round_input(x, numbers, factors):  # type: ignore[no-untyped-def]
+    """Round an input: int16 `numbers`, zero where it ends; `factors` are steps, then sums of the rounded."""
+    groups, whole = numbers.shape[0] // SHARED, x.shape[0] // SHARED
+    for g in range(whole):
+        most = largest_of_shared(x, g * SHARED)
+        total = round_shared(numbers, x, g * SHARED, _steps_of_one(most))
+        factors[g] = most / np.float32(32767)
+        factors[groups + g] = factors[g] * total
+    numbers[whole * SHARED :] = 0
+    for g in range(whole, groups):
+        begin = g * SHARED
+        most, total = np.float32(0), np.int32(0)
+        for j in range(begin, x.shape[0]):
+            most = most if most > abs(x[j]) else abs(x[j])  # NaN stays
+        for j in range(begin, x.shape[0]):
+            number = np.int32(np.rint(x[j] * _steps_of_one(most)))
+            numbers[j] = number
+            total += number
+        factors[g] = most / np.float32(32767)
+        factors[groups + g] = factors[g] * total
+
+
+@njit(fastmath=FASTMATH, forceinline=True)
+def _steps_of_one(most):  # type: ignore[no-untyped-def]
+    """How many steps 1 is, where the largest is `most`."""
+    return np.float32(32767) / most if most > 0 else np.float32(0)
 
 
 @njit(fastmath=FASTMATH)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from llvmlite import binding, ir
@@ -35,7 +35,7 @@ def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any
     return of_element(stored).load(builder, start, j, lanes)
 
 
-def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
+def row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
     """Instructions for the address of an element of a two-dimensional array."""
     made = context.make_array(array_type)(context, builder, array)
     stride = builder.extract_value(made.strides, 0)
@@ -45,16 +45,16 @@ def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any
     return builder.inttoptr(builder.add(builder.ptrtoint(made.data, INDEX), offset), kind.as_pointer())
 
 
-def _where(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
+def where_row_lies(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
     """Instructions for the number that says where a row in blocks lies, and of what kind it is."""
-    return builder.load(_row_start(context, builder, array_type, array, row, INDEX(0)))
+    return builder.load(row_start(context, builder, array_type, array, row, INDEX(0)))
 
 
 def _row_in_bytes(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> tuple[Any, Any]:
     """Instructions for the address of a row, and how many bytes it has."""
     shape = context.make_array(array_type)(context, builder, array).shape
     if not of_element(array_type.dtype).in_blocks:
-        start = _row_start(context, builder, array_type, array, row, INDEX(0))
+        start = row_start(context, builder, array_type, array, row, INDEX(0))
         size = builder.mul(builder.extract_value(shape, 1), INDEX(_element_bytes(array_type.dtype)))
         return builder.bitcast(start, _BYTE), size
     # To where the next one begins.
@@ -62,7 +62,7 @@ def _row_in_bytes(context: Any, builder: Any, array_type: Any, array: Any, row: 
     following = builder.add(row, INDEX(1))
     following = builder.select(builder.icmp_signed("<", following, last), following, last)
     begin, end = (
-        builder.lshr(_where(context, builder, array_type, array, i), INDEX(KIND_BITS)) for i in (row, following)
+        builder.lshr(where_row_lies(context, builder, array_type, array, i), INDEX(KIND_BITS)) for i in (row, following)
     )
     return builder.inttoptr(begin, _BYTE), builder.sub(end, begin)
 
@@ -112,7 +112,7 @@ def add_scaled_rows(
             [array.data]
             if out_type.ndim == 1
             else [
-                _row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), INDEX(0))
+                row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), INDEX(0))
                 for b in range(batch)
             ]
         )
@@ -121,7 +121,7 @@ def add_scaled_rows(
         width = builder.extract_value(array.shape, out_type.ndim - 1)
         starts, ahead = (
             [
-                _row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
+                row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
                 for k in range(count)
             ]
             for i in (4, 6)
@@ -189,7 +189,7 @@ def add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _fa
         first = builder.udiv(args[2], INDEX(CODES))
         starts, ahead = (
             [
-                _row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
+                row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
                 for k in range(count)
             ]
             for i in (3, 5)
@@ -262,6 +262,52 @@ def highest(_context: Any, values: Any) -> Any:
 
 
 @intrinsic
+def largest_of_shared(_context: Any, x: Any, _begin: Any) -> Any:
+    """The size of the largest of SHARED inputs; NaN if one is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = context.make_array(x)(context, builder, args[0]).data
+        whole = vector_of(INT, LANES)
+        all_but_signs = ir.Constant(whole, [0x7FFFFFFF] * LANES)
+        sizes = []
+        for at in range(0, SHARED, LANES):
+            v = _load_wide(builder, start, builder.add(args[1], INDEX(at)), types.float32, LANES)
+            # As whole numbers the bits of sizes are in the same order, with NaN above all.
+            sizes.append(builder.and_(builder.bitcast(v, whole), all_but_signs))
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.icmp_signed(">", a, b), a, b)
+
+        return builder.bitcast(_fold_lanes(builder, reduce(larger, sizes), larger), FLOAT)
+
+    return types.float32(x, types.int64), codegen
+
+
+@intrinsic
+def round_shared(_context: Any, numbers: Any, x: Any, _begin: Any, _factor: Any) -> Any:
+    """Inputs times a factor as int16, for SHARED of them from the same place on; gives the numbers' sum."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, start = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 1))
+        wide, whole, factor = vector_of(FLOAT, LANES), vector_of(INT, LANES), spread(builder, args[3], LANES)
+        nearest = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(wide, [wide]), f"llvm.rint.v{LANES}f32"
+        )
+        total = ir.Constant(whole, None)
+        for at in range(0, SHARED, LANES):
+            j = builder.add(args[2], INDEX(at))
+            scaled = builder.fmul(_load_wide(builder, start, j, types.float32, LANES), factor)
+            rounded = builder.fptosi(builder.call(nearest, [scaled]), whole)
+            total = builder.add(total, rounded)
+            short = vector_of(ir.IntType(16), LANES)
+            place = builder.bitcast(builder.gep(out, [j]), short.as_pointer())
+            builder.store(builder.trunc(rounded, short), place, align=2)
+        return _fold_lanes(builder, total, builder.add)
+
+    return types.int32(numbers, x, types.int64, types.float32), codegen
+
+
+@intrinsic
 def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, _rows_ahead: Any) -> Any:
     """Some rows times x[b] for some b; fetches as many `_rows_ahead` into a cache meanwhile.
 
@@ -275,7 +321,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, _ro
         rows_type, _, x_type, _, _ = signature.args
         stored = rows_type.dtype
         inputs = [
-            _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), INDEX(0))
+            row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(batch)
         ]
         which, later_rows = ([builder.extract_value(args[i], k) for k in range(count)] for i in (1, 4))
@@ -285,10 +331,10 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, _ro
                 _prefetch_whole(context, builder, rows_type, args[0], row)
             width, dots = builder.udiv(builder.mul(n, INDEX(SHARED)), INDEX(SHARED + 4)), []
             for row in which:
-                dots += dots_along(builder, _where(context, builder, rows_type, args[0], row), width, inputs)
+                dots += dots_along(builder, where_row_lies(context, builder, rows_type, args[0], row), width, inputs)
             return cgutils.pack_array(builder, dots)
         starts, ahead = (
-            [_row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
+            [row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
             for some in (which, later_rows)
         )
         vector = vector_of(FLOAT, LANES)
@@ -353,11 +399,11 @@ def score_block(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scores_type, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
         stored = keys_type.dtype
-        block = _row_start(context, builder, keys_type, args[4], args[5], INDEX(0))
-        later = _row_start(context, builder, keys_type, args[4], args[6], INDEX(0))
-        first = _row_start(context, builder, values_type, args[7], args[8], INDEX(0))
+        block = row_start(context, builder, keys_type, args[4], args[5], INDEX(0))
+        later = row_start(context, builder, keys_type, args[4], args[6], INDEX(0))
+        first = row_start(context, builder, values_type, args[7], args[8], INDEX(0))
         queries = [
-            _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), INDEX(0))
+            row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(count)
         ]
         vector = vector_of(FLOAT, LANES)
@@ -384,7 +430,7 @@ def score_block(
         with cgutils.for_range_slice(builder, even, width, INDEX(1), INDEX) as (d, _):
             accumulate(d, 0)
         for k in range(count):
-            place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
+            place = row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
             total = builder.fadd(builder.load(totals[0][k]), builder.load(totals[1][k]))
             builder.store(total, builder.bitcast(place, vector.as_pointer()), align=4)
         return context.get_dummy_value()
@@ -423,7 +469,7 @@ def mix_values(
 
         def rows_of(kind: Any, array: Any, column: Any) -> list[Any]:
             return [
-                _row_start(context, builder, kind, array, builder.extract_value(args[1], k), column)
+                row_start(context, builder, kind, array, builder.extract_value(args[1], k), column)
                 for k in range(count)
             ]
 
@@ -441,10 +487,10 @@ def mix_values(
                 later, last = builder.add(r, args[10]), builder.sub(n, INDEX(1))
                 later = builder.select(builder.icmp_signed("<", later, last), later, last)
                 later = builder.add(args[9], builder.load(builder.gep(positions, [later])))
-                start = builder.bitcast(_row_start(context, builder, prefetched_type, args[8], later, d), _BYTE)
+                start = builder.bitcast(row_start(context, builder, prefetched_type, args[8], later, d), _BYTE)
                 for line in range(0, read, LINE) if read >= LINE else ():
                     _prefetch(builder, builder.gep(start, [INDEX(line)]))
-                row = _row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
+                row = row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
                 loaded = [_load_wide(builder, row, INDEX(v * lanes), stored, lanes) for v in range(vectors)]
                 for start, head in zip(weights, totals, strict=True):
                     weight = spread(builder, builder.load(builder.gep(start, [i])), lanes)
@@ -475,9 +521,9 @@ def _row_into(context: Any, builder: Any, signature: Any, args: Any, put: Any) -
     array = context.make_array(out_type)(context, builder, args[0])
     width = builder.extract_value(array.shape, 0)
     if of_element(rows_type.dtype).in_blocks:
-        put(_where(context, builder, rows_type, args[1], args[2]), width, array.data)
+        put(where_row_lies(context, builder, rows_type, args[1], args[2]), width, array.data)
         return context.get_dummy_value()
-    start = _row_start(context, builder, rows_type, args[1], args[2], INDEX(0))
+    start = row_start(context, builder, rows_type, args[1], args[2], INDEX(0))
 
     def copy(j: Any, _vectors: int, lanes: int) -> None:
         v = _load_wide(builder, start, j, rows_type.dtype, lanes)

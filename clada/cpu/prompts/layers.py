@@ -1,9 +1,9 @@
-"""Prompts and known texts on the CPU: many tokens at once, whose products of matrices a BLAS computes.
+"""Prompts and known texts on the CPU: many tokens at once, in products of matrices.
 
 The same layers as in `clada.cpu.kernels.step`, with sums in another order. Prompts leave nothing out. Texts may: what
-the rules do not keep is set to zero, and saves no time. A matrix is widened to float32 once for a thousand tokens.
-Threads share the tokens by blocks; each of them calls numpy's BLAS, which for that long runs in one thread itself: what
-lies between the products is shared too, then.
+the rules do not keep is set to zero, and saves no time. A matrix is made ready once for a thousand tokens. Threads
+share the tokens by blocks; each of them calls numpy's BLAS, which for that long runs in one thread itself: what lies
+between the products is shared too, then.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from clada.cpu.kernels.arguments import (
 from clada.cpu.kernels.attention import make_heads, read_cache, weigh
 from clada.cpu.kernels.mlp import finish_neurons
 from clada.cpu.kernels.rows import normalise_rows, widen_rows
+from clada.cpu.prompts.matrices import Matrix, Room, Work, room_for
 from clada.cpu.weights import Weights
 from clada.methods.rules import (
     keeps_gated,
@@ -51,25 +52,8 @@ ATTENDING = 64  # tokens at most whose scores are computed at once, all up to th
 
 POSITIONS = 256  # of the cache that a thread widens at once
 
-WIDENED = 2**17  # numbers of a matrix that a thread widens at once
 
 _one_thread = threading.Lock()  # how many threads the BLAS has is said for the whole process
-
-
-class _Matrix(NamedTuple):
-    """A matrix of a layer in float32, and what belongs to its outputs."""
-
-    wide: np.ndarray  # [inputs, outputs]
-    scale: np.ndarray  # [outputs], or empty
-    bias: np.ndarray  # [outputs]
-
-    def times(self, x: np.ndarray) -> np.ndarray:
-        """The outputs [B, outputs] of inputs [B, inputs]."""
-        y: np.ndarray = x @ self.wide
-        if len(self.scale):
-            y *= self.scale
-        y += self.bias
-        return y
 
 
 class Text(NamedTuple):
@@ -135,17 +119,18 @@ class Prompts:
         self.w, self.c = weights.tensors, weights.constants
         self.boxed = box(self.w), box(self.c)
         by_input = self.c.layout == BY_INPUT
-        self.by_input = {"qkv": by_input, "output": True, "gate": by_input, "up": by_input, "down": True}
+        by_input = self.c.layout == BY_INPUT
+        names = {"qkv": by_input, "output": True, "gate": by_input, "up": by_input, "down": True}
         if not self.c.gated:
-            del self.by_input["gate"]
-        self.buffers: dict[str, np.ndarray] = {}
-        if weights.precision.copied:
-            self.buffers = {name: np.empty(self._shape(name), np.float32) for name in self.by_input}
+            del names["gate"]
+        self.rooms = {name: self._room(name, by_input) for name, by_input in names.items()}
 
-    def _shape(self, name: str) -> tuple[int, int]:
-        """Of a matrix as it is stored. Rows in blocks do not say how long they are, but all of them are of H."""
-        rows = getattr(self.w, name)
-        return rows.shape[1], self.w.final_norm.shape[1] if self.weights.precision.in_blocks else rows.shape[2]
+    def _room(self, name: str, by_input: bool) -> Room:
+        """For a matrix. Rows in blocks do not say how long they are, but all of them are of H."""
+        rows, precision = getattr(self.w, name), self.weights.precision
+        count, width = rows.shape[1], self.w.final_norm.shape[1] if precision.in_blocks else rows.shape[2]
+        inputs, outputs = (count, width) if by_input else (width, count)
+        return room_for(precision, inputs, outputs, by_input)
 
     def run(self, prompts: Sequence[Text], scratch: Scratch) -> list[np.ndarray]:
         """Run prompts, each as if it were alone.
@@ -254,7 +239,7 @@ class Prompts:
         """A layer of all tokens, stage by stage; without `whole` up to the cache."""
         c = self.c
         caches = {p.sequence: (scratch.keys[p.sequence, layer], scratch.values[p.sequence, layer]) for p in pieces}
-        matrices = self._widen(layer, each)
+        matrices = self._matrices(layer, each)
         # The last blocks first: their tokens see the most positions.
         blocks = [(piece, block) for piece in reversed(pieces) for block in reversed(piece.blocks)]
         each(lambda part: self._make_heads(layer, matrices, part[0], part[1], caches, select), blocks)
@@ -273,17 +258,14 @@ class Prompts:
             for (piece, _), part in zip(blocks, sums, strict=True):
                 piece.sums[layer] += part
 
-    def _widen(self, layer: int, each: Callable[..., list[Any]]) -> dict[str, _Matrix]:
-        """The matrices of a layer in float32."""
-        found, parts = {}, []
-        for name, by_input in self.by_input.items():
-            rows, scale, bias = (getattr(self.w, name + end)[layer] for end in ("", "_scale", "_bias"))
-            wide = self.buffers.get(name, rows)
-            if wide is not rows:
-                some = max(1, WIDENED // wide.shape[1])
-                parts += [(wide[i : i + some], rows, i, by_input) for i in range(0, len(rows), some)]
-            found[name] = _Matrix(wide if by_input else wide.T, scale, bias)
-        each(lambda part: widen_rows(*part), parts)
+    def _matrices(self, layer: int, each: Callable[..., list[Any]]) -> dict[str, Matrix]:
+        """The matrices of a layer, made ready."""
+        found: dict[str, Matrix] = {}
+        work: Work = []
+        for name, room in self.rooms.items():
+            found[name], own = room.of(*(getattr(self.w, name + end)[layer] for end in ("", "_scale", "_bias")))
+            work += own
+        each(lambda part: part(), work)
         return found
 
     def _norm(self, out: np.ndarray, x: np.ndarray, layer: int, place: int) -> np.ndarray:
@@ -296,7 +278,7 @@ class Prompts:
     def _make_heads(
         self,
         layer: int,
-        matrices: dict[str, _Matrix],
+        matrices: dict[str, Matrix],
         piece: _Piece,
         block: slice,
         caches: dict[int, Any],
@@ -305,7 +287,8 @@ class Prompts:
         """Queries of some tokens, and their keys and values in the cache."""
         x = piece.residual[block]
         normed = self._norm(np.empty_like(x), x, layer, BEFORE_ATTENTION)
-        qkv = matrices["qkv"].times(self._inputs(normed, layer, ATTENTION_INPUT, piece, select))
+        inputs = self._inputs(normed, layer, ATTENTION_INPUT, piece, select)
+        qkv = matrices["qkv"].times(matrices["qkv"].prepared(inputs))
         at, cache = piece.first + block.start, caches[piece.sequence]
         make_heads(*self.boxed, layer, at, qkv, piece.rotary[block], piece.query[block], *cache)
 
@@ -356,22 +339,26 @@ class Prompts:
             attended[:, heads] = mixed.reshape(n, group, -1)
 
     def _rest(
-        self, layer: int, matrices: dict[str, _Matrix], piece: _Piece, block: slice, select: Selection | None
+        self, layer: int, matrices: dict[str, Matrix], piece: _Piece, block: slice, select: Selection | None
     ) -> Any:
         """A layer of some tokens from attention on; returns `neuron_sums` of them."""
         x = piece.residual[block]
         normed = np.empty_like(x)
-        of_attention = matrices["output"].times(self._attend(layer, piece, block, select))
+        output, down = matrices["output"], matrices["down"]
+        of_attention = output.times(output.prepared(self._attend(layer, piece, block, select)))
         if self.c.parallel:  # the MLP's input is what attention's was
             normed[:] = self._norm(normed, x, layer, BEFORE_MLP)
         self._add(x, of_attention, layer, AFTER_ATTENTION, ATTENTION_RESIDUAL)
         if not self.c.parallel:
             normed = self._norm(normed, x, layer, BEFORE_MLP)
-        normed = self._inputs(normed, layer, MLP_INPUT, piece, select)
-        up = matrices["up"].times(normed)
-        h = matrices["gate"].times(normed) if self.c.gated else up
-        piece.neurons[block, layer] = self._finish(h, up if self.c.gated else up[:0], layer, piece.sequence, select)
-        self._add(x, matrices["down"].times(h), layer, AFTER_MLP, MLP_RESIDUAL)
+        inputs = matrices["up"].prepared(self._inputs(normed, layer, MLP_INPUT, piece, select))
+        h = factor = matrices["up"].times(inputs)
+        if self.c.gated:
+            h = matrices["gate"].times(inputs)
+        piece.neurons[block, layer] = self._finish(
+            h, factor if self.c.gated else factor[:0], layer, piece.sequence, select
+        )
+        self._add(x, down.times(down.prepared(h)), layer, AFTER_MLP, MLP_RESIDUAL)
         return 0 if self.kind is None else neuron_sums(h, self.kind)
 
     def _finish(
