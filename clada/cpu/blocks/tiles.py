@@ -14,6 +14,7 @@ and behind them float32 [inputs / SHARED, 2, SIDE_BY_SIDE], what a step is and t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -24,7 +25,6 @@ from clada.cpu.blocks.rows import (
     EIGHT,
     FLOATS,
     SHORT,
-    SHORTS,
     Across,
     Along,
     by_kind,
@@ -58,6 +58,15 @@ SIDE_BY_SIDE = 8 if _LONG else 4  # inputs: registers hold their sums, a tile's 
 _FLOATS, _TWOS = ir.VectorType(FLOAT, _LANES), ir.VectorType(SHORT, 2 * _LANES)
 
 
+def _call(builder: Any, name: str, of_kind: Callable[..., None], arguments: list[Any]) -> None:
+    """Call a function of the compiled module, which branches by the kind of the row: its first argument."""
+
+    def body(inner: Any, where: Any, *others: Any) -> None:
+        by_kind(inner, where, lambda kind, start: of_kind(inner, kind, start, *others))
+
+    builder.call(shared_function(builder, name, [argument.type for argument in arguments], body), arguments)
+
+
 def put_codes_along(builder: Any, where: Any, width: Any, codes: Any, numbers: Any) -> None:
     """Instructions that unpack a row along.
 
@@ -79,11 +88,7 @@ def put_codes_along(builder: Any, where: Any, width: Any, codes: Any, numbers: A
             for which, number in enumerate(row.numbers(inner, group, 1)):
                 inner.store(number, inner.gep(numbers, [inner.add(group, times(inner, groups, which))]))
 
-    def body(inner: Any, where: Any, *arguments: Any) -> None:
-        by_kind(inner, where, lambda kind, start: of_kind(inner, kind, start, *arguments))
-
-    kinds = [INDEX, INDEX, SHORTS, FLOATS]
-    builder.call(shared_function(builder, "put_codes_along", kinds, body), [where, width, codes, numbers])
+    _call(builder, "put_codes_along", of_kind, [where, width, codes, numbers])
 
 
 def put_codes_across(builder: Any, where: Any, width: Any, codes: Any) -> None:
@@ -95,10 +100,7 @@ def put_codes_across(builder: Any, where: Any, width: Any, codes: Any) -> None:
             for k, v in enumerate(row.whole_codes_of(inner, j)):
                 store(inner, v, codes, inner.add(j, INDEX(EIGHT * k)), align=2)
 
-    def body(inner: Any, where: Any, *arguments: Any) -> None:
-        by_kind(inner, where, lambda kind, start: of_kind(inner, kind, start, *arguments))
-
-    builder.call(shared_function(builder, "put_codes_across", [INDEX, INDEX, SHORTS], body), [where, width, codes])
+    _call(builder, "put_codes_across", of_kind, [where, width, codes])
 
 
 def put_numbers_across(builder: Any, where: Any, i: Any, width: Any, numbers: Any) -> None:
@@ -111,11 +113,7 @@ def put_numbers_across(builder: Any, where: Any, i: Any, width: Any, numbers: An
                 at = inner.add(j, times(inner, width, which))
                 store(inner, row.numbers(inner, j)[which], numbers, at)
 
-    def body(inner: Any, where: Any, *arguments: Any) -> None:
-        by_kind(inner, where, lambda kind, start: of_kind(inner, kind, start, *arguments))
-
-    kinds = [INDEX, INDEX, INDEX, FLOATS]
-    builder.call(shared_function(builder, "put_numbers_across", kinds, body), [where, i, width, numbers])
+    _call(builder, "put_numbers_across", of_kind, [where, i, width, numbers])
 
 
 def multiply_tile(

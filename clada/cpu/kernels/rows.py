@@ -123,8 +123,9 @@ def round_input(x, numbers, factors):  # type: ignore[no-untyped-def]
         most, total = np.float32(0), np.int32(0)
         for j in range(begin, x.shape[0]):
             most = most if most > abs(x[j]) else abs(x[j])  # NaN stays
+        inverse = _steps_of_one(most)
         for j in range(begin, x.shape[0]):
-            number = np.int32(np.rint(x[j] * _steps_of_one(most)))
+            number = np.int32(np.rint(x[j] * inverse))
             numbers[j] = number
             total += number
         factors[g] = most / np.float32(32767)

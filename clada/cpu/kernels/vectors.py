@@ -35,7 +35,7 @@ def _load_wide(builder: Any, start: Any, j: Any, stored: Any, lanes: int) -> Any
     return of_element(stored).load(builder, start, j, lanes)
 
 
-def row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
+def _row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any, column: Any) -> Any:
     """Instructions for the address of an element of a two-dimensional array."""
     made = context.make_array(array_type)(context, builder, array)
     stride = builder.extract_value(made.strides, 0)
@@ -47,14 +47,14 @@ def row_start(context: Any, builder: Any, array_type: Any, array: Any, row: Any,
 
 def where_row_lies(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
     """Instructions for the number that says where a row in blocks lies, and of what kind it is."""
-    return builder.load(row_start(context, builder, array_type, array, row, INDEX(0)))
+    return builder.load(_row_start(context, builder, array_type, array, row, INDEX(0)))
 
 
 def _row_in_bytes(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> tuple[Any, Any]:
     """Instructions for the address of a row, and how many bytes it has."""
     shape = context.make_array(array_type)(context, builder, array).shape
     if not of_element(array_type.dtype).in_blocks:
-        start = row_start(context, builder, array_type, array, row, INDEX(0))
+        start = _row_start(context, builder, array_type, array, row, INDEX(0))
         size = builder.mul(builder.extract_value(shape, 1), INDEX(_element_bytes(array_type.dtype)))
         return builder.bitcast(start, _BYTE), size
     # To where the next one begins.
@@ -112,7 +112,7 @@ def add_scaled_rows(
             [array.data]
             if out_type.ndim == 1
             else [
-                row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), INDEX(0))
+                _row_start(context, builder, out_type, args[0], builder.extract_value(args[1], b), INDEX(0))
                 for b in range(batch)
             ]
         )
@@ -121,7 +121,7 @@ def add_scaled_rows(
         width = builder.extract_value(array.shape, out_type.ndim - 1)
         starts, ahead = (
             [
-                row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
+                _row_start(context, builder, rows_type, args[2], builder.extract_value(args[i], k), args[3])
                 for k in range(count)
             ]
             for i in (4, 6)
@@ -189,7 +189,7 @@ def add_codes(_context: Any, out: Any, rows: Any, _begin: Any, indices: Any, _fa
         first = builder.udiv(args[2], INDEX(CODES))
         starts, ahead = (
             [
-                row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
+                _row_start(context, builder, rows_type, args[1], builder.extract_value(args[i], k), first)
                 for k in range(count)
             ]
             for i in (3, 5)
@@ -321,7 +321,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, _ro
         rows_type, _, x_type, _, _ = signature.args
         stored = rows_type.dtype
         inputs = [
-            row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), INDEX(0))
+            _row_start(context, builder, x_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(batch)
         ]
         which, later_rows = ([builder.extract_value(args[i], k) for k in range(count)] for i in (1, 4))
@@ -334,7 +334,7 @@ def dots_of_rows(_context: Any, rows: Any, which: Any, x: Any, columns: Any, _ro
                 dots += dots_along(builder, where_row_lies(context, builder, rows_type, args[0], row), width, inputs)
             return cgutils.pack_array(builder, dots)
         starts, ahead = (
-            [row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
+            [_row_start(context, builder, rows_type, args[0], row, INDEX(0)) for row in some]
             for some in (which, later_rows)
         )
         vector = vector_of(FLOAT, LANES)
@@ -399,11 +399,11 @@ def score_block(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scores_type, _, query_type, _, keys_type, _, _, values_type, _ = signature.args
         stored = keys_type.dtype
-        block = row_start(context, builder, keys_type, args[4], args[5], INDEX(0))
-        later = row_start(context, builder, keys_type, args[4], args[6], INDEX(0))
-        first = row_start(context, builder, values_type, args[7], args[8], INDEX(0))
+        block = _row_start(context, builder, keys_type, args[4], args[5], INDEX(0))
+        later = _row_start(context, builder, keys_type, args[4], args[6], INDEX(0))
+        first = _row_start(context, builder, values_type, args[7], args[8], INDEX(0))
         queries = [
-            row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), INDEX(0))
+            _row_start(context, builder, query_type, args[2], builder.extract_value(args[3], k), INDEX(0))
             for k in range(count)
         ]
         vector = vector_of(FLOAT, LANES)
@@ -430,7 +430,7 @@ def score_block(
         with cgutils.for_range_slice(builder, even, width, INDEX(1), INDEX) as (d, _):
             accumulate(d, 0)
         for k in range(count):
-            place = row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
+            place = _row_start(context, builder, scores_type, args[0], builder.extract_value(args[3], k), args[1])
             total = builder.fadd(builder.load(totals[0][k]), builder.load(totals[1][k]))
             builder.store(total, builder.bitcast(place, vector.as_pointer()), align=4)
         return context.get_dummy_value()
@@ -469,7 +469,7 @@ def mix_values(
 
         def rows_of(kind: Any, array: Any, column: Any) -> list[Any]:
             return [
-                row_start(context, builder, kind, array, builder.extract_value(args[1], k), column)
+                _row_start(context, builder, kind, array, builder.extract_value(args[1], k), column)
                 for k in range(count)
             ]
 
@@ -487,10 +487,10 @@ def mix_values(
                 later, last = builder.add(r, args[10]), builder.sub(n, INDEX(1))
                 later = builder.select(builder.icmp_signed("<", later, last), later, last)
                 later = builder.add(args[9], builder.load(builder.gep(positions, [later])))
-                start = builder.bitcast(row_start(context, builder, prefetched_type, args[8], later, d), _BYTE)
+                start = builder.bitcast(_row_start(context, builder, prefetched_type, args[8], later, d), _BYTE)
                 for line in range(0, read, LINE) if read >= LINE else ():
                     _prefetch(builder, builder.gep(start, [INDEX(line)]))
-                row = row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
+                row = _row_start(context, builder, values_type, args[4], builder.add(args[5], i), d)
                 loaded = [_load_wide(builder, row, INDEX(v * lanes), stored, lanes) for v in range(vectors)]
                 for start, head in zip(weights, totals, strict=True):
                     weight = spread(builder, builder.load(builder.gep(start, [i])), lanes)
@@ -523,7 +523,7 @@ def _row_into(context: Any, builder: Any, signature: Any, args: Any, put: Any) -
     if of_element(rows_type.dtype).in_blocks:
         put(where_row_lies(context, builder, rows_type, args[1], args[2]), width, array.data)
         return context.get_dummy_value()
-    start = row_start(context, builder, rows_type, args[1], args[2], INDEX(0))
+    start = _row_start(context, builder, rows_type, args[1], args[2], INDEX(0))
 
     def copy(j: Any, _vectors: int, lanes: int) -> None:
         v = _load_wide(builder, start, j, rows_type.dtype, lanes)
