@@ -2,10 +2,11 @@
 
     python benchmarks/speculation.py --text jsonl:articles.jsonl:body --model smollm2-135m --dtype float32
 
-First what a step over T positions costs, in steps of one. Then every kind of draft decodes the same prompts greedily,
-in turn, beside dense. A kind learns from prompt to prompt, as the engine does. `allowed` is the speed-up that the
-measured costs and the measured acceptance allow: tokens a check / (tokens drafted a check x cost of drafting one + cost
-of the check). The result takes the place of the former one of the same model and precisions in
+Every kind of draft decodes the same prompts greedily, in turn, beside dense; before each prompt steps over T positions
+are timed. A kind learns from prompt to prompt, as the engine does. `allowed` is the speed-up that the measured costs
+and the measured acceptance allow: tokens a check / (tokens drafted a check x cost of drafting one + cost of the check),
+costs as means over all prompts, in steps of one position: memory that neighbours use too is slower for minutes, for all
+that is compared alike. The result takes the place of the former one of the same model and precisions in
 `benchmarks/results/speculation.jsonl`.
 """
 
@@ -34,21 +35,21 @@ from clada.system.machine import available_cores, set_threads
 
 POSITIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)
 PROMPT, NEW = 256, 96
+ROUNDS = 4  # of steps over some positions, beside each prompt
 NO_RULE = Coefficients(0.0, 0.0)
 
 
-def cost_of_positions(parts: Parts, ids: list[int], rounds: int = 15) -> dict[int, float]:
-    """Seconds of a step over so many positions after a prompt, medians of interleaved rounds."""
+def time_positions(parts: Parts, ids: list[int], seconds: dict[int, list[float]]) -> None:
+    """Add the seconds of steps over so many positions after a prompt, of interleaved rounds."""
     dense = parts.policy.dense(1)
     state = parts.decoder.prefill([ids[:PROMPT]], max(POSITIONS), dense)
-    mark, seconds = parts.decoder.bookmark(state), dict[int, list[float]]()
-    for _ in range(rounds):
+    mark = parts.decoder.bookmark(state)
+    for _ in range(ROUNDS):
         for count in POSITIONS:
             parts.decoder.rewind(state, mark)
             begin = time.perf_counter()
             parts.decoder.run(state, [ids[PROMPT : PROMPT + count]], dense)
-            seconds.setdefault(count, []).append(time.perf_counter() - begin)
-    return {count: float(np.median(some)) for count, some in seconds.items()}
+            seconds[count].append(time.perf_counter() - begin)
 
 
 class Whole(ModelDrafter):
@@ -125,13 +126,14 @@ def decode(parts: Parts, prompt: list[int], speculation: Speculation | None) -> 
     return [record.tokens[0] for record in records], time.perf_counter() - begin
 
 
-def compare(
-    parts: Parts, drafter: TextOrModelDrafter, prompts: list[list[int]], costs: dict[int, float]
-) -> dict[str, Any]:
-    """Decode every prompt with every kind of draft; a row for each, and the speed of dense."""
+def compare(parts: Parts, drafter: TextOrModelDrafter, texts: list[list[int]]) -> dict[str, Any]:
+    """Decode after every text's prompt with every kind of draft; a row for each, seconds of steps, speed of dense."""
     kinds = kinds_of_drafts(drafter)
     spent = dict.fromkeys(["dense", *kinds], 0.0)
-    for prompt in prompts:
+    steps_of: dict[int, list[float]] = {count: [] for count in POSITIONS}
+    for text in texts:
+        prompt = text[:PROMPT]
+        time_positions(parts, text, steps_of)
         expected, seconds = decode(parts, prompt, None)
         spent["dense"] += seconds
         for name, timed in kinds.items():
@@ -139,7 +141,8 @@ def compare(
             if found != expected:
                 raise AssertionError(f"drafts of {name} changed the text")
             spent[name] += seconds
-    tokens, rows = len(prompts) * NEW, []
+    tokens, rows = len(texts) * NEW, []
+    costs = {count: float(np.mean(some)) for count, some in steps_of.items()}
     for name, timed in kinds.items():
         done = timed.speculation
         # In steps of one position.
@@ -158,7 +161,8 @@ def compare(
                 "allowed": tokens / done.checks / (drafting + check),
             }
         )
-    return {"dense_tokens_per_s": tokens / spent["dense"], "rows": rows}
+    seconds_of = {count: float(np.median(some)) for count, some in steps_of.items()}
+    return {"seconds": seconds_of, "dense_tokens_per_s": tokens / spent["dense"], "rows": rows}
 
 
 def main() -> None:
@@ -181,7 +185,8 @@ def main() -> None:
     parts = assembled(DENSE, args.dtype)
     precisions = args.dtype, draft_precision(args.dtype, args.draft)
     drafter = drafter_of(assembled, Description.of(model), *precisions, None, NO_RULE)
-    costs = cost_of_positions(parts, windows[0])
+    result = compare(parts, drafter, windows[: args.prompts])
+    costs = result["seconds"]
     print(f"{args.model}, {args.dtype}, {threads} threads: a step of one position takes {1e3 * costs[1]:.1f} ms\n")
     relative = [f"{costs[count] / costs[1]:.2f}" for count in POSITIONS]
     print(tabulate([relative], [f"T = {count}" for count in POSITIONS], tablefmt="github", disable_numparse=True))
@@ -193,10 +198,9 @@ def main() -> None:
         "prompts": args.prompts,
         "new_tokens": NEW,
     }
-    result = compare(parts, drafter, [window[:PROMPT] for window in windows[: args.prompts]], costs)
     print()
     print(tabulate(result["rows"], headers="keys", tablefmt="github", floatfmt=".2f"))
-    put("speculation.jsonl", [{**about, "seconds": costs, **result}], ("model", "dtype", "draft"))
+    put("speculation.jsonl", [{**about, **result}], ("model", "dtype", "draft"))
 
 
 if __name__ == "__main__":

@@ -171,8 +171,8 @@ TABLES = (
         "*drafts* have the precision of the weights that do so. "
         "*Text or model* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
         "means of a check, which is a step of the dense model over a draft and the token before it. "
-        "*Ratio* is the speed over dense. *Allowed* is what acceptance allows by costs that were measured before, one "
-        "step after the other; drafts can find the memory faster or slower.",
+        "*Ratio* is the speed over dense. *Allowed* is what acceptance allows by what drafts and steps over several "
+        "positions cost; both were timed in turn with the texts.",
         f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32\n"
         "# also --dtype bfloat16 and int8, --draft int4, --model gemma3-270m",
         ("speculation.jsonl",),
@@ -209,8 +209,8 @@ TABLES = (
     Table(
         "Several positions in a step",
         "Each row is a step over so many consecutive positions of one text. *Cost* is its time in steps of one "
-        "position, a median of fifteen rounds.",
-        f"python benchmarks/speculation.py {TEXT} --dtype float32",
+        "position; both are medians of four rounds beside each of eight prompts.",
+        f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32",
         ("speculation.jsonl",),
         (
             ("model", words("model")),
