@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils
 
 LANES = 16  # floats at a time in loops that are written out: two AVX2 registers, one of AVX-512, four of NEON
+
+WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
 
 # An addition waits for the one before it, so the product of a row with an input is as many sums of their own. They are
 # always as many: its bits do not depend on how many products are computed side by side.

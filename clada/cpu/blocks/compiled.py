@@ -12,7 +12,8 @@ the codes, a tile at a time, and multiplied with the scales once for all rows of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -40,9 +41,11 @@ from clada.cpu.blocks.rows import (
     plus,
     shared_function,
     store,
-    times,
 )
-from clada.cpu.llvm import FLOAT, INDEX, INT, spread
+from clada.cpu.llvm import FLOAT, INDEX, INT, LANES, WIDE, spread
+
+# Columns that rows across are added to together; the registers of AVX2 hold the sums of one.
+TOGETHER = (4, 2, 1) if WIDE == 4 else (1,)
 
 
 def _copy(builder: Any, out: Any, source: Any, count: Any) -> None:
@@ -212,81 +215,92 @@ def _add_body(
         for places, at in ((wheres, r), (later, following)):
             row = builder.load(builder.gep(which, [at]))
             builder.store(address_of(builder, builder.load(builder.gep(rows, [row]))), builder.gep(places, [r]))
-    own = cgutils.alloca_once(builder, FLOAT, LONGEST_GROUP)
-    buffer = cgutils.alloca_once(builder, FLOAT, LONGEST_GROUP * UNIT)
 
-    def of_kind(kind: BlockKind, codes: Any) -> None:
-        tile = Across.at(builder, kind, codes, filled, first)
-        alone = builder.icmp_signed("==", batch, INDEX(1))
-        with builder.if_then(builder.not_(alone)), counted(builder, filled, UNIT) as (j, _):
-            with counted(builder, count) as (r, _):
-                row = Across(kind, builder.load(builder.gep(wheres, [r])), filled, None, None)
-                for k, v in enumerate(row.codes_of(builder, j)):
-                    at = builder.add(times(builder, r, UNIT), INDEX(EIGHT * k))
-                    store(builder, v, buffer, at)
-
-            def buffered(r: Any) -> list[Any]:
-                places = [builder.add(times(builder, r, UNIT), INDEX(EIGHT * k)) for k in range(EIGHT)]
-                return [floats(builder, buffer, place) for place in places]
-
-            with counted(builder, batch) as (b, _):
-                total = listed(b)
-                _add_unit(
-                    builder, tile, count, j, width, builder.gep(out, [builder.mul(b, stride)]), own, total, buffered
-                )
-        with builder.if_then(alone):
-            total = listed(INDEX(0))
-            with counted(builder, filled, UNIT) as (j, _):
-
-                def unpacked(r: Any) -> list[Any]:
-                    row = Across(kind, builder.load(builder.gep(wheres, [r])), filled, None, None)
-                    ahead = builder.load(builder.gep(later, [r]))
-                    _fetch(builder, builder.gep(ahead, [builder.lshr(j, INDEX(0 if kind.bits == 8 else 1))]))
-                    return row.codes_of(builder, j)
-
-                _add_unit(builder, tile, count, j, width, out, own, total, unpacked)
-
-    def listed(b: Any) -> Any:
-        """Put the factors of the listed rows side by side; gives their sum."""
-        total = cgutils.alloca_once(builder, FLOAT)
+    def listed(b: Any) -> tuple[Any, Any]:
+        """The factors of the listed rows side by side, and their sum."""
+        own, total = cgutils.alloca_once(builder, FLOAT, LONGEST_GROUP), cgutils.alloca_once(builder, FLOAT)
         builder.store(ir.Constant(FLOAT, 0.0), total)
         start = builder.gep(factors, [builder.mul(b, apart)])
         with counted(builder, count) as (r, _):
             factor = builder.load(builder.gep(start, [builder.load(builder.gep(which, [r]))]))
             builder.store(factor, builder.gep(own, [r]))
             builder.store(add(builder, builder.load(total), factor), total)
-        return builder.load(total)
+        return own, builder.load(total)
+
+    def of_kind(kind: BlockKind, codes: Any) -> None:
+        tile = Across.at(builder, kind, codes, filled, first)
+
+        def unpacked(r: Any, j: Any, lanes: int) -> list[Any]:
+            row = Across(kind, builder.load(builder.gep(wheres, [r])), filled, None, None)
+            ahead = builder.load(builder.gep(later, [r]))
+            _fetch(builder, builder.gep(ahead, [builder.lshr(j, INDEX(0 if kind.bits == 8 else 1))]))
+            return row.codes_of(builder, j, lanes)
+
+        def of_columns(columns: Sequence[Any]) -> None:
+            some = [Sums(builder.gep(out, [builder.mul(b, stride)]), *listed(b)) for b in columns]
+            with counted(builder, filled, UNIT) as (j, _):
+                _add_unit(builder, tile, count, j, width, some, lambda r, lanes: unpacked(r, j, lanes))
+
+        _by_columns(builder, batch, of_columns)
 
     by_kind(builder, builder.load(builder.gep(rows, [first])), of_kind)
 
 
+def _by_columns(builder: Any, batch: Any, body: Callable[[Sequence[Any]], None]) -> None:
+    """body(columns) for all of them, some at a time; three as four, the last one twice."""
+    begin, last = INDEX(0), builder.sub(batch, INDEX(1))
+    for n in TOGETHER:
+        left = builder.add(builder.sub(batch, begin), INDEX(1 if n == 4 else 0))
+        end = builder.add(begin, builder.and_(left, INDEX(-n)))
+        with cgutils.for_range_slice(builder, begin, end, INDEX(n), INDEX) as (b, _):
+            columns = [builder.add(b, INDEX(k)) for k in range(n)]
+            body([builder.select(builder.icmp_signed("<", b, last), b, last) for b in columns])
+        begin = builder.select(builder.icmp_signed("<", end, batch), end, batch)
+
+
+class Sums(NamedTuple):
+    """Where a column's sums are added to, the factors of listed rows, and the sum of these."""
+
+    out: Any
+    factors: Any
+    total: Any
+
+
 def _add_unit(
-    builder: Any, tile: Across, count: Any, j: Any, width: Any, out: Any, factors: Any, total: Any,
-    codes_of: Callable[[Any], list[Any]],
+    builder: Any, tile: Across, count: Any, j: Any, width: Any, columns: Sequence[Sums],
+    codes_of: Callable[[Any, int], list[Any]],
 ) -> None:  # fmt: skip
-    """Add 64 outputs of a tile to out[j:]."""
-    sums = [cgutils.alloca_once(builder, FLOAT8) for _ in range(EIGHT)]
-    for one in sums:
-        builder.store(ir.Constant(FLOAT8, None), one)
+    """Add 64 outputs of a tile to out[j:] of some columns."""
+    lanes = EIGHT if len(columns) == 1 else LANES  # of a single one, short vectors take less time with AVX-512 too
+    vectors, wide = range(UNIT // lanes), ir.VectorType(FLOAT, lanes)
+    sums = [[cgutils.alloca_once(builder, wide) for _ in vectors] for _ in columns]
+    for one in chain(*sums):
+        builder.store(ir.Constant(wide, None), one)
     with counted(builder, count) as (r, _):
-        factor = spread(builder, builder.load(builder.gep(factors, [r])), EIGHT)
-        for one, codes in zip(sums, codes_of(r), strict=True):
-            builder.store(plus(builder, builder.load(one), codes, factor), one)
-    all_factors = spread(builder, total, EIGHT)
-    rest, left = cgutils.alloca_once(builder, FLOAT, UNIT), builder.sub(width, j)
-    whole, place = builder.icmp_signed(">=", left, INDEX(UNIT)), builder.gep(out, [j])
+        codes = codes_of(r, lanes)
+        for column, own in zip(columns, sums, strict=True):
+            factor = spread(builder, builder.load(builder.gep(column.factors, [r])), lanes)
+            for one, v in zip(own, codes, strict=True):
+                builder.store(plus(builder, builder.load(one), v, factor), one)
+    left = builder.sub(width, j)
+    whole = builder.icmp_signed(">=", left, INDEX(UNIT))
+    places = [builder.gep(column.out, [j]) for column in columns]
+    rests = [cgutils.alloca_once(builder, FLOAT, UNIT) for _ in columns]
     with builder.if_then(builder.not_(whole)):
-        _copy(builder, rest, place, left)
-    target = builder.select(whole, place, rest)
-    for k, one in enumerate(sums):
-        scale, least = tile.numbers(builder, builder.add(j, INDEX(EIGHT * k)))
-        v = floats(builder, target, INDEX(EIGHT * k))
-        v = plus(builder, v, builder.load(one), tile.scaled(builder, scale, k))
-        if least is not None:
-            v = plus(builder, v, least, all_factors)
-        store(builder, v, target, INDEX(EIGHT * k))
+        for rest, place in zip(rests, places, strict=True):
+            _copy(builder, rest, place, left)
+    targets = [builder.select(whole, place, rest) for place, rest in zip(places, rests, strict=True)]
+    for k in vectors:
+        scale, least = tile.numbers(builder, builder.add(j, INDEX(lanes * k)), lanes)
+        scale, made = tile.scaled(builder, scale, k), []
+        for column, own, target in zip(columns, sums, targets, strict=True):
+            v = plus(builder, floats(builder, target, INDEX(lanes * k), wide), builder.load(own[k]), scale)
+            made.append(v if least is None else plus(builder, v, least, spread(builder, column.total, lanes)))
+        for v, target in zip(made, targets, strict=True):  # of a column that is there twice once all were loaded
+            store(builder, v, target, INDEX(lanes * k))
     with builder.if_then(builder.not_(whole)):
-        _copy(builder, place, rest, left)
+        for rest, place in zip(rests, places, strict=True):
+            _copy(builder, place, rest, left)
 
 
 def _fetch(builder: Any, address: Any) -> None:

@@ -23,7 +23,7 @@ FLOAT8, INT8, SHORT16 = ir.VectorType(FLOAT, EIGHT), ir.VectorType(INT, EIGHT), 
 HALF = ir.HalfType()
 
 
-def all_of(value: int, kind: Any) -> Any:
+def all_of(value: float, kind: Any) -> Any:
     """A vector of one number."""
     return ir.Constant(kind, [value] * kind.count)
 
@@ -178,66 +178,88 @@ class Across(BlockRow):
         back = builder.add(builder.mul(tile_bytes, which), times(builder, filled, 2 * kind.each))
         return cls(kind, codes, filled, tile, builder.gep(tile, [builder.neg(back)]))
 
-    def power(self, k: int) -> int:
-        """The power of two that `codes_of` is too large by in vector k: codes of four bits stay where they are."""
-        return 4 * k if self.kind.bits == 4 and k < EIGHT - 1 else 0
-
-    def codes_of(self, builder: Any, j: Any) -> list[Any]:
-        """Codes of weights j to j + 63, zero not taken off, float32 in eight vectors; see `power`."""
-        if self.kind.bits == 4:
-            low = load(builder, self.codes, builder.lshr(j, INDEX(1)), INT8)
-            codes = [builder.and_(low, all_of(15 << 4 * k, INT8)) for k in range(EIGHT - 1)]
-            codes.append(builder.lshr(low, all_of(28, INT8)))
+    def codes_of(self, builder: Any, j: Any, lanes: int) -> list[Any]:
+        """Codes of weights j to j + 63, zero not taken off, float32 in vectors of 8 or 16; see `scaled`."""
+        if self.kind.bits == 4:  # most stay where they are among the bits of the numbers that they lie in
+            stored = load(builder, self.codes, builder.lshr(j, INDEX(1)), INT8)
+            if lanes > EIGHT:
+                stored = _side_by_side(builder, stored, stored)
+            codes = [stored] * (UNIT // lanes)
+            codes[-1] = builder.lshr(stored, all_of(32 - lanes // 2, stored.type))  # the highest would be a sign
+            codes = [
+                builder.and_(v, ir.Constant(v.type, [15 << power for power in self._powers(k, lanes)]))
+                for k, v in enumerate(codes)
+            ]
         else:
-            codes = self._codes(builder, j)
-        return [builder.sitofp(v, FLOAT8) for v in codes]
+            codes = self._codes(builder, j, lanes)
+        return [builder.sitofp(v, ir.VectorType(FLOAT, lanes)) for v in codes]
 
     def whole_codes_of(self, builder: Any, j: Any) -> list[Any]:
         """Codes of weights j to j + 63 from zero, int16 in eight vectors."""
-        codes = self._codes(builder, j)
+        codes = self._codes(builder, j, EIGHT)
         if self.kind.zero:
             codes = [builder.sub(v, all_of(self.kind.zero, INT8)) for v in codes]
         return [builder.trunc(v, ir.VectorType(SHORT, EIGHT)) for v in codes]
 
-    def _codes(self, builder: Any, j: Any) -> list[Any]:
+    def _codes(self, builder: Any, j: Any, lanes: int) -> list[Any]:
         """The codes themselves, int32."""
         if self.kind.bits < 8:
-            return self._bits(builder, j, INT8)
-        bytes8 = ir.VectorType(BYTE, EIGHT)
-        parts = [load(builder, self.codes, builder.add(j, INDEX(at)), bytes8) for at in range(0, UNIT, EIGHT)]
-        return [builder.sext(part, INT8) for part in parts]
+            eights = self._bits(builder, j, INT8)
+            if lanes == EIGHT:
+                return eights
+            return [_side_by_side(builder, *two) for two in zip(eights[::2], eights[1::2], strict=True)]
+        some = ir.VectorType(BYTE, lanes)
+        parts = [load(builder, self.codes, builder.add(j, INDEX(at)), some) for at in range(0, UNIT, lanes)]
+        return [builder.sext(part, ir.VectorType(INT, lanes)) for part in parts]
 
-    def numbers(self, builder: Any, j: Any) -> list[Any]:
-        """Scales of outputs j to j + 7, and what all their weights have added to the codes' part, None for nothing."""
+    def numbers(self, builder: Any, j: Any, lanes: int) -> list[Any]:
+        """Scales of outputs from j on, and what all their weights have added to the codes' part, None for nothing."""
         kind, made = self.kind, []
+        wide = ir.VectorType(FLOAT, lanes)
         for which in range(kind.each):
             place = builder.add(j, times(builder, self.filled, which))
             halves = load(
-                builder, self.steps if kind.stepped else self.tile, times(builder, place, 2), ir.VectorType(HALF, 8)
+                builder, self.steps if kind.stepped else self.tile, times(builder, place, 2), ir.VectorType(HALF, lanes)
             )
-            number = builder.fpext(halves, FLOAT8)
+            number = builder.fpext(halves, wide)
             if kind.stepped:
-                counts = builder.sext(load(builder, self.tile, place, ir.VectorType(BYTE, EIGHT)), INT8)
-                number = multiply(builder, builder.sitofp(counts, FLOAT8), number)
+                stored = load(builder, self.tile, place, ir.VectorType(BYTE, lanes))
+                counts = builder.sitofp(builder.sext(stored, ir.VectorType(INT, lanes)), wide)
+                number = multiply(builder, counts, number)
             made.append(number)
         if kind.zero:
-            made.append(multiply(builder, made[0], ir.Constant(FLOAT8, [-float(kind.zero)] * EIGHT)))
+            made.append(multiply(builder, made[0], all_of(-float(kind.zero), wide)))
         return made if len(made) > 1 else [*made, None]
 
     def scaled(self, builder: Any, scale: Any, k: int) -> Any:
-        """A scale for what `codes_of` has in vector k."""
-        return (
-            multiply(builder, scale, ir.Constant(FLOAT8, [2.0 ** -self.power(k)] * EIGHT)) if self.power(k) else scale
-        )
+        """A scale for what `codes_of` has in vector k, whose codes may be too large by powers of two."""
+        powers = self._powers(k, scale.type.count)
+        if not any(powers):
+            return scale
+        return multiply(builder, scale, ir.Constant(scale.type, [2.0**-power for power in powers]))
+
+    def _powers(self, k: int, lanes: int) -> list[int]:
+        """The power of two by which `codes_of` is too large, for every lane of vector k."""
+        if self.kind.bits != 4:
+            return [0] * lanes
+        first = 0 if k == UNIT // lanes - 1 else k * lanes // 2
+        return [first + 4 * (lane // EIGHT) for lane in range(lanes)]
 
     def weights(self, builder: Any, j: Any) -> list[Any]:
         """Weights j to j + 63 in float32, as vectors that follow each other."""
         made = []
-        for k, codes in enumerate(self.codes_of(builder, j)):
-            scale, least = self.numbers(builder, builder.add(j, INDEX(EIGHT * k)))
+        for k, codes in enumerate(self.codes_of(builder, j, EIGHT)):
+            scale, least = self.numbers(builder, builder.add(j, INDEX(EIGHT * k)), EIGHT)
             weight = multiply(builder, codes, self.scaled(builder, scale, k))
             made.append(weight if least is None else add(builder, weight, least))
         return made
+
+
+def _side_by_side(builder: Any, a: Any, b: Any) -> Any:
+    """Two vectors as one."""
+    return builder.shuffle_vector(
+        a, b, ir.Constant(ir.VectorType(INT, 2 * a.type.count), list(range(2 * a.type.count)))
+    )
 
 
 def pairs(builder: Any, a: Any, b: Any) -> Any:

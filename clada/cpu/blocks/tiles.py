@@ -111,7 +111,7 @@ def put_numbers_across(builder: Any, where: Any, i: Any, width: Any, numbers: An
         with counted(inner, width, EIGHT) as (j, _):
             for which in range(kind.each):
                 at = inner.add(j, times(inner, width, which))
-                store(inner, row.numbers(inner, j)[which], numbers, at)
+                store(inner, row.numbers(inner, j, EIGHT)[which], numbers, at)
 
     _call(builder, "put_numbers_across", of_kind, [where, i, width, numbers])
 

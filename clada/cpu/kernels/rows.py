@@ -10,7 +10,6 @@ from clada.cpu.blocks.kinds import KIND_BITS, KINDS, SHARED, UNIT
 from clada.cpu.kernel_cache import kernel
 from clada.cpu.kernels.scalars import FASTMATH, bias_of, scale_of, widen
 from clada.cpu.kernels.vectors import (
-    WIDE,
     add_scaled_rows,
     add_tile,
     dots_of_rows,
@@ -19,6 +18,7 @@ from clada.cpu.kernels.vectors import (
     row_across_into,
     row_into,
 )
+from clada.cpu.llvm import WIDE
 from clada.cpu.precision import of_element
 
 AHEAD = 7 * 1024  # bytes between the row that is used and the one that is fetched into a cache

@@ -13,11 +13,22 @@ from numba.extending import intrinsic
 
 from clada.cpu.blocks.compiled import add_across, dots_along, put_across, put_along
 from clada.cpu.blocks.kinds import KIND_BITS, SHARED
-from clada.cpu.llvm import BYTE, CHAINS, CONTRACT, FLOAT, INDEX, INT, LANES, in_lanes, spread, sums_of_lanes, vector_of
+from clada.cpu.llvm import (
+    BYTE,
+    CHAINS,
+    CONTRACT,
+    FLOAT,
+    INDEX,
+    INT,
+    LANES,
+    WIDE,
+    in_lanes,
+    spread,
+    sums_of_lanes,
+    vector_of,
+)
 from clada.cpu.precision import of_element
 from clada.methods.screen import CODES, CODES_OF_SHORT, LINE
-
-WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 2  # vectors of LANES: sums that registers hold
 
 # Where rows are fetched to, in LLVM's numbers: the second cache (2), or past all caches but the first (0) on Zen 5,
 # whose first cache has the places for it. benchmarks/selection-log.md has what each gives.
