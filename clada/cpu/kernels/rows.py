@@ -169,16 +169,16 @@ def project_rows(out, rows, scales, bias, x, which):  # type: ignore[no-untyped-
 def _columns_at_once(rows, left):  # type: ignore[no-untyped-def]
     """How many columns share one pass over some rows, where so many are left.
 
-    Three run as four, and six or seven as eight where eight share one, the last one more than once: that takes less
-    time than another pass.
+    Three run as four, the last one twice: that takes less time than another pass. Of rows in blocks, whose products
+    with four take longer than twice those with two as LLVM compiles them for AVX-512, two share one.
     """
     raise NotImplementedError
 
 
 @overload(_columns_at_once, jit_options={"forceinline": True})
 def _typed_columns_at_once(rows, left):  # type: ignore[no-untyped-def]
-    if WIDE >= 4 and of_element(rows.dtype).in_blocks:  # whose widening takes longer than loading inputs
-        return lambda rows, left: 8 if left >= 6 else 4 if left >= 3 else min(left, 2)
+    if WIDE >= 4 and of_element(rows.dtype).in_blocks:
+        return lambda rows, left: min(left, 2)
     return lambda rows, left: 4 if left >= 3 else min(left, 2)
 
 
@@ -188,7 +188,6 @@ def _row_times_some(out, rows, scales, bias, i, later, x, columns, r, n):  # typ
 
     The row is loaded and widened to float32 once for them. Row `later` is fetched into a cache meanwhile.
     """
-    last = columns.shape[0] - 1
     scale, more = scale_of(rows, scales, i), bias_of(bias, i)
     b0 = columns[r]
     if n == 1:
@@ -200,14 +199,8 @@ def _row_times_some(out, rows, scales, bias, i, later, x, columns, r, n):  # typ
         d0, d1 = dots_of_rows(rows, (i,), x, (b0, b1), (later,))
         out[b0, i], out[b1, i] = d0 * scale + more, d1 * scale + more
         return
-    b2, b3 = columns[r + 2], columns[min(r + 3, last)]
-    if WIDE < 4 or n == 4:
-        d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), (later,))
-    else:
-        b4, b5, b6, b7 = columns[r + 4], columns[r + 5], columns[min(r + 6, last)], columns[min(r + 7, last)]
-        d0, d1, d2, d3, d4, d5, d6, d7 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3, b4, b5, b6, b7), (later,))
-        out[b4, i], out[b5, i] = d4 * scale + more, d5 * scale + more
-        out[b6, i], out[b7, i] = d6 * scale + more, d7 * scale + more
+    b2, b3 = columns[r + 2], columns[min(r + 3, columns.shape[0] - 1)]
+    d0, d1, d2, d3 = dots_of_rows(rows, (i,), x, (b0, b1, b2, b3), (later,))
     out[b0, i], out[b1, i] = d0 * scale + more, d1 * scale + more
     out[b2, i], out[b3, i] = d2 * scale + more, d3 * scale + more
 
