@@ -21,7 +21,7 @@ from stored import put
 from tabulate import tabulate
 
 from clada import load_model
-from clada.assembly import DENSE, Choice, Parts, assemble, draft_precision, drafter_of
+from clada.assembly import DENSE, Choice, Parts, assemble, drafter_of, who_drafts
 from clada.cpu.decoder import State
 from clada.decoding import Sampler, most_likely_words, steps
 from clada.measure.texts import read_windows
@@ -68,8 +68,10 @@ class UntilLoad(ModelDrafter):
         return self.loaded not in draft.kinds
 
 
-def kinds_of_drafts(drafter: TextOrModelDrafter) -> dict[str, Timed]:
+def kinds_of_drafts(drafter: NgramDrafter | TextOrModelDrafter) -> dict[str, Timed]:
     """What is compared, by name; none knows anything yet."""
+    if isinstance(drafter, NgramDrafter):
+        return {"from the text": Timed(drafter)}
     parts, rule = (drafter.model.decoder, drafter.model.policy), drafter.model.rule
 
     def pace() -> Pace:
@@ -126,7 +128,7 @@ def decode(parts: Parts, prompt: list[int], speculation: Speculation | None) -> 
     return [record.tokens[0] for record in records], time.perf_counter() - begin
 
 
-def compare(parts: Parts, drafter: TextOrModelDrafter, texts: list[list[int]]) -> dict[str, Any]:
+def compare(parts: Parts, drafter: NgramDrafter | TextOrModelDrafter, texts: list[list[int]]) -> dict[str, Any]:
     """Decode after every text's prompt with every kind of draft; a row for each, seconds of steps, speed of dense."""
     kinds = kinds_of_drafts(drafter)
     spent = dict.fromkeys(["dense", *kinds], 0.0)
@@ -171,7 +173,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="prompts, as `clada bench` takes them")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--draft", help="precision of the weights that draft; default: the usual one")
+    parser.add_argument("--draft", help="as `clada generate` takes it")
     parser.add_argument("--prompts", type=int, default=16)
     args = parser.parse_args()
     threads = available_cores()
@@ -183,7 +185,7 @@ def main() -> None:
         return assemble(model, [choice], dtype, threads)[0]
 
     parts = assembled(DENSE, args.dtype)
-    precisions = args.dtype, draft_precision(args.dtype, args.draft)
+    precisions = args.dtype, who_drafts(args.dtype, args.draft)
     drafter = drafter_of(assembled, Description.of(model), *precisions, None, NO_RULE)
     result = compare(parts, drafter, windows[: args.prompts])
     costs = result["seconds"]
@@ -193,7 +195,7 @@ def main() -> None:
     about = {
         "model": args.model,
         "dtype": args.dtype,
-        "draft": drafter.model.decoder.weights.dtype,
+        "draft": precisions[1],
         "threads": threads,
         "prompts": args.prompts,
         "new_tokens": NEW,

@@ -174,7 +174,7 @@ TABLES = (
         "*Ratio* is the speed over dense. *Allowed* is what acceptance allows by what drafts and steps over several "
         "positions cost; both were timed in turn with the texts.",
         f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32\n"
-        "# also --dtype bfloat16 and int8, --draft int4, --model gemma3-270m",
+        "# also --dtype bfloat16, int8, int4 and file, --draft int4, --model gemma3-270m",
         ("speculation.jsonl",),
         (
             ("model", words("model")),

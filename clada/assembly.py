@@ -218,14 +218,24 @@ def vocabulary_of(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-# What can draft for the weights' precision; first the one that does where none is named.
-DRAFTED_AT = {"float32": ("int8", "bfloat16", "int4"), "bfloat16": ("int8", "int4"), "int8": ("int4",)}
+TEXT = "text"
 
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.625}  # with its part of a group's scale
+# Who can draft for weights of a precision: those of another one where the text has nothing, or the text alone. First
+# the one that does where none is named.
+DRAFTED_BY = {
+    "float32": ("int8", "bfloat16", "int4", TEXT),
+    "bfloat16": ("int8", "int4", TEXT),
+    "int8": ("int4", TEXT),
+    "int4": (TEXT,),
+    "file": (TEXT,),
+}
+
+# With its part of a group's scale; files have from half a byte to one.
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.625, "file": 0.625}
 
 
-def draft_precision(dtype: str, draft: str | None = None, device: str = "cpu") -> str:
-    """The precision of the weights that draft.
+def who_drafts(dtype: str, draft: str | None = None, device: str = "cpu") -> str:
+    """The precision of the weights that draft, or `TEXT`.
 
     Args:
         dtype: of those that check.
@@ -233,18 +243,13 @@ def draft_precision(dtype: str, draft: str | None = None, device: str = "cpu") -
         device: where the model decodes.
 
     Raises:
-        InputError: there is no cheaper form at this precision, or not on this device, or not the one asked for.
+        InputError: nobody drafts on this device, or not what was asked for.
     """
-    if dtype not in DRAFTED_AT:
-        raise InputError(
-            f"method speculative drafts at a lower precision than the weights', and {dtype} has none; use dtype "
-            f"{' or '.join(DRAFTED_AT)}, or another method"
-        )
     if device != "cpu":
         raise InputError(f"method speculative runs on the CPU, not on {device}; use method dense there")
-    if draft is not None and draft not in DRAFTED_AT[dtype]:
-        raise InputError(f"weights in {draft} cannot draft for {dtype}; use {' or '.join(DRAFTED_AT[dtype])}")
-    return draft or DRAFTED_AT[dtype][0]
+    if draft is not None and draft not in DRAFTED_BY[dtype]:
+        raise InputError(f"weights in {draft} cannot draft for {dtype}; use {' or '.join(DRAFTED_BY[dtype])}")
+    return draft or DRAFTED_BY[dtype][0]
 
 
 def drafter_of(
@@ -254,20 +259,23 @@ def drafter_of(
     draft: str,
     plan: Plan | str | Path | None,
     coefficients: Coefficients,
-) -> TextOrModelDrafter:
-    """Whoever drafts for a model: the text, or weights at a lower precision, less computed where a plan is known.
+) -> NgramDrafter | TextOrModelDrafter:
+    """Whoever drafts for a model: the text, and weights at a lower precision, less computed where a plan is known.
 
     Args:
         assembled: gives what decodes by a choice at a precision.
         description: of the model.
         dtype: precision of the weights that check.
-        draft: of those that draft, see `draft_precision`.
+        draft: of those that draft, or `TEXT`, see `who_drafts`.
         plan: as `plan_and_rule` takes it; None for the shipped or cached plan, or everything where there is none.
         coefficients: their taus, or the plan's quantiles where they have none, say which tokens are under load.
 
     Raises:
         InputError: a plan that was given cannot be used.
     """
+    position_cost = CHECKED * CHECKED_BYTES / WEIGHT_BYTES[dtype]
+    if draft == TEXT:
+        return NgramDrafter(Pace(position_cost))
     known: Plan | None = None
     try:
         known = plan_of(description.name, description.layers, plan)
@@ -280,7 +288,7 @@ def drafter_of(
         without_rule = replace(coefficients, lambda_=0.0, gamma=0.0)
         choice = choose("clada", known, without_rule, description.vocabulary, draft)
     parts = assembled(choice, draft)
-    pace = Pace(CHECKED * CHECKED_BYTES / WEIGHT_BYTES[dtype], WEIGHT_BYTES[draft] / WEIGHT_BYTES[dtype])
+    pace = Pace(position_cost, WEIGHT_BYTES[draft] / WEIGHT_BYTES[dtype])
     return TextOrModelDrafter(ModelDrafter(parts.decoder, parts.policy, coefficients.loads, pace), NgramDrafter(pace))
 
 

@@ -45,7 +45,8 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="DTYPE",
-        help="precision of the weights that draft, for --method speculative; default int8, for weights in int8 int4",
+        help="precision of the weights that draft, for --method speculative, or text: the text so far alone; default "
+        "int8; for weights in int8 int4, for int4 and file text",
     )
     _device(parser)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")

@@ -26,10 +26,10 @@ from clada.assembly import (
     check_head,
     choose,
     device_of,
-    draft_precision,
     drafter_of,
     is_of_weights,
     plan_and_rule,
+    who_drafts,
 )
 from clada.cpu.decoder import Outcome, State
 from clada.cpu.kept import Kept, NotKeptError, find_kept, keep_packed
@@ -135,7 +135,8 @@ class Engine:
         coefficients: the load rule: `Coefficients`, a file, "paper", or "none" or None for no rule.
         dtype: of the weights: `float32`, `bfloat16`, `int8`, `int4`, or `file` for the blocks of the GGUF file that the
             model is.
-        draft: of the weights that draft, for method `speculative`; None for the usual one.
+        draft: for method `speculative`, the precision of the weights that draft, or "text" for the text alone; None
+            for the usual one.
         device: where to run, None for where the model is; the CPU runs the fused kernels, others plain torch.
         threads: for torch and the kernels; None for all cores.
         max_loss: which of the plan's budgets; None for 2 %.
@@ -186,7 +187,7 @@ class Engine:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads decode nothing; give at least 1, or None for all cores")
         on = "cpu" if kept is not None else device_of(model, device)
-        drafts_at = draft_precision(dtype, draft, on) if method_of(method).drafts else None
+        drafts_at = who_drafts(dtype, draft, on) if method_of(method).drafts else None
         if draft is not None and drafts_at is None:
             raise InputError(f"method {method} drafts nothing; leave draft out, or use method speculative")
         if PRECISIONS[dtype].in_blocks and on != "cpu":

@@ -382,9 +382,9 @@ def test_stops_options_and_mistakes(tmp_path):
     assert [*engine.generate(PROMPT, 0)] == []
     with pytest.raises(InputError, match="one prompt at a time"):
         [*engine.generate_batch([PROMPT, PROMPT], 3)]
-    with pytest.raises(InputError, match="lower precision"):
-        Engine(model, None, method="speculative", plan="none", dtype="int4")
-    with pytest.raises(InputError, match=r"^weights in float32 cannot draft for bfloat16; use int8 or int4$"):
+    with pytest.raises(InputError, match=r"^weights in int8 cannot draft for int4; use text$"):
+        Engine(model, None, method="speculative", plan="none", dtype="int4", draft="int8")
+    with pytest.raises(InputError, match=r"^weights in float32 cannot draft for bfloat16; use int8 or int4 or text$"):
         Engine(model, None, method="speculative", plan="none", dtype="bfloat16", draft="float32")
     with pytest.raises(InputError, match=r"^method clada drafts nothing; leave draft out, or use method speculative$"):
         Engine(model, None, plan="none", draft="int8")
@@ -398,6 +398,27 @@ def test_another_precision_drafts_where_it_is_asked_for(draft):
     assert engine.speculation.drafter.model.decoder.weights.dtype == draft
     ids = [[step.token_id for step in each.generate(PROMPT, 30)] for each in (dense, engine)]
     assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_the_text_alone_drafts(dtype):
+    model = tiny_model("llama", seed=3)
+    dense = Engine(model, None, method="dense", plan="none", dtype=dtype)
+    engine = Engine(model, None, method="speculative", plan="none", dtype=dtype, draft="text")
+    assert isinstance(engine.speculation.drafter, NgramDrafter)
+    again = PROMPT * 3  # text that stood there before
+    ids = [[step.token_id for step in each.generate(again, 60)] for each in (dense, engine)]
+    assert ids[0] == ids[1]
+    assert engine.speculation.drafted > 0
+
+
+def test_a_files_own_blocks_are_drafted_for_by_the_text():
+    model, tokenizer = load_model("smollm2-135m")
+    dense, speculative = (Engine(model, tokenizer, method=method, dtype="file") for method in ("dense", "speculative"))
+    for prompt in ("Once upon a time", "red, green, blue, red, green, blue, red, green, blue, red,"):
+        texts = [[step.token_id for step in engine.generate(prompt, 48)] for engine in (dense, speculative)]
+        assert texts[0] == texts[1]
+    assert speculative.speculation.accepted > 0  # colours go on; how often it is worth the time is measured
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clada.assembly import DENSE, Choice, Parts, assemble, choose, draft_precision, drafter_of, vocabulary_of
+from clada.assembly import DENSE, Choice, Parts, assemble, choose, drafter_of, vocabulary_of, who_drafts
 from clada.cpu.decoder import State
 from clada.cpu.kernels.arguments import READ_MLP
 from clada.cpu.kernels.bandwidth import read_all
@@ -106,7 +106,7 @@ def prepare(
 
     for entry in entries:
         if method_of(entry.method).drafts:
-            precisions = args.dtype, draft_precision(args.dtype)
+            precisions = args.dtype, who_drafts(args.dtype)
             drafter = drafter_of(assembled, Description.of(model), *precisions, plan or args.plan, coefficients)
             entry.speculation = Speculation(drafter)
     return entries
