@@ -187,8 +187,8 @@ class Engine:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads decode nothing; give at least 1, or None for all cores")
         on = "cpu" if kept is not None else device_of(model, device)
-        drafts_at = who_drafts(dtype, draft, on) if method_of(method).drafts else None
-        if draft is not None and drafts_at is None:
+        drafts_by = who_drafts(dtype, draft, on) if method_of(method).drafts else None
+        if draft is not None and drafts_by is None:
             raise InputError(f"method {method} drafts nothing; leave draft out, or use method speculative")
         if PRECISIONS[dtype].in_blocks and on != "cpu":
             raise InputError(f"weights in {dtype} are decoded on the CPU, not on {on}; use another dtype there")
@@ -220,8 +220,8 @@ class Engine:
         parts = assembled(choice, dtype)
         self._keep: threading.Thread | None = None  # begun once a prompt has run: a mistake says so alone
         self.speculation: Speculation | None = None
-        if drafts_at is not None:
-            self.speculation = Speculation(drafter_of(assembled, description, dtype, drafts_at, plan, coefficients))
+        if drafts_by is not None:
+            self.speculation = Speculation(drafter_of(assembled, description, dtype, drafts_by, plan, coefficients))
         self.setting, self.policy, self.decoder, self.weights = (
             choice.setting, parts.policy, parts.decoder, parts.weights,
         )  # fmt: skip

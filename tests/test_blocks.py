@@ -125,17 +125,21 @@ def test_rows_of_inputs_are_added_up(name, outputs):
     data, _ = random_blocks(name, outputs, 256)
     rows = rows_of(coded_of_gguf(data, name), name, transposed=True)
     wide, rng = rows.wide().numpy(), np.random.default_rng(outputs)
-    factors = rng.standard_normal((5, 256)).astype(np.float32)
+    factors = rng.standard_normal((7, 256)).astype(np.float32)
     for which in (np.array(chosen, np.int64) for chosen in [*LISTS, [*range(256)]]):
-        together = np.ones((5, outputs), np.float32)
+        together = np.ones((7, outputs), np.float32)
         sums_of_rows(together, rows.array, which, factors)
+        for fewer in (2, 3, 5):
+            own = np.ones((fewer, outputs), np.float32)
+            sums_of_rows(own, rows.array, which, factors[:fewer])
+            assert np.array_equal(own, together[:fewer])
         expected = 1 + factors[:, which].astype(np.float64) @ wide[which]
         size = 1 + np.abs(factors[:, which]) @ np.abs(wide[which])
         # Sums of up to 256 float32 of the codes, which are larger than the weights where a minimum takes some away.
         assert (np.abs(together - expected) <= 1e-5 * size + 1e-3).all()
-        alone = np.zeros((5, 256), np.float32)
+        alone = np.zeros((7, 256), np.float32)
         alone[:, which] = factors[:, which]
-        for b in range(5):
+        for b in range(7):
             single, with_zeros = np.ones(outputs, np.float32), np.ones(outputs, np.float32)
             sum_of_rows(single, rows.array, which, factors[b])
             sum_of_rows(with_zeros, rows.array, np.arange(256), alone[b])

@@ -45,7 +45,7 @@ from clada.cpu.blocks.rows import (
 from clada.cpu.llvm import FLOAT, INDEX, INT, LANES, WIDE, spread
 
 # Columns that rows across are added to together; the registers of AVX2 hold the sums of one.
-TOGETHER = (4, 2, 1) if WIDE == 4 else (1,)
+COLUMNS = (4, 2, 1) if WIDE == 4 else (1,)
 
 
 def _copy(builder: Any, out: Any, source: Any, count: Any) -> None:
@@ -107,7 +107,7 @@ def dots_along(builder: Any, where: Any, width: Any, inputs: Sequence[Any]) -> l
         by_kind(inner, where, lambda kind, codes: _dots(inner, Along(kind, codes, width), width, inputs, out))
 
     kinds = [INDEX, INDEX, FLOATS, *[SHORTS] * batch]
-    out = cgutils.alloca_once(builder, FLOAT, 8)
+    out = cgutils.alloca_once(builder, FLOAT, batch)
     builder.call(shared_function(builder, f"dots_along_{batch}", kinds, body), [where, width, out, *inputs])
     return [builder.load(builder.gep(out, [INDEX(b)])) for b in range(batch)]
 
@@ -249,7 +249,7 @@ def _add_body(
 def _by_columns(builder: Any, batch: Any, body: Callable[[Sequence[Any]], None]) -> None:
     """body(columns) for all of them, some at a time; three as four, the last one twice."""
     begin, last = INDEX(0), builder.sub(batch, INDEX(1))
-    for n in TOGETHER:
+    for n in COLUMNS:
         left = builder.add(builder.sub(batch, begin), INDEX(1 if n == 4 else 0))
         end = builder.add(begin, builder.and_(left, INDEX(-n)))
         with cgutils.for_range_slice(builder, begin, end, INDEX(n), INDEX) as (b, _):
