@@ -2,11 +2,11 @@
 
     python benchmarks/speculation.py --text jsonl:articles.jsonl:body --model smollm2-135m --dtype float32
 
-Every kind of draft decodes the same prompts greedily, in turn, beside dense; before each prompt steps over T positions
-are timed. A kind learns from prompt to prompt, as the engine does. `allowed` is the speed-up that the measured costs
-and the measured acceptance allow: tokens a check / (tokens drafted a check x cost of drafting one + cost of the check),
-costs as means over all prompts, in steps of one position: memory that neighbours use too is slower for minutes, for all
-that is compared alike. The result takes the place of the former one of the same model and precisions in
+Every kind of draft decodes the same prompts greedily, in turn, beside dense. A kind learns from prompt to prompt, as
+the engine does. Before each prompt, steps over T positions are timed, because the memory of a shared machine is slower
+for minutes. `allowed` is the speed-up that the measured costs and the measured acceptance allow: tokens a check /
+(tokens drafted a check x cost of drafting one + cost of the check). Costs are means over all prompts, in steps of one
+position. The result takes the place of the former one of the same model and precisions in
 `benchmarks/results/speculation.jsonl`.
 """
 

@@ -169,8 +169,9 @@ TABLES = (
         "Speculative decoding",
         "Each row is a kind of draft for a model: eight prompts of 256 tokens, 96 new ones, greedy. *Checks* and "
         "*drafts* have the precision of the weights that do so. "
-        "*Text or model* is the engine's. Those *from the text* repeat what stood there. *Drafted* and *tokens* are "
-        "means of a check, which is a step of the dense model over a draft and the token before it. "
+        "*Text or model* is the engine's; at `int4` and `file` it is the text alone. Those *from the text* repeat what "
+        "stood there. *Drafted* and *tokens* are means of a check, which is a step of the dense model over a draft and "
+        "the token before it. "
         "*Ratio* is the speed over dense. *Allowed* is what acceptance allows by what drafts and steps over several "
         "positions cost; both were timed in turn with the texts.",
         f"python benchmarks/speculation.py {TEXT} --prompts 8 --dtype float32\n"

@@ -42,9 +42,7 @@ def put(name: str, lines: Sequence[dict[str, Any]], keys: Sequence[str]) -> None
     """Add lines to a JSONL file of results, in the place of those that are the same in these keys."""
     path = RESULTS / name
     kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    new = [[line[key] for key in keys] for line in lines]
-    kept = [line for line in kept if [line[key] for key in keys] not in new]
-    write_lines(name, [*kept, *lines])
+    write_lines(name, [*{tuple(line[key] for key in keys): line for line in [*kept, *lines]}.values()])
 
 
 def save(figure: Any, name: str) -> None:

@@ -218,7 +218,7 @@ def vocabulary_of(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-TEXT = "text"
+TEXT = "text"  # the text so far drafts alone
 
 # Who can draft for weights of a precision: those of another one where the text has nothing, or the text alone. First
 # the one that does where none is named.

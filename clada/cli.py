@@ -45,8 +45,8 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="DTYPE",
-        help="precision of the weights that draft, for --method speculative, or text: the text so far alone; default "
-        "int8; for weights in int8 int4, for int4 and file text",
+        help="for --method speculative: precision of the weights that draft, or text for the text so far alone; "
+        "default: int8; int4 for weights in int8; text for weights in int4 or file",
     )
     _device(parser)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")

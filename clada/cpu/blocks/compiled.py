@@ -237,7 +237,7 @@ def _add_body(
             return row.codes_of(builder, j, lanes)
 
         def of_columns(columns: Sequence[Any]) -> None:
-            some = [Sums(builder.gep(out, [builder.mul(b, stride)]), *listed(b)) for b in columns]
+            some = [_Sums(builder.gep(out, [builder.mul(b, stride)]), *listed(b)) for b in columns]
             with counted(builder, filled, UNIT) as (j, _):
                 _add_unit(builder, tile, count, j, width, some, lambda r, lanes: unpacked(r, j, lanes))
 
@@ -258,7 +258,7 @@ def _by_columns(builder: Any, batch: Any, body: Callable[[Sequence[Any]], None])
         begin = builder.select(builder.icmp_signed("<", end, batch), end, batch)
 
 
-class Sums(NamedTuple):
+class _Sums(NamedTuple):
     """Where a column's sums are added to, the factors of listed rows, and the sum of these."""
 
     out: Any
@@ -267,7 +267,7 @@ class Sums(NamedTuple):
 
 
 def _add_unit(
-    builder: Any, tile: Across, count: Any, j: Any, width: Any, columns: Sequence[Sums],
+    builder: Any, tile: Across, count: Any, j: Any, width: Any, columns: Sequence[_Sums],
     codes_of: Callable[[Any, int], list[Any]],
 ) -> None:  # fmt: skip
     """Add 64 outputs of a tile to out[j:] of some columns."""

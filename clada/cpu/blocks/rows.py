@@ -183,9 +183,10 @@ class Across(BlockRow):
         if self.kind.bits == 4:  # most stay where they are among the bits of the numbers that they lie in
             stored = load(builder, self.codes, builder.lshr(j, INDEX(1)), INT8)
             if lanes > EIGHT:
-                stored = _side_by_side(builder, stored, stored)
+                stored = _joined(builder, stored, stored)
             codes = [stored] * (UNIT // lanes)
-            codes[-1] = builder.lshr(stored, all_of(32 - lanes // 2, stored.type))  # the highest would be a sign
+            # The last vector's begin at the lowest bit, as the highest bit would be a sign.
+            codes[-1] = builder.lshr(stored, all_of(32 - lanes // 2, stored.type))
             codes = [
                 builder.and_(v, ir.Constant(v.type, [15 << power for power in self._powers(k, lanes)]))
                 for k, v in enumerate(codes)
@@ -207,7 +208,7 @@ class Across(BlockRow):
             eights = self._bits(builder, j, INT8)
             if lanes == EIGHT:
                 return eights
-            return [_side_by_side(builder, *two) for two in zip(eights[::2], eights[1::2], strict=True)]
+            return [_joined(builder, *two) for two in zip(eights[::2], eights[1::2], strict=True)]
         some = ir.VectorType(BYTE, lanes)
         parts = [load(builder, self.codes, builder.add(j, INDEX(at)), some) for at in range(0, UNIT, lanes)]
         return [builder.sext(part, ir.VectorType(INT, lanes)) for part in parts]
@@ -255,11 +256,10 @@ class Across(BlockRow):
         return made
 
 
-def _side_by_side(builder: Any, a: Any, b: Any) -> Any:
+def _joined(builder: Any, a: Any, b: Any) -> Any:
     """Two vectors as one."""
-    return builder.shuffle_vector(
-        a, b, ir.Constant(ir.VectorType(INT, 2 * a.type.count), list(range(2 * a.type.count)))
-    )
+    places = list(range(2 * a.type.count))
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT, len(places)), places))
 
 
 def pairs(builder: Any, a: Any, b: Any) -> Any:
