@@ -70,6 +70,13 @@ def files(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """Kernels are there: where they are not, the first command says on stderr that it compiles them."""
+    clada(["generate", "--prompt", "a", "--max-new-tokens", "1"])
+
+
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("args", "message"),
     [
